@@ -1,0 +1,88 @@
+# `make` lists what there is. Another interpreter: make PYTHON=python3.12 test   Some tests: make test ARGS="-k coda -x"
+
+PYTHON ?= python3.11
+VENV ?= .venv
+ARGS ?=
+BIN := $(VENV)/bin
+DEMO := .demo
+
+# The demo, as a user would type it. Variables, because make would split these lines at their commas.
+DEMO_TRAIN   = cdl train --data digits --tasks 5 --method coda --distill kdp --epochs 5 --seed 0 --out $(DEMO)/run
+DEMO_EXPORT  = cdl export $(DEMO)/run --onnx
+DEMO_BENCH   = cdl bench-latency $(DEMO)/run --batch 1,8 --time-limit 30 --save $(DEMO)/latency.json
+DEMO_SUMMARY = cdl runs $(DEMO)/run --latency $(DEMO)/latency.json
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-install lint types check format build constraints clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+
+demo: $(VENV)/.installed-all  ## install, then train, export and benchmark a small model
+	@rm -rf $(DEMO) && mkdir $(DEMO) && date +%s > $(DEMO)/.started
+	$(call show,$(DEMO_TRAIN))
+	$(call show,$(DEMO_EXPORT))
+	$(call show,$(DEMO_BENCH))
+	$(if $(DEMO_SUMMARY),$(call show,$(DEMO_SUMMARY)))
+	@echo; echo "Done in $$(($$(date +%s) - $$(cat $(DEMO)/.started))) s. To type such commands: source $(BIN)/activate"
+
+test: $(VENV)/.installed-dev  ## run the whole test suite
+	$(BIN)/pytest $(ARGS)
+
+test-install: $(VENV)/.installed-dev  ## the wheel alone, with dependencies fetched into an empty environment
+	$(BIN)/pytest -m network tests/packaging
+
+lint: $(VENV)/.installed-dev  ## ruff: lint, and whether `make format` would change anything
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: $(VENV)/.installed-dev  ## mypy, strict
+	$(BIN)/python tools/typecheck.py
+
+check: lint types test test-install  ## exactly what CI runs
+
+format: $(VENV)/.installed-dev  ## reformat, and mend what the linter can
+	$(BIN)/ruff check --fix-only --quiet
+	$(BIN)/ruff format
+
+build: $(VENV)/.installed-dev  ## sdist and wheel into dist/
+	$(BIN)/python -m build --no-isolation
+
+constraints: | $(BIN)/python  ## upgrade everything here and write constraints.txt anew
+	$(PIP) install --upgrade --upgrade-strategy eager -e '.[dev,pretrain]'
+	@{ grep '^#' constraints.txt; $(BIN)/pip freeze --all --exclude-editable | grep -Ev '^(pip=|nvidia-|cuda-|triton=)'; } \
+	  > constraints.new && mv constraints.new constraints.txt
+
+clean:  ## remove what was made here, except the environment
+	rm -rf build dist $(DEMO) *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+# ---- how things are run and installed --------------------------------------------------------------------------------
+
+# Print a command, then run it with the environment's programs first on the path.
+define show
+@printf '\n$$ %s\n' "$(1)"
+@export PATH="$(abspath $(BIN)):$$PATH"; $(1)
+endef
+
+# -qq: errors only; pip's warnings about mirrors that are not there would bury everything else.
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq
+
+define install
+@echo "Installing cdl-deploy[$(1)] into $(VENV). The first time fetches up to 5 GB (PyTorch): 1 to 3 minutes on a fast line."
+@$(PIP) install -c constraints.txt -e '.[$(1)]'
+endef
+
+# One stamp a set of extras: installed again when it is older than a file that says what to install.
+REQUIREMENTS := pyproject.toml setup.py constraints.txt
+
+$(VENV)/.installed-all: $(REQUIREMENTS) | $(BIN)/python
+	$(call install,all)
+	@touch $@
+
+$(VENV)/.installed-dev: $(REQUIREMENTS) | $(BIN)/python
+	$(call install,dev)
+	@touch $@ $(VENV)/.installed-all
+
+$(BIN)/python:
+	@command -v $(PYTHON) > /dev/null || { echo "No $(PYTHON) here. Install it, or: make PYTHON=python3.12 …"; exit 2; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 2; }

@@ -1,0 +1,100 @@
+"""The command line. One file a command; this one registers them and turns the errors a user can cause into one line.
+
+A command's file defines `command`, a function with typer's annotations whose docstring is the help, and `EXAMPLES`, the
+lines that end it. It imports nothing heavy (numpy, onnxruntime, torch) at its top: `cdl --help` imports all of them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from cdl_deploy.errors import CdlError
+from cdl_deploy.version import __version__
+
+COMMANDS = {
+    "train": "train",
+    "runs": "runs",
+    "export": "export",
+    "bench-latency": "bench",
+    "predict": "predict",
+}
+"""Name of every command and the module of this package that defines it, in the order of the help."""
+
+EXAMPLES = """
+cdl train --data digits --out runs/digits
+cdl export runs/digits --onnx
+cdl bench-latency runs/digits
+cdl predict runs/digits/export/student.onnx photo.jpg
+"""
+
+# A usage error of typer's, whichever copy of click it was built on.
+_USAGE_ERROR: type[Any] = typer.BadParameter.__mro__[1]
+
+
+def _examples(lines: str) -> str:
+    """Examples as an epilogue; the backspace keeps the line breaks."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines.strip().splitlines())
+
+
+app = typer.Typer(
+    name="cdl",
+    add_completion=False,
+    rich_markup_mode=None,  # plain help: no boxes, and examples that can be copied
+    pretty_exceptions_enable=False,
+    context_settings={"max_content_width": 100, "help_option_names": ["-h", "--help"]},
+    epilog=_examples(EXAMPLES),
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"cdl-deploy {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Continual distillation learning for small vision models: train task by task, export, run anywhere."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+for _name, _module in COMMANDS.items():
+    if importlib.util.find_spec(f"{__name__}.{_module}") is not None:
+        _loaded = importlib.import_module(f"{__name__}.{_module}")
+        app.command(_name, epilog=_examples(_loaded.EXAMPLES))(_loaded.command)
+
+
+def main(args: Sequence[str] | None = None) -> NoReturn:
+    """Run `cdl` with `args` (default: the process's own) and exit.
+
+    Exit codes: 0 done; 1 done, but some items failed; 2 an error the user can put right, on one line; 130 Ctrl-C.
+    """
+    try:
+        code = app(args=list(args) if args is not None else None, prog_name="cdl", standalone_mode=False)
+    except CdlError as error:
+        _fail(str(error))
+    except typer.Abort:
+        sys.exit(130)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except _USAGE_ERROR as error:
+        where = error.ctx.command_path if error.ctx is not None else "cdl"
+        _fail(f"{error.format_message()} (see: {where} --help)")
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str) -> NoReturn:
+    typer.echo(f"error: {' '.join(message.split())}", err=True)
+    sys.exit(2)

@@ -1,0 +1,77 @@
+"""`cdl export`: a run becomes one self-contained ONNX file for each learner."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cdl_deploy.cli.missing import needs
+from cdl_deploy.errors import OptionError
+
+if TYPE_CHECKING:
+    from cdl_deploy.export import Exported
+
+EXAMPLES = """
+cdl export runs/digits --onnx
+cdl export runs/digits --onnx --out bundle --no-teacher
+"""
+
+
+def command(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.", show_default=False)],
+    onnx: Annotated[bool, typer.Option("--onnx", help="Write ONNX files (the one format there is).")] = False,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder to write. Default: RUN/export.", show_default=False)
+    ] = None,
+    teacher: Annotated[bool, typer.Option("--teacher/--no-teacher", help="Export the teacher as well.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the export report as JSON.")] = False,
+) -> None:
+    """Fold prompts, selection and heads into student.onnx (and teacher.onnx).
+
+    Each file names its classes and its preprocessing. It is compared with the trained model on held-out images; if a
+    logit differs by more than 0.0001, or any image gets another class, nothing is written.
+    """
+    if not onnx:
+        raise OptionError("cdl export needs a format: add --onnx")
+    with needs("cdl export", "export"):
+        from cdl_deploy.export import export_run
+    destination = out if out is not None else run / "export"
+
+    def on_step(text: str) -> None:
+        if sys.stderr.isatty():
+            typer.echo(text, err=True)
+
+    exported = export_run(run, destination, teacher=teacher, on_step=on_step)
+    if as_json:
+        import json
+
+        typer.echo(json.dumps([item.to_dict() for item in exported], indent=2))
+    else:
+        _print(exported, destination)
+
+
+def _print(exported: list[Exported], destination: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"Exported to {destination}")
+    for column in ("file", "MB", "parameters", "nodes", "classes", "largest logit difference", "same top-1"):
+        table.add_column(column, justify="left" if column == "file" else "right", no_wrap=column == "file")
+    for item in exported:
+        parity = item.bundle.parity
+        assert parity is not None
+        table.add_row(
+            item.bundle.path.name,
+            f"{item.bytes / 1e6:.2f}",
+            f"{item.bundle.parameters:,}",
+            str(item.nodes),
+            str(len(item.bundle.classes)),
+            f"{parity.max_abs_logit_difference:.1e}",
+            f"{parity.top1_agreement:.0%} of {parity.images}",
+        )
+    console = Console()
+    console.print(table)
+    console.print(f"Next: cdl bench-latency {destination}", highlight=False)

@@ -1,0 +1,102 @@
+"""`cdl runs`: what a run has learned so far, from its record alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cdl_deploy.errors import RunError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+EXAMPLES = """
+cdl runs runs/digits
+cdl runs runs/digits --json
+cdl runs runs/digits --latency latency.json
+"""
+
+RECORD_FORMAT = 1
+
+
+def command(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.", show_default=False)],
+    latency: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Also show this report of cdl bench-latency --save.", show_default=False),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the run's record as JSON.")] = False,
+) -> None:
+    """Show a run: accuracy after every task, forgetting, and where its files are."""
+    record = read_json(run / "run.json", f"{run} is no run directory: it has no run.json; make one with cdl train")
+    if not isinstance(record, dict) or not isinstance(record.get("format_version"), int):
+        raise RunError(f"{run / 'run.json'} is no run record: it has no format_version")
+    if record["format_version"] > RECORD_FORMAT:
+        raise RunError(
+            f"{run / 'run.json'} has format version {record['format_version']}, "
+            f"this cdl-deploy reads up to {RECORD_FORMAT}: upgrade cdl-deploy"
+        )
+    if as_json:
+        typer.echo(json.dumps(record, indent=2, ensure_ascii=False))
+        return
+    from rich.console import Console
+
+    from cdl_deploy.cli.run_table import run_table
+
+    console = Console()
+    if not record["tasks"]:
+        console.print(f"{run}: no task is finished yet; continue with: cdl train --resume --out {run}", highlight=False)
+        return
+    console.print(run_table(record))
+    if latency is not None:
+        report = read_json(latency, f"--latency {latency} does not exist: make it with cdl bench-latency --save")
+        try:
+            console.print(latency_table(report), report["headline"], sep="\n", highlight=False)
+        except (KeyError, TypeError) as error:
+            raise RunError(f"--latency {latency} is no report of cdl bench-latency: {error} is missing") from error
+    console.print(_files(run), highlight=False)
+
+
+def latency_table(report: dict[str, Any]) -> Table:
+    """Median latency and size of every model in a report of `cdl bench-latency --json`."""
+    from rich.table import Table
+
+    conditions = sorted({(row["threads"], row["batch"]) for row in report["measurements"]})
+    medians = {(row["model"], row["threads"], row["batch"]): row["p50_ms"] for row in report["measurements"]}
+    table = Table(title="latency (median, ms) and size", title_justify="left")
+    table.add_column("model")
+    for threads, batch in conditions:
+        table.add_column(f"batch {batch}, {threads} thread{'s' if threads > 1 else ''}", justify="right")
+    table.add_column("MB", justify="right")
+    table.add_column("parameters", justify="right")
+    for model in report["models"]:
+        table.add_row(
+            model["name"],
+            *[f"{medians[model['name'], threads, batch]:.2f}" for threads, batch in conditions],
+            f"{model['file_bytes'] / 1e6:.2f}",
+            f"{model['parameters']:,}" if model["parameters"] else "",
+        )
+    return table
+
+
+def read_json(path: Path, missing: str) -> Any:
+    """The JSON value in a file. Raises RunError with `missing` where there is no such file."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise RunError(missing) from None
+    except (OSError, ValueError) as error:
+        raise RunError(f"cannot read {path}: {error}") from None
+
+
+def _files(run: Path) -> str:
+    known = {
+        "record": run / "run.json",
+        "picture": run / "accuracy.png",
+        "student": run / "export" / "student.onnx",
+        "teacher": run / "export" / "teacher.onnx",
+    }
+    return "\n".join(f"{name:8} {path}" for name, path in known.items() if path.exists())

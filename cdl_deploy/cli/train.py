@@ -1,0 +1,162 @@
+"""`cdl train`: teacher and student learn the tasks of a data set, one after another."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cdl_deploy.cli.missing import needs
+from cdl_deploy.errors import OptionError
+
+if TYPE_CHECKING:
+    from cdl_deploy.training.run_directory import Record
+
+EXAMPLES = """
+cdl train --data digits --tasks 5 --out runs/digits
+cdl train --data photos/ --tasks 10 --out runs/photos
+cdl train --data photos/ --holdout 0.2 --classes-per-task 4 --distill none --out runs/alone
+cdl train --data photos/ --task-file tasks.yaml --out runs/photos \\
+    --teacher vit_base_patch16_224.augreg_in21k_ft_in1k --student vit_small_patch16_224.augreg_in21k_ft_in1k
+cdl train --resume --out runs/photos
+"""
+
+DATA, MODELS, METHOD, OPTIM = "Images and tasks", "Models", "Method", "Training"
+
+SECTIONS = {
+    "data": ("data", "tasks", "classes_per_task", "task_file", "holdout", "class_order", "augmentation", "image_size",
+             "skip_bad"),
+    "models": ("teacher", "student", "teacher_weights", "student_weights"),
+    "method": ("method", "distill", "components_per_task", "alpha", "temperature", "kd_prompt_rows",
+               "kd_token_start", "kd_lr_scale", "head_start"),
+    "optim": ("epochs", "batch_size", "lr", "seed", "device", "workers"),
+}  # fmt: skip
+"""Which section of the run's configuration an option belongs to."""
+
+
+def _option(metavar: str, help: str, panel: str, name: str | None = None) -> Any:
+    names = [name] if name else []
+    return typer.Option(*names, metavar=metavar, help=help, rich_help_panel=panel, show_default=False)
+
+
+def command(
+    out: Annotated[Path, typer.Option("--out", metavar="RUN", help="The run directory to write.", show_default=False)],
+    data: Annotated[
+        str | None,
+        _option(
+            "DIR|digits",
+            "Image folder (train/CLASS/… with test/ or val/, or CLASS/… with --holdout), or the embedded digits. "
+            "Default: digits.",
+            DATA,
+        ),
+    ] = None,
+    tasks: Annotated[int | None, _option("N", "Deal the classes out to N tasks. Default: 5.", DATA)] = None,
+    classes_per_task: Annotated[int | None, _option("N", "Or: N classes a task.", DATA)] = None,
+    task_file: Annotated[
+        Path | None, _option("FILE", "Or: a YAML list of tasks, each a list of classes.", DATA)
+    ] = None,
+    holdout: Annotated[float | None, _option("SHARE", "Hold out this share of every class, such as 0.2.", DATA)] = None,
+    class_order: Annotated[str | None, _option("shuffled|natural", "Default: shuffled, by the seed.", DATA)] = None,
+    augmentation: Annotated[
+        str | None, _option("auto|photo|gentle|none", "Random crops and flips. Default: auto, by the data.", DATA)
+    ] = None,
+    image_size: Annotated[
+        int | None, _option("PIXELS", "Side of the images. Default: the student's own.", DATA)
+    ] = None,
+    skip_bad: Annotated[bool, _option("", "Go on without unreadable images.", DATA, "--skip-bad")] = False,
+    teacher: Annotated[
+        str | None, _option("MODEL", "A plain ViT by its timm tag. Default: mini_teacher.", MODELS)
+    ] = None,
+    student: Annotated[str | None, _option("MODEL", "The same, smaller. Default: mini_student.", MODELS)] = None,
+    teacher_weights: Annotated[Path | None, _option("FILE", "Its weights. Default: from the hub.", MODELS)] = None,
+    student_weights: Annotated[Path | None, _option("FILE", "Its weights. Default: from the hub.", MODELS)] = None,
+    method: Annotated[str | None, _option("NAME", "Continual-learning method. Default: coda.", METHOD)] = None,
+    distill: Annotated[str | None, _option("NAME", "kdp, or none for the student alone. Default: kdp.", METHOD)] = None,
+    components_per_task: Annotated[int | None, _option("N", "CODA components a task. Default: 10.", METHOD)] = None,
+    alpha: Annotated[
+        float | None, _option("SHARE", "Weight of the teacher in loss and prediction. Default: 0.5.", METHOD)
+    ] = None,
+    temperature: Annotated[float | None, _option("T", "Of the distillation. Default: 2.", METHOD)] = None,
+    kd_prompt_rows: Annotated[int | None, _option("N", "KD prompt rows a block, twice. Default: 3.", METHOD)] = None,
+    kd_token_start: Annotated[
+        str | None, _option("class-token|uniform", "How the KD token starts. Default: class-token.", METHOD)
+    ] = None,
+    kd_lr_scale: Annotated[
+        float | None, _option("SHARE", "Share of the learning rate for KD token and prompts. Default: 0.1.", METHOD)
+    ] = None,
+    head_start: Annotated[str | None, _option("zeros|linear", "How heads start. Default: zeros.", METHOD)] = None,
+    epochs: Annotated[int | None, _option("N", "Epochs a task, teacher and student each. Default: 20.", OPTIM)] = None,
+    batch_size: Annotated[
+        int | None, _option("N", "Images a step. Default: 64, fewer where a task has under 1,024 images.", OPTIM)
+    ] = None,
+    lr: Annotated[float | None, _option("LR", "Adam's first learning rate. Default: 0.001.", OPTIM)] = None,
+    seed: Annotated[int | None, _option("N", "Everything random follows from it. Default: 0.", OPTIM)] = None,
+    device: Annotated[str | None, _option("NAME", "auto, cpu, cuda, mps. Default: auto.", OPTIM)] = None,
+    workers: Annotated[int | None, _option("N", "Processes that load images. Default: 0.", OPTIM)] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the interrupted run in --out as it was configured.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the run's record as JSON.")] = False,
+) -> None:
+    """Train a student, task by task, with a teacher's help.
+
+    In every task the teacher learns the new classes first, then the student learns them from images and teacher. Images
+    of earlier tasks are not looked at again. A checkpoint is written after every epoch.
+    """
+    given = {
+        name: value
+        for name, value in locals().items()
+        if name not in ("out", "resume", "as_json") and value is not None and value is not False
+    }
+    with needs("cdl train", "train"):
+        from cdl_deploy.cli.train_progress import show_training
+        from cdl_deploy.training.config import RunConfig
+        from cdl_deploy.training.restore import read_finished
+        from cdl_deploy.training.run import resume as resume_run
+        from cdl_deploy.training.run import train
+    if resume and given:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise OptionError(f"--resume continues a run as it was configured, so {names} cannot be given: leave it out")
+    quiet = not sys.stderr.isatty()
+    with nullcontext(None) if quiet else show_training() as progress:
+        try:
+            if resume:
+                finished = read_finished(out)
+                record = finished or resume_run(out, progress)
+            else:
+                record = train(RunConfig.from_dict(_sections(given)), out, progress)
+        except KeyboardInterrupt:
+            if (out / "run.json").exists():
+                typer.echo(f"\ninterrupted; continue with: cdl train --resume --out {out}", err=True)
+            raise
+    _print(record, out, as_json)
+
+
+def _sections(given: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Options by section of the configuration; paths as text."""
+    return {
+        section: {
+            name: str(given[name]) if isinstance(given[name], Path) else given[name] for name in names if name in given
+        }
+        for section, names in SECTIONS.items()
+    }
+
+
+def _print(record: Record, out: Path, as_json: bool) -> None:
+    if as_json:
+        import json
+
+        typer.echo(json.dumps(record.to_dict(), indent=2))
+        return
+    from rich.console import Console
+
+    from cdl_deploy.cli.run_table import run_table
+
+    console = Console()
+    console.print(run_table(record.to_dict()))
+    if record.skipped_images:
+        console.print(f"{len(record.skipped_images)} unreadable images were left out; run.json names them.")
+    console.print(f"Run: {out}   picture: {out / 'accuracy.png'}   next: cdl export {out} --onnx", highlight=False)

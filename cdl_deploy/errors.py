@@ -1,0 +1,50 @@
+"""Every error a user can cause. The command line prints exactly these as one line and exits with code 2.
+
+A message says what is wrong, what was found, what was expected, and what to do.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class CdlError(Exception):
+    """Root of the tree: something the user can put right."""
+
+
+class OptionError(CdlError):
+    """An option or a configuration value that cannot be used."""
+
+
+class DataError(CdlError):
+    """Images, folders or class lists that cannot be used."""
+
+
+class WeightsError(CdlError):
+    """A backbone or a weights file that cannot be used."""
+
+
+class RunError(CdlError):
+    """A run directory that cannot be read, written or continued."""
+
+
+class BundleError(CdlError):
+    """An exported model that cannot be read or run."""
+
+
+class ParityError(CdlError):
+    """An exported graph that does not compute what the trained model computes."""
+
+
+class MissingExtraError(CdlError):
+    """A command needs packages that are not installed."""
+
+    def __init__(self, command: str, extra: str, module: str) -> None:
+        super().__init__(f"{command} needs {module}, which is not installed: pip install 'cdl-deploy[{extra}]'")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`"; did you mean 'coda'?"` when a known name is close to `name`, otherwise the empty string."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean '{close[0]}'?" if close else ""

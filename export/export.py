@@ -1,0 +1,124 @@
+"""Run directory → bundle: `student.onnx`, and `teacher.onnx` where the run has a teacher."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cdl_deploy.bundle import Accuracy, Bundle, Method, Preprocessing, RunRecord, Weights, encode_metadata
+from cdl_deploy.errors import RunError
+from cdl_deploy.export.graph import ExportGraph
+from cdl_deploy.export.onnx_file import EXAMPLE_BATCH, export_onnx, save_onnx
+from cdl_deploy.export.parity import check_parity
+from cdl_deploy.training import metrics
+from cdl_deploy.training.models.learner import Learner, Role
+from cdl_deploy.training.models.pair import Pair
+from cdl_deploy.training.restore import load_heldout, load_run
+from cdl_deploy.training.run_directory import Record
+
+OnStep = Callable[[str], None]
+"""Told what is being done, in a few words."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """One file that was written."""
+
+    bundle: Bundle
+    bytes: int
+    nodes: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        description = asdict(self.bundle)
+        return {**description, "path": str(self.bundle.path), "bytes": self.bytes, "nodes": self.nodes}
+
+
+def export_run(run: Path, out: Path, teacher: bool = True, on_step: OnStep = lambda text: None) -> list[Exported]:
+    """Export the learners of `run` after its last finished task into the folder `out`.
+
+    All files are written and compared with the trained model in a temporary folder first; only when every one has
+    passed do they replace those in `out`. Raises RunError for a run without a finished task, ParityError where they
+    differ.
+    """
+    record, pair = load_run(run)
+    images, _ = load_heldout(run, record)
+    roles: list[Role] = ["student"]
+    if teacher and pair.teacher is not None:
+        roles.append("teacher")
+    if out.exists() and not out.is_dir():
+        raise RunError(f"--out {out} is a file, expected a folder: choose another")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=".cdl-export-", dir=out.parent))
+    try:
+        exported = [_export_role(record, pair, role, images, staging, on_step) for role in roles]
+        out.mkdir(exist_ok=True)
+        for item in exported:
+            item.bundle.path.replace(out / item.bundle.path.name)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return [replace(item, bundle=replace(item.bundle, path=out / item.bundle.path.name)) for item in exported]
+
+
+def _export_role(
+    record: Record, pair: Pair, role: Role, images: torch.Tensor, folder: Path, on_step: OnStep
+) -> Exported:
+    learner = pair.learners[role]
+    path = folder / f"{role}.onnx"
+    on_step(f"{role}: building the graph")
+    example = torch.zeros(EXAMPLE_BATCH, *images.shape[1:])
+    model = export_onnx(ExportGraph(pair, learner), example)
+    bundle = describe(record, learner, role, path)
+    save_onnx(model, path, encode_metadata(bundle))
+    on_step(f"{role}: comparing with the trained model on {len(images)} held-out images")
+    bundle = replace(bundle, parity=check_parity(path, pair.encoder, learner, images))
+    save_onnx(model, path, encode_metadata(bundle))
+    return Exported(bundle, path.stat().st_size, len(model.graph.node))
+
+
+def describe(record: Record, learner: Learner, role: Role, path: Path) -> Bundle:
+    """What the file says about itself."""
+    matrix = record.matrices[role]
+    info = record.backbones[role]
+    preprocessing = record.preprocessing
+    trained = sum(value.numel() for value in learner.trained_state().values())
+    return Bundle(
+        path=path,
+        role=role,
+        classes=tuple(record.classes),
+        tasks=tuple(tuple(task["classes"]) for task in record.tasks),
+        preprocessing=Preprocessing(
+            height=preprocessing["size"],
+            width=preprocessing["size"],
+            resize=preprocessing["resize"],
+            interpolation=preprocessing["interpolation"],
+            mean=tuple(info["mean"]),
+            std=tuple(info["std"]),
+        ),
+        method=Method(
+            continual=record.config["method"]["method"],
+            distillation=record.config["method"]["distill"] if role == "student" else None,
+            query="full",
+            select="in-graph",
+        ),
+        weights=Weights(model=info["model"], sha256=info["sha256"]),
+        run=RunRecord(
+            seed=record.config["optim"]["seed"], tasks=len(record.tasks), fingerprint=run_fingerprint(record)
+        ),
+        parameters=info["parameters"] + trained,
+        accuracy=Accuracy(metrics.final_average_accuracy(matrix), metrics.forgetting(matrix)),
+    )
+
+
+def run_fingerprint(record: Record) -> str:
+    """Hash of what the run was made from: configuration, backbones, and the images of every task."""
+    content = [record.config, record.backbones, [task["data_fingerprint"] for task in record.tasks]]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,50 @@
+"""What all tests share: shape checks while they run, and one small run that is trained, then exported, once.
+
+jaxtyping wraps every module of cdl_deploy.training that is imported after this one; hence the late imports.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from jaxtyping import config as jaxtyping_config
+from jaxtyping import install_import_hook
+
+import tests.shape_checker  # noqa: F401  jaxtyping finds it as an attribute of the package
+
+install_import_hook("cdl_deploy.training", "tests.shape_checker.checked")
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two tasks of two classes, KDP, a real teacher of another width and depth."""
+    from cdl_deploy.training.config import DataConfig, MethodConfig, ModelConfig, OptimConfig, RunConfig
+    from cdl_deploy.training.run import train
+    from tests.training.conftest import COLOURS, write_images
+
+    root = tmp_path_factory.mktemp("export")
+    write_images(root / "photos/train", dict.fromkeys(COLOURS, 6))
+    write_images(root / "photos/test", dict.fromkeys(COLOURS, 3), seed=1)
+    config = RunConfig(
+        DataConfig(str(root / "photos"), tasks=2, class_order="natural"),
+        ModelConfig(),
+        MethodConfig(components_per_task=3),
+        OptimConfig(epochs=2, batch_size=4, device="cpu"),
+    )
+    train(config, root / "run")
+    return root / "run"
+
+
+@pytest.fixture(scope="session")
+def small_bundle(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with student.onnx and teacher.onnx of that run."""
+    from cdl_deploy.export import export_run
+
+    out = tmp_path_factory.mktemp("bundle") / "out"
+    jaxtyping_config.update("jaxtyping_disable", True)  # tracing uses symbolic shapes
+    try:
+        export_run(small_run, out)
+    finally:
+        jaxtyping_config.update("jaxtyping_disable", False)
+    return out

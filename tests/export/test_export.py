@@ -1,0 +1,128 @@
+"""Run directory → bundle, judged by the runtime that will read it."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from cdl_deploy import Classifier
+from cdl_deploy.bundle import read_bundle
+from cdl_deploy.errors import ParityError, RunError
+from cdl_deploy.export import export as export_module
+from cdl_deploy.export import export_run, parity
+from cdl_deploy.training.data.sources import load_image
+from cdl_deploy.training.models.learner import learner_logits
+from cdl_deploy.training.restore import load_heldout, load_run
+
+
+@pytest.fixture
+def run(small_run):
+    return small_run
+
+
+def test_both_files_describe_themselves(run, small_bundle):
+    record = json.loads((run / "run.json").read_text())
+    assert sorted(path.name for path in small_bundle.iterdir()) == ["student.onnx", "teacher.onnx"]
+    for role in ("student", "teacher"):
+        bundle = read_bundle(small_bundle / f"{role}.onnx")
+        assert bundle.role == role
+        assert bundle.classes == ("ant", "bee", "cat", "dog")
+        assert bundle.tasks == (("ant", "bee"), ("cat", "dog"))
+        assert bundle.method.continual == "coda"
+        assert bundle.method.distillation == ("kdp" if role == "student" else None)
+        assert bundle.weights.sha256 == record["backbones"][role]["sha256"]
+        assert bundle.accuracy.final_average_accuracy == record[role]["final_average_accuracy"]
+        assert bundle.parity.images == 12
+        assert bundle.parity.max_abs_logit_difference <= 1e-4
+        assert bundle.parity.top1_agreement == 1.0
+
+
+def test_the_runtime_answers_as_the_trained_model(run, small_bundle):
+    """From the image file through the runtime's own preprocessing, against PyTorch on torchvision's pixels."""
+    record, pair = load_run(run)
+    images, _ = load_heldout(run, record)
+    with torch.no_grad():
+        expected = learner_logits(pair.encoder, pair.student, images).softmax(1).numpy()
+    root = run.parent / "photos/test"
+    files = [path for name in record.classes for path in sorted((root / name).iterdir())]
+    predictions = list(Classifier(small_bundle / "student.onnx").predict(files, top_k=4))
+    for prediction, row in zip(predictions, expected, strict=True):
+        assert prediction.index == int(row.argmax())
+        assert prediction.probability == pytest.approx(float(row.max()), abs=1e-4)
+        assert dict(prediction.top_k) == pytest.approx(dict(zip(record.classes, row.tolist(), strict=True)), abs=1e-4)
+    assert load_image(files[0]).mode == "RGB"
+
+
+def test_every_weight_is_in_the_file_once(small_bundle):
+    """Query pass and prompted pass share the backbone; a teacher's file holds the student for its query as well."""
+    parameters = {role: read_bundle(small_bundle / f"{role}.onnx").parameters for role in ("student", "teacher")}
+    for role, expected in (("student", parameters["student"]), ("teacher", sum(parameters.values()))):
+        stored = sum(int(np.prod(value.dims)) for value in onnx.load(small_bundle / f"{role}.onnx").graph.initializer)
+        assert stored <= 1.01 * expected
+
+
+def test_no_teacher(run, tmp_path):
+    export_run(run, tmp_path / "out", teacher=False)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["student.onnx"]
+
+
+def test_exporting_twice_gives_the_same_bytes(run, small_bundle, tmp_path):
+    export_run(run, tmp_path / "again", teacher=False)
+    assert (tmp_path / "again/student.onnx").read_bytes() == (small_bundle / "student.onnx").read_bytes()
+
+
+@pytest.mark.parametrize("fault", ["logit", "top1"])
+def test_a_graph_that_differs_leaves_nothing_behind(run, tmp_path, monkeypatch, fault):
+    folded = export_module.ExportGraph
+
+    class Wrong(folded):
+        def forward(self, image):
+            logits, probabilities = super().forward(image)
+            return (logits + 2e-4, probabilities) if fault == "logit" else (logits.flip(1), probabilities)
+
+    monkeypatch.setattr(export_module, "ExportGraph", Wrong)
+    with pytest.raises(ParityError, match=r"student.onnx differs from the trained model: .*nothing was written"):
+        export_run(run, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_export_that_fails_keeps_the_files_of_the_last_one(run, tmp_path, monkeypatch):
+    export_run(run, tmp_path / "out", teacher=False)
+    before = (tmp_path / "out/student.onnx").read_bytes()
+
+    def fail(*arguments):
+        raise ParityError("differs")
+
+    monkeypatch.setattr(export_module, "check_parity", fail)
+    with pytest.raises(ParityError):
+        export_run(run, tmp_path / "out")
+    assert (tmp_path / "out/student.onnx").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_compare_by_hand():
+    expected = np.array([[1.0, 2.0], [3.0, 1.0]], dtype=np.float32)
+    assert parity.compare(expected, expected + 5e-5, "x").max_abs_logit_difference == pytest.approx(5e-5, rel=0.1)
+    with pytest.raises(ParityError, match=r"a logit by 0.5, at most 0.0001 allowed"):
+        parity.compare(expected, expected + 0.5, "x")
+    with pytest.raises(ParityError, match="a logit by nan"):
+        parity.compare(expected, np.full_like(expected, np.nan), "x")
+    close = np.array([[1.0, 1.00005]], dtype=np.float32)
+    with pytest.raises(ParityError, match="1 of 1 images get another class"):
+        parity.compare(close, close[:, ::-1], "x")
+
+
+def test_out_must_be_a_folder(run, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="is a file, expected a folder"):
+        export_run(run, tmp_path / "file")
+
+
+def test_no_run_is_one_clear_line(tmp_path):
+    with pytest.raises(RunError, match="is no run directory"):
+        export_run(tmp_path, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,101 @@
+"""What is folded computes what it was folded from."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from cdl_deploy.export.graph import ExportGraph, run_block
+from cdl_deploy.export.heads import fold_heads
+from cdl_deploy.export.onnx_file import OPSET, export_onnx
+from cdl_deploy.export.selection import FoldedCoda
+from cdl_deploy.training.models.backbone import Backbone, BlockPrompt
+from cdl_deploy.training.models.learner import learner_logits
+from tests.training.conftest import make_vit
+from tests.training.test_learner import make_pair, pixels
+
+
+@torch.no_grad()
+def test_folded_selection_is_the_methods():
+    pair = make_pair()
+    method = pair.student.method
+    query = torch.randn(3, 24)
+    folded = FoldedCoda(method, heads=3)(query)
+    for index, prompt in method(query, "test").prompts.items():
+        for ours, theirs in zip(folded[index], prompt.before, strict=True):
+            torch.testing.assert_close(ours.transpose(1, 2).flatten(2), theirs, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_folded_heads_are_the_prediction():
+    pair = make_pair()
+    student = pair.student
+    tokens = torch.randn(3, 6, 24)
+    expected = student.predict(
+        type("O", (), {
+            "class_logits": student.class_head(tokens[:, 0]),
+            "extra_logits": student.distillation.extra_logits(tokens),
+        })()
+    )  # fmt: skip
+    folded = fold_heads(student)
+    assert folded.tokens_read == (0, -1)
+    torch.testing.assert_close(folded(tokens[:, [0, -1]]), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("changes", [{}, {"qkv_bias": False}, {"qk_norm": True}, {"init_values": 0.3}])
+@torch.no_grad()
+def test_a_block_that_is_read_in_part_gives_those_tokens(changes):
+    backbone = Backbone(make_vit(**changes), (0.5,) * 3, (0.5,) * 3)
+    tokens = torch.randn(2, 6, 24)
+    after = (torch.randn(1, 2, 24), torch.randn(1, 2, 24))
+    whole = backbone.run_block(1, tokens, BlockPrompt(after=after))
+    own = BlockPrompt(after=after)
+    torch.testing.assert_close(run_block(backbone, 1, tokens, own=own), whole, atol=1e-5, rtol=1e-5)
+    read = run_block(backbone, 1, tokens, own=own, read=(0, -1))
+    torch.testing.assert_close(read, whole[:, [0, -1]], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("distill", "role"), [("kdp", "student"), ("kdp", "teacher"), ("none", "student")])
+@torch.no_grad()
+def test_the_graph_gives_the_learners_logits_at_any_batch(distill, role, tmp_path):
+    pair = make_pair(distill)
+    learner = pair.learners[role]
+    model = export_onnx(ExportGraph(pair, learner), torch.zeros(2, 3, 16, 16))
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    for batch in (1, 2, 5):
+        images = pixels(batch)
+        backbone = learner.backbone
+        normalised = ((images / 255 - backbone.mean) / backbone.std).numpy()
+        logits, probabilities = session.run(None, {"image": normalised})
+        expected = learner_logits(pair.encoder, learner, images)
+        np.testing.assert_allclose(logits, expected.numpy(), atol=1e-4)
+        np.testing.assert_allclose(probabilities, expected.softmax(1).numpy(), atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_teacher_with_other_pixel_statistics_still_sees_the_students_query():
+    pair = make_pair()
+    pair.teacher.backbone = Backbone(make_vit(width=32, depth=7, heads=4, seed=1), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    graph = ExportGraph(pair, pair.teacher)
+    images = pixels(3)
+    normalised = (images / 255 - pair.teacher.backbone.mean) / pair.teacher.backbone.std
+    torch.testing.assert_close(
+        graph(normalised)[0], learner_logits(pair.encoder, pair.teacher, images), atol=1e-4, rtol=1e-4
+    )
+
+
+@torch.no_grad()
+def test_the_file_is_portable_and_names_no_path():
+    pair = make_pair()
+    model = export_onnx(ExportGraph(pair, pair.student), torch.zeros(2, 3, 16, 16))
+    assert [(o.domain, o.version) for o in model.opset_import if o.domain == ""] == [("", OPSET)]
+    assert {node.domain for node in model.graph.node} == {""}
+    onnx.checker.check_model(model, full_check=True)
+    data = model.SerializeToString()
+    assert b"/work" not in data
+    assert b".py" not in data
+    again = export_onnx(ExportGraph(pair, pair.student), torch.zeros(2, 3, 16, 16))
+    assert again.SerializeToString(deterministic=True) == model.SerializeToString(deterministic=True)

@@ -1,0 +1,49 @@
+"""Small networks and image folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from timm.models.vision_transformer import VisionTransformer
+
+from cdl_deploy.training.models.backbone import Backbone
+
+COLOURS = {"ant": (200, 30, 30), "bee": (30, 200, 30), "cat": (30, 30, 200), "dog": (200, 200, 30)}
+
+
+def make_vit(width: int = 24, depth: int = 6, heads: int = 3, seed: int = 0, **changes) -> VisionTransformer:
+    """A random plain ViT for 16x16 images in 8x8 patches: 5 tokens."""
+    torch.manual_seed(seed)
+    shape = {"img_size": 16, "patch_size": 8, "embed_dim": width, "depth": depth, "num_heads": heads, "num_classes": 0}
+    vit = VisionTransformer(**{**shape, **changes})
+    for value in vit.parameters():  # timm starts biases and the class token at nearly zero, which would hide mistakes
+        torch.nn.init.normal_(value, std=0.2)
+    return vit
+
+
+def make_backbone(**shape) -> Backbone:
+    return Backbone(make_vit(**shape), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+
+
+def write_images(folder: Path, counts: dict[str, int], seed: int = 0, side: int = 20) -> None:
+    """`folder/<class>/<i>.png`: noise around the colour of the class."""
+    random = np.random.default_rng(seed)
+    for name, count in counts.items():
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            noise = random.integers(-30, 30, (side, side, 3))
+            pixels = np.clip(np.array(COLOURS.get(name, (90, 90, 90))) + noise, 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{i}.png")
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Four classes, six training and three test images each."""
+    root = tmp_path / "photos"
+    write_images(root / "train", dict.fromkeys(COLOURS, 6))
+    write_images(root / "test", dict.fromkeys(COLOURS, 3), seed=1)
+    return root

@@ -1,0 +1,198 @@
+"""`cdl train`, `cdl runs` and `cdl export` as a user types them: what they print, one clear line for what is wrong."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from cdl_deploy.cli import main
+from tests.training.conftest import write_images
+
+MODELS = ["--teacher", "mini_student", "--student", "mini_student", "--device", "cpu"]
+QUICK = [*MODELS, "--epochs", "1", "--batch-size", "8", "--components-per-task", "2"]
+
+
+def cdl(capsys, *arguments: object) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of a command."""
+    with pytest.raises(SystemExit) as exit_:
+        main([str(argument) for argument in arguments])
+    printed = capsys.readouterr()
+    return int(exit_.value.code or 0), printed.out, printed.err
+
+
+@pytest.fixture
+def trained(photos, tmp_path, capsys):
+    run = tmp_path / "run"
+    code, out, err = cdl(capsys, "train", "--data", photos, "--tasks", 2, "--out", run, *QUICK)
+    assert (code, err) == (0, "")
+    return run, out
+
+
+def test_train_prints_a_table_and_what_comes_next(trained):
+    run, out = trained
+    assert "accuracy over all classes seen" in out
+    assert "final average" in out
+    assert "forgetting" in out
+    assert f"cdl export {run} --onnx" in " ".join(out.split())
+
+
+def test_json_on_stdout_is_the_record(photos, tmp_path, capsys):
+    code, out, err = cdl(
+        capsys,
+        "train",
+        "--data",
+        photos,
+        "--tasks",
+        2,
+        "--distill",
+        "none",
+        "--out",
+        tmp_path / "run",
+        "--json",
+        *QUICK,
+    )
+    assert (code, err) == (0, "")
+    record = json.loads(out)
+    assert record == json.loads((tmp_path / "run/run.json").read_text())
+    assert 0 <= record["student"]["final_average_accuracy"] <= 100
+    assert record["teacher"] is None
+    assert record["config"]["method"]["components_per_task"] == 2
+
+
+def test_runs_shows_the_history(trained, capsys):
+    run, _ = trained
+    code, out, _ = cdl(capsys, "runs", run)
+    assert code == 0
+    assert "student" in out
+    assert str(run / "run.json") in "".join(out.split())
+    code, out, _ = cdl(capsys, "runs", run, "--json")
+    assert json.loads(out)["status"] == "finished"
+
+
+def test_resume_of_a_finished_run_changes_nothing(trained, capsys):
+    run, _ = trained
+    before = (run / "checkpoints/last.safetensors").read_bytes()
+    code, out, _ = cdl(capsys, "train", "--resume", "--out", run)
+    assert code == 0
+    assert "final average" in out
+    assert (run / "checkpoints/last.safetensors").read_bytes() == before
+
+
+def test_the_library_prints_nothing_and_progress_needs_a_terminal(photos, tmp_path, capsys):
+    from cdl_deploy.training.config import DataConfig, MethodConfig, ModelConfig, OptimConfig, RunConfig
+    from cdl_deploy.training.run import train
+
+    config = RunConfig(
+        DataConfig(str(photos), tasks=2),
+        ModelConfig(student="mini_student"),
+        MethodConfig(distill="none", components_per_task=2),
+        OptimConfig(epochs=1, device="cpu"),
+    )
+    train(config, tmp_path / "run")
+    assert capsys.readouterr() == ("", "")
+
+
+ERRORS = [
+    (["--method", "codda"], "--method 'codda' is unknown, expected one of coda; did you mean 'coda'?"),
+    (["--distill", "kpd"], "--distill 'kpd' is unknown, expected one of none, kdp; did you mean 'kdp'?"),
+    (["--student", "vit_smal_patch16_224"], "did you mean 'vit_small_patch16_224'?"),
+    (["--tasks", "5"], "--tasks 5 is more than the 4 classes there are: ask for 4 or fewer"),
+    (["--tasks", "two"], "Invalid value for '--tasks'"),
+    (["--epocs", "3"], "No such option: --epocs (Possible options: --epochs"),
+    (["--epochs", "0"], "--epochs is 0, expected at least 1"),
+    (["--student-weights", "gone.safetensors"], "weights file gone.safetensors does not exist"),
+    (["--task-file", "gone.yaml"], "cannot read --task-file gone.yaml: No such file"),
+    (["--resume"], "--resume continues a run as it was configured, so --data cannot be given: leave it out"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), ERRORS)
+def test_bad_options_are_one_line_and_exit_2_and_write_nothing(photos, tmp_path, capsys, options, message):
+    code, out, err = cdl(capsys, "train", "--data", photos, "--out", tmp_path / "run", *options)
+    assert code == 2
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert message in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_bad_images_are_named(photos, tmp_path, capsys):
+    (photos / "train/cat/2.png").write_bytes(b"nothing")
+    code, _, err = cdl(capsys, "train", "--data", photos, "--tasks", 2, "--out", tmp_path / "run", *QUICK)
+    assert code == 2
+    assert "train/cat/2.png" in err
+    assert "--skip-bad" in err
+    code, out, _ = cdl(capsys, "train", "--data", photos, "--tasks", 2, "--out", tmp_path / "run", "--skip-bad", *QUICK)
+    assert code == 0
+    assert "1 unreadable images were left out" in out
+
+
+def test_an_output_directory_in_use(trained, photos, capsys):
+    run, _ = trained
+    code, _, err = cdl(capsys, "train", "--data", photos, "--out", run, *QUICK)
+    assert code == 2
+    assert "already holds a run: continue it with --resume, or choose another --out" in err
+
+
+def test_a_run_of_a_newer_format(trained, capsys):
+    run, _ = trained
+    stored = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**stored, "format_version": 99}))
+    for arguments in (["train", "--resume", "--out", run], ["export", run, "--onnx"], ["runs", run]):
+        code, _, err = cdl(capsys, *arguments)
+        assert code == 2
+        assert "has format version 99, this cdl-deploy" in err
+        assert err.count("\n") == 1
+
+
+def test_one_tree_with_holdout(tmp_path, capsys):
+    write_images(tmp_path / "tree", {"ant": 6, "bee": 6, "cat": 6})
+    code, out, _ = cdl(
+        capsys, "train", "--data", tmp_path / "tree", "--holdout", 0.3, "--classes-per-task", 2, "--distill", "none",
+        "--out", tmp_path / "run", "--json", *QUICK,
+    )  # fmt: skip
+    assert code == 0
+    record = json.loads(out)
+    assert [len(task["classes"]) for task in record["tasks"]] == [2, 1]
+    assert [task["test_images"] for task in record["tasks"]] == [4, 2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["export", "nowhere"], "cdl export needs a format: add --onnx"),
+        (["export", "nowhere", "--onnx"], "nowhere is no run directory: it has no run.json; make one with cdl train"),
+        (["runs", "nowhere"], "nowhere is no run directory"),
+        (["train"], "Missing option '--out'"),
+    ],
+)
+def test_other_mistakes(capsys, arguments, message):
+    code, _, err = cdl(capsys, *arguments)
+    assert code == 2
+    assert message in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(("command", "module", "extra"), [("train", "torch", "train"), ("export", "onnx", "export")])
+def test_a_missing_extra_is_one_line(monkeypatch, tmp_path, capsys, command, module, extra):
+    import sys
+
+    for name in [name for name in sys.modules if name.startswith(("cdl_deploy.training", "cdl_deploy.export"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, module, None)  # makes `import module` fail as if it were not installed
+    arguments = ["train", "--out", tmp_path / "run"] if command == "train" else ["export", tmp_path, "--onnx"]
+    code, _, err = cdl(capsys, *arguments)
+    assert code == 2
+    assert f"cdl {command} needs {module}, which is not installed: pip install 'cdl-deploy[{extra}]'" in err
+
+
+def test_help_lists_every_command_and_ends_in_examples(capsys):
+    code, out, _ = cdl(capsys, "--help")
+    assert code == 0
+    for command in ("train", "runs", "export", "bench-latency", "predict"):
+        assert command in out
+        code, own, _ = cdl(capsys, command, "--help")
+        assert code == 0
+        assert f"  cdl {command}" in own.split("Examples:")[1]

@@ -1,0 +1,58 @@
+"""Configuration: checked when built, saved and read back, unknown keys refused."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from cdl_deploy.errors import OptionError
+from cdl_deploy.training.config import (
+    DataConfig,
+    MethodConfig,
+    OptimConfig,
+    RunConfig,
+    default_batch_size,
+)
+
+
+def test_to_json_and_back():
+    config = RunConfig(data=DataConfig("photos", tasks=3), optim=OptimConfig(epochs=2, lr=0.01))
+    assert RunConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"datta": {}}, "configuration has the unknown key 'datta'; did you mean 'data'"),
+        ({"optim": {"epoch": 3}}, "section 'optim' has the unknown key 'epoch'; did you mean 'epochs'"),
+    ],
+)
+def test_unknown_keys_offer_the_nearest(values, message):
+    with pytest.raises(OptionError, match=message):
+        RunConfig.from_dict(values)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: DataConfig(tasks=0), "--tasks is 0, expected at least 1"),
+        (lambda: DataConfig(tasks=2, classes_per_task=2), "exclude each other"),
+        (lambda: DataConfig(holdout=1.0), "--holdout is 1, expected a share between 0 and 1"),
+        (lambda: DataConfig(class_order="natral"), "--class-order 'natral' is unknown, .*did you mean 'natural'"),
+        (lambda: DataConfig(augmentation="foto"), "--augmentation 'foto' is unknown, .*did you mean 'photo'"),
+        (lambda: OptimConfig(epochs=0), "--epochs is 0, expected at least 1"),
+        (lambda: OptimConfig(lr=-1.0), "--lr is -1, expected a positive number"),
+        (lambda: OptimConfig(lr=float("nan")), "--lr is nan, expected a positive number"),
+        (lambda: OptimConfig(batch_size=0), "--batch-size is 0, expected at least 1"),
+        (lambda: MethodConfig(alpha=1.5), "--alpha is 1.5, expected from 0 to 1"),
+        (lambda: MethodConfig(temperature=0.0), "--temperature is 0, expected more than 0"),
+    ],
+)
+def test_impossible_values_are_named_by_option(build, message):
+    with pytest.raises(OptionError, match=message):
+        build()
+
+
+def test_small_tasks_get_small_batches():
+    assert [default_batch_size(images) for images in (5000, 1024, 1023, 290, 128, 3)] == [64, 64, 32, 16, 8, 8]

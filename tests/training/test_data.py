@@ -1,0 +1,219 @@
+"""Sources, tasks, transforms and batches."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from torchvision.datasets import ImageFolder
+
+from cdl_deploy.errors import DataError
+from cdl_deploy.training.config import DataConfig
+from cdl_deploy.training.data.loading import batches
+from cdl_deploy.training.data.sources import digits, fingerprint, image_folder, load_image, open_source
+from cdl_deploy.training.data.tasks import make_tasks
+from cdl_deploy.training.data.transforms import Preprocessing, evaluation_transform, training_transform
+from tests.training.conftest import COLOURS, write_images
+
+
+def test_digits_are_scikit_learns_with_a_fixed_held_out_split():
+    from sklearn.datasets import load_digits
+
+    source, again = digits(), digits()
+    assert source.classes == tuple("0123456789")
+    assert len(source.train.items) + len(source.test.items) == 1797
+    assert np.bincount(source.test.labels).min() >= 35
+    assert fingerprint(source.test.items) == fingerprint(again.test.items)
+    together = np.stack([*source.train.items, *source.test.items]).astype(int)
+    original = np.round(load_digits().images * 255 / 16).astype(int)
+    assert np.array_equal(np.sort(together.sum((1, 2))), np.sort(original.sum((1, 2))))
+    seen = {item.tobytes() for item in source.train.items}
+    assert not any(item.tobytes() in seen for item in source.test.items)
+
+
+def test_image_folder_agrees_with_torchvision(photos):
+    source = image_folder(photos)
+    for split, name in ((source.train, "train"), (source.test, "test")):
+        theirs = ImageFolder(photos / name)
+        assert list(source.classes) == theirs.classes
+        assert [(str(i), int(label)) for i, label in zip(split.items, split.labels, strict=True)] == theirs.samples
+
+
+def test_one_tree_is_split_by_holdout(tmp_path):
+    write_images(tmp_path, {"ant": 10, "bee": 2})
+    source = image_folder(tmp_path, holdout=0.2)
+    assert np.bincount(source.train.labels).tolist() == [8, 1]
+    assert np.bincount(source.test.labels).tolist() == [2, 1]
+    assert not set(source.train.items) & set(source.test.items)
+    assert image_folder(tmp_path, holdout=0.2).test.items == source.test.items
+
+
+def test_val_serves_as_test(photos):
+    (photos / "test").rename(photos / "val")
+    assert len(image_folder(photos).test.items) == 12
+
+
+def _no_images(root):
+    for name in COLOURS:
+        for file in (root / "train" / name).iterdir():
+            file.unlink()
+
+
+def _one_class(root):
+    for split in ("train", "test"):
+        for name in ("ant", "bee", "cat"):
+            shutil.rmtree(root / split / name)
+
+
+BAD_FOLDERS = [
+    (_no_images, {}, "has no images: expected folders named by class with files ending in"),
+    (_one_class, {}, "has one class, 'dog'"),
+    (
+        lambda r: shutil.rmtree(r / "test" / "bee"),
+        {},
+        "class 'bee' has images in .*train but none in .*test: add some test",
+    ),
+    (lambda r: shutil.rmtree(r / "train" / "bee"), {}, "class 'bee' has images in .*test but none in .*train"),
+    (lambda r: shutil.rmtree(r / "test"), {}, "has train/ but neither test/ nor val/"),
+    (lambda r: None, {"holdout": 0.2}, "has its own train/ folder, so --holdout cannot apply"),
+    (lambda r: (r / "train/cat/2.png").write_bytes(b"no image"), {}, "cannot read image .*cat/2.png.*--skip-bad"),
+    (lambda r: shutil.rmtree(r), {}, "is no folder: give an image folder, or 'digits'"),
+]
+
+
+@pytest.mark.parametrize(("damage", "options", "message"), BAD_FOLDERS)
+def test_bad_folders_are_one_clear_line(photos, damage, options, message):
+    damage(photos)
+    with pytest.raises(DataError, match=message) as error:
+        open_source(str(photos), options.get("holdout"), skip_bad=False)
+    assert "\n" not in str(error.value)
+
+
+def test_one_tree_without_holdout_says_so(photos):
+    with pytest.raises(DataError, match=r"has no train/ folder: add --holdout 0\.2"):
+        image_folder(photos / "train")
+
+
+def test_a_single_image_cannot_be_held_out(tmp_path):
+    write_images(tmp_path, {"ant": 3, "bee": 1})
+    with pytest.raises(DataError, match=r"class 'bee' in .* has one image"):
+        image_folder(tmp_path, holdout=0.5)
+
+
+def test_skip_bad_goes_on_and_reports(photos):
+    broken = photos / "train/cat/2.png"
+    broken.write_bytes(broken.read_bytes()[:-40])
+    source = image_folder(photos, skip_bad=True)
+    assert source.skipped == (str(broken),)
+    assert len(source.train.items) == 23
+
+
+def test_skip_bad_does_not_lose_a_class_silently(photos):
+    for file in (photos / "test" / "cat").iterdir():
+        file.write_bytes(b"")
+    with pytest.raises(DataError, match="class 'cat' has no readable image left"):
+        image_folder(photos, skip_bad=True)
+
+
+def test_exif_rotation_is_applied(tmp_path):
+    image = Image.new("RGB", (30, 10))
+    exif = image.getexif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "rotated.jpg", exif=exif)
+    assert load_image(tmp_path / "rotated.jpg").size == (10, 30)
+
+
+CLASSES = tuple(f"class {i:02d}" for i in range(10))
+
+
+@given(st.integers(1, 10), st.integers(0, 5))
+def test_tasks_deal_every_class_out_once_and_evenly(count, seed):
+    tasks = make_tasks(CLASSES, DataConfig(tasks=count), seed)
+    assert sorted(name for task in tasks for name in task) == list(CLASSES)
+    assert max(map(len, tasks)) - min(map(len, tasks)) <= 1
+
+
+def test_class_order_follows_the_seed_or_the_alphabet():
+    shuffled = make_tasks(CLASSES, DataConfig(tasks=5), 0)
+    assert shuffled == make_tasks(CLASSES, DataConfig(tasks=5), 0)
+    assert shuffled != make_tasks(CLASSES, DataConfig(tasks=5), 1)
+    natural = make_tasks(CLASSES, DataConfig(classes_per_task=4, class_order="natural"), 0)
+    assert natural == (CLASSES[:4], CLASSES[4:8], CLASSES[8:])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tasks": 11}, "--tasks 11 is more than the 10 classes there are: ask for 10 or fewer"),
+        ({"classes_per_task": 11}, "--classes-per-task 11 is more than the 10 classes"),
+        ({"task_file": "missing.yaml"}, "cannot read --task-file missing.yaml: No such file"),
+    ],
+)
+def test_impossible_tasks(options, message):
+    with pytest.raises(DataError, match=message):
+        make_tasks(CLASSES, DataConfig(**options), 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- [cat, owl]\n- [dgo]", "task 2: no class 'dgo' in the data; did you mean 'dog'"),
+        ("- [cat]\n- [cat]", "task 2: class 'cat' is listed twice"),
+        ("cat: 1", "must be a list of tasks, each a list of class names"),
+        ("- [cat\n", "is not YAML"),
+    ],
+)
+def test_bad_task_files(tmp_path, text, message):
+    file = tmp_path / "tasks.yaml"
+    file.write_text(text)
+    with pytest.raises(DataError, match=message):
+        make_tasks(("cat", "dog", "owl"), DataConfig(task_file=str(file)), 0)
+
+
+def test_a_task_file_names_the_classes_of_each_task(tmp_path):
+    file = tmp_path / "tasks.yaml"
+    file.write_text("tasks:\n- [owl, 7]\n- [cat]\n")
+    assert make_tasks(("7", "cat", "dog", "owl"), DataConfig(task_file=str(file)), 0) == (("owl", "7"), ("cat",))
+
+
+def test_evaluation_transform_is_torchvisions(photos):
+    from torchvision import transforms
+
+    image = load_image(photos / "train/cat/0.png").resize((41, 30))
+    ours = evaluation_transform(Preprocessing(size=16, resize=18, interpolation="bicubic"))(image)
+    classic = transforms.Compose(
+        [
+            transforms.Resize(18, transforms.InterpolationMode.BICUBIC),
+            transforms.CenterCrop(16),
+            transforms.PILToTensor(),
+        ]
+    )
+    assert ours.dtype == torch.uint8
+    assert torch.equal(ours, classic(image))
+
+
+def _batches(photos, workers=0, **changes):
+    source = image_folder(photos)
+    transform = training_transform(Preprocessing(16, 16, "bicubic"), "photo")
+    options = {"seed": 0, "place": (1, "student", 0), "shuffle": True, **changes}
+    return list(batches(source.train.items, source.train.labels.tolist(), transform, 7, workers=workers, **options))
+
+
+def test_batches_hold_every_image_once_and_follow_seed_and_place(photos):
+    first = _batches(photos)
+    assert [len(labels) for _, labels in first] == [7, 7, 7, 3], "the last partial batch trains too"
+    assert torch.cat([labels for _, labels in first]).bincount().tolist() == [6, 6, 6, 6]
+    again, other = _batches(photos), _batches(photos, place=(1, "student", 1))
+    assert all(torch.equal(a, b) for (a, _), (b, _) in zip(first, again, strict=True))
+    assert not torch.equal(first[0][0], other[0][0])
+
+
+def test_batches_do_not_depend_on_who_loads_them(photos):
+    for (a, x), (b, y) in zip(_batches(photos), _batches(photos, workers=2), strict=True):
+        assert torch.equal(a, b)
+        assert torch.equal(x, y)

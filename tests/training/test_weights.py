@@ -1,0 +1,166 @@
+"""Backbones by name and by file; the shipped pair."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import safetensors.torch
+import timm
+import torch
+
+from cdl_deploy.errors import WeightsError
+from cdl_deploy.training.backbones import mini
+from cdl_deploy.training.backbones.loading import load_backbone, load_weights_file, rebuild_backbone
+from cdl_deploy.training.data.loading import batches
+from cdl_deploy.training.data.sources import digits
+from cdl_deploy.training.data.transforms import Preprocessing, evaluation_transform
+
+
+@pytest.fixture
+def student_file(tmp_path):
+    model = timm.create_model("mini_student", num_classes=7)
+    for value in model.parameters():
+        torch.nn.init.normal_(value, std=0.1)
+    file = tmp_path / "student.safetensors"
+    safetensors.torch.save_file(model.state_dict(), file)
+    return file, model.eval()
+
+
+def test_safetensors_and_timm_checkpoints_load_alike(student_file, tmp_path):
+    file, model = student_file
+    checkpoint = tmp_path / "student.pth"
+    torch.save({"state_dict": {f"module.{n}": v for n, v in model.state_dict().items()}, "epoch": 3}, checkpoint)  # noqa: TID251
+    image = torch.randn(2, 3, 32, 32)
+    infos = []
+    for path in (file, checkpoint):
+        backbone, info = load_backbone("mini_student", str(path), None)
+        infos.append(info)
+        ours = backbone.final_norm(backbone.run_blocks(backbone.embed_normalised(image), 0, 6))
+        torch.testing.assert_close(ours, model.forward_features(image), atol=1e-5, rtol=1e-5)
+    assert infos[0].sha256 == infos[1].sha256
+    assert infos[0].model == "mini_student.glyphs"
+
+
+def test_weights_are_resampled_for_another_image_size(student_file):
+    file, model = student_file
+    backbone, info = load_backbone("mini_student", str(file), 48)
+    assert info.image_size == 48
+    theirs = timm.create_model("mini_student", num_classes=7, img_size=48)
+    theirs.load_state_dict(timm.models.vision_transformer.checkpoint_filter_fn(dict(model.state_dict()), theirs))
+    image = torch.randn(1, 3, 48, 48)
+    ours = backbone.run_blocks(backbone.embed_normalised(image), 0, 6)
+    torch.testing.assert_close(backbone.final_norm(ours), theirs.eval().forward_features(image), atol=1e-5, rtol=1e-5)
+
+
+def test_a_run_rebuilds_its_backbone_from_its_own_file(student_file, tmp_path):
+    backbone, info = load_backbone("mini_student", str(student_file[0]), None)
+    stored = tmp_path / "stored.safetensors"
+    state = backbone.vit.state_dict()
+    safetensors.torch.save_file(state, stored)
+    again = rebuild_backbone(type(info).from_dict(json.loads(json.dumps(info.to_dict()))), stored)
+    assert all(torch.equal(a, b) for a, b in zip(state.values(), again.vit.state_dict().values(), strict=True))
+    state["norm.weight"] = state["norm.weight"] + 1e-6
+    safetensors.torch.save_file(state, stored)
+    with pytest.raises(WeightsError, match="does not hold the weights the run was trained on"):
+        rebuild_backbone(info, stored)
+
+
+def _evil(path):
+    class Evil:
+        def __reduce__(self):
+            return (print, ("ran",))
+
+    torch.save({"state_dict": {"x": Evil()}}, path)  # noqa: TID251
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "message"),
+    [
+        ("gone.safetensors", lambda p: None, "does not exist"),
+        ("short.safetensors", lambda p: p.write_bytes(b"12345"), "cannot read weights file"),
+        ("text.pth", lambda p: p.write_text("hello"), "cannot read weights file"),
+        ("list.pth", lambda p: torch.save([1, 2], p), "holds no state dict"),  # noqa: TID251
+        ("evil.pth", _evil, "cannot read weights file"),
+        (
+            "other.safetensors",
+            lambda p: safetensors.torch.save_file({"cls_token": torch.zeros(1, 1, 8), "foo": torch.zeros(1)}, p),
+            r"do not fit the model: pos_embed is missing; .*, and \d+ more",
+        ),
+    ],
+)
+def test_bad_weights_are_one_clear_line(tmp_path, name, write, message, capsys):
+    file = tmp_path / name
+    write(file)
+    with pytest.raises(WeightsError, match=message) as error:
+        load_backbone("mini_student", str(file), None)
+    assert "\n" not in str(error.value)
+    assert "ran" not in capsys.readouterr().out
+
+
+def test_shapes_that_do_not_fit_are_named(student_file):
+    vit = timm.create_model("mini_student", embed_dim=72, num_classes=0)
+    state = safetensors.torch.load_file(student_file[0])
+    safetensors.torch.save_file({n: v for n, v in state.items() if n in vit.state_dict()}, student_file[0])
+    with pytest.raises(WeightsError, match=r"cls_token has shape \(1, 1, 64\), expected \(1, 1, 72\)"):
+        load_weights_file(vit, student_file[0])
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("vit_smal_patch16_224", "'vit_smal_patch16_224' is unknown to timm; did you mean 'vit_small_patch16_224'"),
+        ("vit_small_patch16_224.augreg_in1", "no weights tagged 'augreg_in1'; did you mean 'augreg_in1k'"),
+        ("mini_studnet", "did you mean 'mini_student'"),
+    ],
+)
+def test_unknown_models_offer_the_nearest(model, message):
+    with pytest.raises(WeightsError, match=message):
+        load_backbone(model, None, None)
+
+
+def test_a_hub_that_cannot_be_reached_is_one_clear_line(monkeypatch):
+    monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", _offline)
+    with pytest.raises(WeightsError, match=r"cannot get pretrained weights of 'vit_tiny.*--teacher-weights"):
+        load_backbone("vit_tiny_patch16_224.augreg_in21k_ft_in1k", None, None)
+
+
+def _offline(*args, **kwargs):
+    raise OSError("no route to the hub")
+
+
+def test_an_image_size_the_model_cannot_take(student_file):
+    with pytest.raises(WeightsError, match="mini_student' cannot be built for 4x4 images"):
+        load_backbone("mini_student", str(student_file[0]), 4)
+
+
+@pytest.mark.parametrize(("model", "bar"), [("mini_teacher", 98.0), ("mini_student", 96.0)])
+def test_the_shipped_pair_knows_digits_it_never_saw(model, bar):
+    """A logistic regression on the frozen class token of held-out digits reaches the bar."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    backbone, info = load_backbone(model, None, None)
+    assert info.source == "package"
+    source, features = digits(), []
+    for split in (source.train, source.test):
+        loader = batches(
+            split.items, split.labels.tolist(), evaluation_transform(Preprocessing(32, 32, "bicubic")), 512
+        )
+        with torch.no_grad():
+            tokens = [backbone.run_blocks(backbone.embed(images), 0, backbone.depth)[:, 0] for images, _ in loader]
+            features.append(backbone.final_norm(torch.cat(tokens)).numpy())
+    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)).fit(features[0], source.train.labels)
+    assert 100 * np.mean(probe.predict(features[1]) == source.test.labels) >= bar
+
+
+@pytest.mark.parametrize("model", mini.MINI_MODELS)
+def test_timm_makes_the_shipped_models_by_name(model):
+    network = timm.create_model(model, pretrained=True)
+    stored = safetensors.torch.load_file(mini.WEIGHTS_DIR / f"{model}.safetensors")
+    assert stored["head.weight"].dtype == torch.float16
+    assert torch.equal(network.head.weight.detach(), stored["head.weight"].float())
+    record = json.loads((mini.WEIGHTS_DIR / f"{model}.json").read_text())
+    assert record["classes"] == network.num_classes

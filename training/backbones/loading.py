@@ -1,0 +1,196 @@
+"""Any plain timm ViT by its full tag, with the hub's weights, a file's, or the package's own."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import safetensors.torch
+import timm
+from timm.models import is_model, list_models, load_state_dict
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+from torch import Tensor
+
+from cdl_deploy.errors import WeightsError, nearest
+from cdl_deploy.training.backbones import mini
+from cdl_deploy.training.models.backbone import Backbone
+
+MISMATCHES_NAMED = 3
+
+
+@dataclass(frozen=True)
+class BackboneInfo:
+    """What a run records of a backbone, and needs to build it again without the hub."""
+
+    model: str
+    """timm name with its tag."""
+    source: str
+    """Where the weights came from: `hub`, `package`, or the file's name."""
+    sha256: str
+    """Of the weights as they are used."""
+    image_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str
+    crop_pct: float
+    parameters: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {**self.__dict__, "mean": list(self.mean), "std": list(self.std)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> BackboneInfo:
+        """The inverse of `to_dict`."""
+        return cls(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
+
+
+def load_backbone(model: str, weights: str | None, image_size: int | None) -> tuple[Backbone, BackboneInfo]:
+    """Build and fill a frozen backbone.
+
+    Raises WeightsError for an unknown name, no weights, or shapes that don't fit.
+    """
+    known_model(model)
+    default = _default_size(model)
+    size = image_size or default
+    if weights is not None:
+        vit = create_vit(model, size)
+        load_weights_file(vit, Path(weights))
+        source = Path(weights).name
+    else:
+        vit = _with_pretrained(model, size)
+        source = "package" if model.split(".")[0] in mini.MINI_MODELS else "hub"
+    data = timm.data.resolve_model_data_config(vit)
+    backbone = Backbone(vit, data["mean"], data["std"])
+    tag = cast(dict[str, Any], vit.pretrained_cfg).get("tag")
+    full_name = model if "." in model or not tag else f"{model}.{tag}"
+    info = BackboneInfo(
+        model=full_name,
+        source=source,
+        sha256=weights_hash(vit),
+        image_size=size,
+        mean=tuple(data["mean"]),
+        std=tuple(data["std"]),
+        interpolation=data["interpolation"] if data["interpolation"] != "random" else "bicubic",
+        crop_pct=float(data["crop_pct"]),
+        parameters=sum(value.numel() for value in vit.parameters()),
+    )
+    return backbone, info
+
+
+def rebuild_backbone(info: BackboneInfo, file: Path) -> Backbone:
+    """The backbone that a run stored, without hub or package weights."""
+    known_model(info.model)
+    vit = create_vit(info.model, info.image_size)
+    vit.load_state_dict(safetensors.torch.load_file(file))
+    if weights_hash(vit) != info.sha256:
+        raise WeightsError(
+            f"{file} does not hold the weights the run was trained on: its hash differs from the record's"
+        )
+    return Backbone(vit, info.mean, info.std)
+
+
+def known_model(model: str) -> None:
+    """Raise WeightsError, with the nearest ViT, unless timm knows `model` and its tag."""
+    name, _, tag = model.partition(".")
+    if not is_model(name):
+        plain = list_models("vit_*", module="vision_transformer") + list(mini.MINI_MODELS)
+        raise WeightsError(f"model '{model}' is unknown to timm{nearest(name, plain)}")
+    tags = [full.partition(".")[2] for full in list_models(f"{name}*", pretrained=True) if full.split(".")[0] == name]
+    if tag and tag not in tags:
+        raise WeightsError(f"model '{name}' has no weights tagged '{tag}'{nearest(tag, tags)}")
+
+
+def create_vit(model: str, image_size: int) -> VisionTransformer:
+    """The bare network without a classifier, randomly initialised. Raises WeightsError where the size cannot be."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # timm's remarks on overridden sizes; ours is deliberate
+            network = timm.create_model(model, pretrained=False, num_classes=0, **_size(model, image_size))
+    except (AssertionError, TypeError, ValueError, RuntimeError) as error:
+        raise WeightsError(f"model '{model}' cannot be built for {image_size}x{image_size} images: {error}") from None
+    vit = cast(VisionTransformer, network)  # `Backbone` refuses what is none
+    if image_size < vit.patch_embed.patch_size[0]:
+        patch = vit.patch_embed.patch_size[0]
+        raise WeightsError(
+            f"model '{model}' cannot be built for {image_size}x{image_size} images: its patches are {patch}x{patch}"
+        )
+    return vit
+
+
+def load_weights_file(vit: VisionTransformer, file: Path) -> None:
+    """Fill `vit` from a safetensors or timm-format checkpoint; a classifier in the file is left out.
+
+    Position embeddings of another image size are resampled, as timm does. Raises WeightsError naming the first few
+    tensors that are missing or have the wrong shape.
+    """
+    state = _read(file)
+    state = {name: value for name, value in state.items() if not name.startswith(("head.", "head_dist."))}
+    found_shapes = {name: tuple(value.shape) for name, value in state.items()}
+    try:
+        state = checkpoint_filter_fn(state, vit)
+    except (RuntimeError, KeyError, AssertionError, ValueError, TypeError):
+        state = {name: state[name] for name in state}  # the comparison below says what does not fit
+    wanted = vit.state_dict()
+    wrong = [f"{name} is missing" for name in wanted if name not in state]
+    wrong += [f"{name} is not part of it" for name in state if name not in wanted and name in found_shapes]
+    wrong += [
+        f"{name} has shape {tuple(state[name].shape)}, expected {tuple(value.shape)}"
+        for name, value in wanted.items()
+        if name in state and state[name].shape != value.shape
+    ]
+    if wrong:
+        more = f", and {len(wrong) - MISMATCHES_NAMED} more" if len(wrong) > MISMATCHES_NAMED else ""
+        raise WeightsError(f"weights {file} do not fit the model: {'; '.join(wrong[:MISMATCHES_NAMED])}{more}")
+    vit.load_state_dict({name: state[name].float() for name in wanted})
+
+
+def weights_hash(vit: VisionTransformer) -> str:
+    """SHA-256 over names and float32 values of every tensor of the network, in the order of their names."""
+    digest = hashlib.sha256()
+    for name, value in sorted(vit.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    """A state dict from safetensors or a torch checkpoint; of the latter, timm reads tensors only and runs no code."""
+    if not file.is_file():
+        raise WeightsError(f"weights file {file} does not exist")
+    try:
+        content = load_state_dict(str(file), weights_only=True)
+    except AttributeError:
+        content = {}  # timm took it for a mapping
+    except Exception as error:  # noqa: BLE001  safetensors, zip, pickle and OS errors have no common base
+        reason = " ".join(str(error).split(". ")[0].split())[:160]
+        raise WeightsError(f"cannot read weights file {file}: {reason or type(error).__name__}") from None
+    if not content or not all(isinstance(value, Tensor) for value in content.values()):
+        raise WeightsError(f"weights file {file} holds no state dict: expected a mapping of names to tensors")
+    return dict(content)
+
+
+def _with_pretrained(model: str, image_size: int) -> VisionTransformer:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            network = timm.create_model(model, pretrained=True, num_classes=0, **_size(model, image_size))
+            return cast(VisionTransformer, network)  # `Backbone` refuses what is none
+    except Exception as error:  # noqa: BLE001  hub, network and disk errors have no common base
+        reason = " ".join(str(error).split())[:200]
+        raise WeightsError(
+            f"cannot get pretrained weights of '{model}' from the hub ({type(error).__name__}: {reason}): "
+            "check the network, or give a file with --teacher-weights or --student-weights"
+        ) from None
+
+
+def _default_size(model: str) -> int:
+    config = timm.get_pretrained_cfg(model, allow_unregistered=True)
+    return int(config.input_size[-1]) if config is not None else 224
+
+
+def _size(model: str, image_size: int) -> dict[str, Any]:
+    return {} if image_size == _default_size(model) else {"img_size": image_size}

@@ -1,0 +1,74 @@
+"""Batches of pixels. What an image looks like in a batch depends on the seed and its place, not on who loads it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from cdl_deploy.training.data.sources import Item, load_image
+from cdl_deploy.training.data.transforms import PixelTransform
+from cdl_deploy.training.seeds import derive_seed, generator
+
+Key = tuple[int, int]
+"""Index of an image, and the seed of its augmentation."""
+
+
+class PixelDataset(Dataset[tuple[Tensor, int]]):
+    """Images with labels; indexed by (index, seed), so that worker processes need no state."""
+
+    def __init__(self, items: Sequence[Item], labels: Sequence[int], transform: PixelTransform) -> None:
+        self.items, self.labels, self.transform = items, labels, transform
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, key: Key) -> tuple[Tensor, int]:
+        index, seed = key
+        torch.manual_seed(seed)  # torchvision's transforms draw from the global generators; nothing else here does
+        random.seed(seed)
+        return self.transform(load_image(self.items[index])), self.labels[index]
+
+
+class SeededBatches(Sampler[list[Key]]):
+    """Every image once, in an order and with augmentations drawn from `seed` and `place`.
+
+    The last batch may be smaller.
+    Differs: the reference drops the last partial batch, so a task with fewer images than a batch trains on nothing.
+    """
+
+    def __init__(self, count: int, batch_size: int, seed: int, place: tuple[str | int, ...], shuffle: bool) -> None:
+        self.count, self.batch_size, self.seed, self.place, self.shuffle = count, batch_size, seed, place, shuffle
+
+    def __len__(self) -> int:
+        return -(-self.count // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        order = list(range(self.count))
+        if self.shuffle:
+            order = torch.randperm(self.count, generator=generator(self.seed, "order", *self.place)).tolist()
+        first = derive_seed(self.seed, "augmentation", *self.place)
+        for start in range(0, self.count, self.batch_size):
+            yield [(index, (first + index) % 2**63) for index in order[start : start + self.batch_size]]
+
+
+def batches(
+    items: Sequence[Item],
+    labels: Sequence[int],
+    transform: PixelTransform,
+    batch_size: int,
+    *,
+    workers: int = 0,
+    seed: int = 0,
+    place: tuple[str | int, ...] = (),
+    shuffle: bool = False,
+) -> DataLoader[tuple[Tensor, Tensor]]:
+    """A loader of (pixels [B, 3, height, width] uint8, labels [B] int64)."""
+    # A batch's labels, ints in the dataset, are collated into one tensor.
+    dataset = cast(Dataset[tuple[Tensor, Tensor]], PixelDataset(items, labels, transform))
+    sampler = SeededBatches(len(items), batch_size, seed, place, shuffle)
+    return DataLoader(dataset, batch_sampler=sampler, num_workers=workers, pin_memory=torch.cuda.is_available())

@@ -1,0 +1,75 @@
+"""How the classes of a data set are dealt out to tasks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import yaml
+
+from cdl_deploy.errors import DataError, nearest
+from cdl_deploy.training.config import DataConfig
+from cdl_deploy.training.seeds import generator
+
+Tasks = tuple[tuple[str, ...], ...]
+"""Class names by task; their order is the order of the logits."""
+
+DEFAULT_TASKS = 5
+
+
+def make_tasks(classes: tuple[str, ...], config: DataConfig, seed: int) -> Tasks:
+    """The tasks that `config` asks for. Raises DataError for more tasks than classes, or a file that does not fit."""
+    if config.task_file is not None:
+        return read_task_file(Path(config.task_file), classes)
+    order = list(classes)
+    if config.class_order == "shuffled":
+        shuffled = torch.randperm(len(order), generator=generator(seed, "class order")).tolist()
+        order = [order[i] for i in shuffled]
+    if config.classes_per_task is not None:
+        size = config.classes_per_task
+        if size > len(order):
+            raise DataError(f"--classes-per-task {size} is more than the {len(order)} classes there are: ask for fewer")
+        return tuple(tuple(order[i : i + size]) for i in range(0, len(order), size))
+    count = config.tasks if config.tasks is not None else min(DEFAULT_TASKS, len(order))
+    if count > len(order):
+        raise DataError(
+            f"--tasks {count} is more than the {len(order)} classes there are: ask for {len(order)} or fewer"
+        )
+    small, larger = divmod(len(order), count)
+    tasks, start = [], 0
+    for number in range(count):
+        size = small + (number < larger)
+        tasks.append(tuple(order[start : start + size]))
+        start += size
+    return tuple(tasks)
+
+
+def read_task_file(path: Path, classes: tuple[str, ...]) -> Tasks:
+    """A YAML list of tasks, each a list of class names; every name must be a class and occur once.
+
+    Classes of the data set that the file does not name are left out of the run.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"cannot read --task-file {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise DataError(f"--task-file {path} is not YAML: {' '.join(str(error).split())}") from None
+    if isinstance(content, dict) and set(content) == {"tasks"}:
+        content = content["tasks"]
+    if not isinstance(content, list) or not content or not all(isinstance(task, list) and task for task in content):
+        raise DataError(
+            f"--task-file {path} must be a list of tasks, each a list of class names, such as [[cat, dog], [owl]]"
+        )
+    tasks = tuple(tuple(str(name) for name in task) for task in content)
+    seen: set[str] = set()
+    for number, task in enumerate(tasks, start=1):
+        for name in task:
+            if name not in classes:
+                raise DataError(
+                    f"--task-file {path}, task {number}: no class '{name}' in the data{nearest(name, classes)}"
+                )
+            if name in seen:
+                raise DataError(f"--task-file {path}, task {number}: class '{name}' is listed twice: keep one")
+            seen.add(name)
+    return tasks

@@ -1,0 +1,134 @@
+"""CODA-Prompt (Smith et al., CVPR 2023, arXiv 2211.13218): prompts are weighted sums of components.
+
+In each of the blocks 0 to 4, component i has a key K_i, an attention A_i and prompt rows P_i (method, section 3):
+
+    w_i = cos(q ∘ A_i, K_i)         prompt = Σ_i w_i P_i
+
+No softmax and no top-k. Each task brings its own components; those of earlier tasks are frozen.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from cdl_deploy.errors import OptionError
+from cdl_deploy.training.methods.protocol import ContinualMethod, Phase, Selection
+from cdl_deploy.training.models.backbone import BlockPrompt, NetworkShape
+from cdl_deploy.training.models.growing import GrowingRows
+from cdl_deploy.training.shapes import Query
+
+BLOCKS = 5
+
+
+class CodaPrompt(ContinualMethod):
+    """Components in five blocks from the learner's first prompted block on."""
+
+    def __init__(
+        self, shape: NetworkShape, components_per_task: int = 10, prompt_rows: int = 4, orthogonality: float = 0.0
+    ) -> None:
+        """`prompt_rows`: p, rows for the keys and as many for the values. `orthogonality`: μ of the extra loss."""
+        super().__init__()
+        last = shape.first_block + BLOCKS
+        if last > shape.depth:
+            raise OptionError(
+                f"CODA-Prompt prompts blocks {shape.first_block} to {last - 1}, "
+                f"but the model has {shape.depth} blocks: choose a deeper model or an earlier query block"
+            )
+        self.shape = shape
+        self.components_per_task = components_per_task
+        self.prompt_rows = prompt_rows
+        self.orthogonality = orthogonality
+        self.blocks = nn.ModuleDict({str(b): CodaBlock(shape, prompt_rows) for b in range(shape.first_block, last)})
+
+    def own_blocks(self) -> dict[int, CodaBlock]:
+        """The components by the index of the block they prompt."""
+        return {int(index): cast(CodaBlock, block) for index, block in self.blocks.items()}
+
+    def begin_task(self, generator: torch.Generator) -> None:
+        for block in self.own_blocks().values():
+            block.begin_task(self.components_per_task, generator)
+
+    def forward(self, query: Query | None, phase: Phase) -> Selection:
+        assert query is not None
+        blocks = self.own_blocks()
+        prompts = {index: BlockPrompt(before=block(query)) for index, block in blocks.items()}
+        losses: dict[str, Tensor] = {}
+        if self.orthogonality and phase == "train":
+            penalty = torch.stack([block.orthogonality() for block in blocks.values()]).sum()
+            losses["orthogonality"] = self.orthogonality * penalty
+        return Selection(prompts, losses)
+
+
+class CodaBlock(nn.Module):
+    """The components of one block: keys and attentions [M, Q], prompts [M, 2p, D] (key rows, then value rows)."""
+
+    def __init__(self, shape: NetworkShape, prompt_rows: int) -> None:
+        super().__init__()
+        self.keys = GrowingRows(shape.query_width)
+        self.attentions = GrowingRows(shape.query_width)
+        self.prompts = GrowingRows(2 * prompt_rows, shape.width)
+
+    def begin_task(self, components: int, generator: torch.Generator) -> None:
+        """New components, orthogonal to all earlier ones and of unit length."""
+        for rows in (self.keys, self.attentions, self.prompts):
+            drawn = torch.randn(components, *rows.shape, generator=generator)
+            new = orthonormal_rows(rows.all().detach().cpu().flatten(1), drawn.flatten(1))
+            rows.grow(new.view_as(drawn))
+
+    def weights(self, query: Query) -> Float[Tensor, "B M"]:
+        """cos(q ∘ A_i, K_i) as two matrix products, so that no [B, M, Q] tensor is made.
+
+        Σ_d q_d A_id K̂_id over √(Σ_d q_d² A_id²), with K̂ the normalised key.
+        """
+        attentions = self.attentions.all()
+        keys = F.normalize(self.keys.all(), dim=1)
+        dot = query @ (attentions * keys).T
+        norm = (query.square() @ attentions.square().T).sqrt()
+        return dot / norm.clamp_min(1e-12)
+
+    def forward(self, query: Query) -> tuple[Float[Tensor, "B p D"], Float[Tensor, "B p D"]]:
+        """Key rows and value rows [B, p, D] each."""
+        prompt = torch.einsum("bm,mpd->bpd", self.weights(query), self.prompts.all())
+        key_rows, value_rows = prompt.chunk(2, dim=1)
+        return key_rows, value_rows
+
+    def orthogonality(self) -> Float[Tensor, ""]:
+        """Σ over K, A, P of mean((X Xᵀ − I)²)."""
+        total = torch.zeros((), device=self.keys.current.device)
+        for rows in (self.keys, self.attentions, self.prompts):
+            matrix = rows.all().flatten(1)
+            total = total + (matrix @ matrix.T - torch.eye(len(matrix), device=matrix.device)).square().mean()
+        return total
+
+
+def orthonormal_rows(earlier: Float[Tensor, "n d"], drawn: Float[Tensor, "m d"]) -> Float[Tensor, "m d"]:
+    """Gram-Schmidt: each drawn row minus its projections on all rows before it, then unit length.
+
+    Earlier rows are trained, so they are no longer orthonormal: they are projected out as the span they are. In double
+    precision, on the CPU.
+
+    Differs: when as many rows exist as there are dimensions, no new direction is left; the reference then divides
+    rounding noise by its length. Here such rows are made orthogonal to the rows of their own task only, so a student of
+    width 64 can go on learning after its sixth task.
+    """
+    dimensions = drawn.shape[1]
+    basis = torch.linalg.qr(earlier.double().T).Q.T if 0 < len(earlier) < dimensions else drawn.double()[:0]
+    if len(earlier) + len(drawn) > dimensions:
+        basis = basis[:0]
+    if len(drawn) > dimensions:
+        raise OptionError(
+            f"{len(drawn)} components a task cannot be orthogonal in {dimensions} dimensions: ask for fewer"
+        )
+    rows: list[Tensor] = []
+    for row in drawn.double():
+        for _ in range(2):  # twice is enough: the second pass removes the rounding of the first
+            row = row - basis.T @ (basis @ row)
+            for done in rows:
+                row = row - done * (done @ row)
+        rows.append(row / row.norm())
+    return torch.stack(rows).float()

@@ -1,0 +1,164 @@
+"""A frozen plain timm ViT that can run its blocks with prompts (method, section 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeVar, cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from timm.layers.attention import Attention
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor, nn
+
+from cdl_deploy.errors import WeightsError
+from cdl_deploy.training.shapes import Pixels, Rows, Tokens
+
+
+@dataclass(frozen=True)
+class NetworkShape:
+    """What a method or a distillation must know of the network it prompts."""
+
+    width: int
+    """D, of the prompted backbone."""
+    depth: int
+    """L, of the prompted backbone."""
+    query_width: int
+    """Q, the student's width: keys have it in teacher and student alike."""
+    first_block: int = 0
+    """Prompts that sit in block b for a full query sit in block b + first_block (method, section 9)."""
+
+
+@dataclass(frozen=True)
+class BlockPrompt:
+    """What one block's attention gets besides its tokens. Each pair is (key rows, value rows)."""
+
+    before: tuple[Rows, Rows] | None = None
+    """Prefix prompts, put before the keys and values of the tokens."""
+    after: tuple[Float[Tensor, "1 r D"], Float[Tensor, "1 r D"]] | None = None
+    """KD prompts, put after them; the same for every image."""
+    class_shift: tuple[Float[Tensor, "D"], Float[Tensor, "D"]] | None = None
+    """Added to the class token's key and value (APT)."""
+
+
+Prompts = Mapping[int, BlockPrompt]
+
+
+AnyBackbone = TypeVar("AnyBackbone", bound="Backbone")
+
+
+class Backbone(nn.Module):
+    """A frozen ViT with its own pixel statistics.
+
+    Never trains: no parameter asks for a gradient, always in eval mode.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, vit: VisionTransformer, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        check_plain(vit)
+        self.vit = vit.eval().requires_grad_(False)
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+        self.depth: int = len(vit.blocks)
+        self.width: int = vit.embed_dim
+        self.heads: int = self.attention(0).num_heads
+
+    def train(self: AnyBackbone, mode: bool = True) -> AnyBackbone:  # beartype cannot check typing.Self
+        """Stay in eval mode: a frozen backbone drops nothing."""
+        return super().train(False)
+
+    def block(self, index: int) -> Block:
+        """One of the ViT's blocks, which `check_plain` has found to be plain."""
+        return cast(Block, self.vit.blocks[index])
+
+    def attention(self, index: int) -> Attention:
+        """That block's attention."""
+        return cast(Attention, self.block(index).attn)
+
+    def embed(self, images: Pixels) -> Tokens:
+        """Pixels [B, 3, height, width] uint8 → tokens before block 0."""
+        return self.embed_normalised((images.float() / 255 - self.mean) / self.std)
+
+    def embed_normalised(self, images: Float[Tensor, "B 3 height width"]) -> Tokens:
+        """Normalised pixels → tokens before block 0."""
+        tokens = self.vit._pos_embed(self.vit.patch_embed(images))
+        return self.vit.norm_pre(self.vit.patch_drop(tokens))
+
+    @torch.no_grad()
+    def class_token(self) -> Float[Tensor, "1 D"]:
+        """The class token as it enters block 0, position embedding included; it is the same for every image."""
+        height, width = self.vit.patch_embed.img_size
+        return self.embed_normalised(torch.zeros(1, 3, height, width, device=self.mean.device))[0, :1].clone()
+
+    def run_block(self, index: int, tokens: Tokens, prompt: BlockPrompt | None = None) -> Tokens:
+        """One block; it returns as many tokens as it got."""
+        block = self.block(index)
+        if prompt is None:
+            return block(tokens)
+        tokens = tokens + block.ls1(_attention(self.attention(index), block.norm1(tokens), prompt))
+        return tokens + block.ls2(block.mlp(block.norm2(tokens)))
+
+    def run_blocks(self, tokens: Tokens, start: int, stop: int, prompts: Prompts | None = None) -> Tokens:
+        """Blocks `start` to `stop - 1`."""
+        prompts = prompts or {}
+        for index in range(start, stop):
+            tokens = self.run_block(index, tokens, prompts.get(index))
+        return tokens
+
+    def final_norm(self, tokens: Float[Tensor, "*shape D"]) -> Float[Tensor, "*shape D"]:
+        """The norm between the last block and the heads."""
+        return self.vit.norm(tokens)
+
+
+def _split_heads(rows: Rows, batch: int, heads: int) -> Float[Tensor, "B H p head"]:
+    """Rows [B or 1, p, D] → [B, H, p, D / H], as they are: prompts pass no projection."""
+    split = rows.unflatten(-1, (heads, -1)).transpose(1, 2)
+    return split.expand(batch, -1, -1, -1)
+
+
+def _attention(attention: Attention, tokens: Tokens, prompt: BlockPrompt) -> Tokens:
+    """Multi-head attention with prompt rows around the keys and values; queries are untouched."""
+    batch, count, width = tokens.shape
+    heads = attention.num_heads
+    qkv = attention.qkv(tokens).reshape(batch, count, 3, heads, width // heads)
+    query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+    query, key = attention.q_norm(query), attention.k_norm(key)
+    if prompt.class_shift is not None:
+        shift_key, shift_value = (row.view(heads, 1, -1) for row in prompt.class_shift)
+        key = torch.cat([key[:, :, :1] + shift_key, key[:, :, 1:]], dim=2)
+        value = torch.cat([value[:, :, :1] + shift_value, value[:, :, 1:]], dim=2)
+    keys, values = [key], [value]
+    if prompt.before is not None:
+        keys.insert(0, _split_heads(prompt.before[0], batch, heads))
+        values.insert(0, _split_heads(prompt.before[1], batch, heads))
+    if prompt.after is not None:
+        keys.append(_split_heads(prompt.after[0], batch, heads))
+        values.append(_split_heads(prompt.after[1], batch, heads))
+    mixed = F.scaled_dot_product_attention(query, torch.cat(keys, dim=2), torch.cat(values, dim=2))
+    return attention.proj(mixed.transpose(1, 2).reshape(batch, count, width))
+
+
+def check_plain(vit: nn.Module) -> None:
+    """Refuse what is not a plain pre-norm ViT with a class token: prompts would silently land in the wrong place."""
+    name = type(vit).__name__
+    if type(vit) is not VisionTransformer:
+        raise WeightsError(f"the model is a {name}, expected a plain timm VisionTransformer: choose a vit_* model")
+    if vit.cls_token is None or vit.attn_pool is not None or isinstance(vit.norm, nn.Identity):
+        raise WeightsError(
+            "the ViT has no class token read after a final norm (global_pool='token'): choose another model"
+        )
+    for block in vit.blocks:
+        attention = getattr(block, "attn", None)
+        if type(block) is not Block or type(attention) is not Attention:
+            kind = f"{type(block).__name__} with {type(attention).__name__}"
+            raise WeightsError(f"the ViT's blocks are {kind}, expected Block with Attention: choose a plain ViT")
+        # timm 1.0.20 knows neither gate nor norm
+        if getattr(attention, "gate", None) is not None or not isinstance(
+            getattr(attention, "norm", nn.Identity()), nn.Identity
+        ):
+            raise WeightsError("the ViT gates or normalises its attention output: choose a plain ViT")

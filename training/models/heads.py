@@ -1,0 +1,35 @@
+"""A linear head whose rows, one per class, arrive task by task."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from cdl_deploy.training.models.growing import GrowingRows
+
+
+class GrowingHead(nn.Module):
+    """logits = x Wᵀ + b over the classes seen so far.
+
+    Differs: new rows are zeros; the paper's implementation draws them as `torch.nn.Linear` does (`start="linear"`). The
+    cross-entropy over the current task's classes changes only differences between their rows. What the rows have in
+    common stays as it was drawn, an offset between tasks that no training removes (docs/findings.md).
+    """
+
+    def __init__(self, width: int, start: str = "zeros") -> None:
+        super().__init__()
+        self.width = width
+        self.start = start
+        self.weight = GrowingRows(width)
+        self.bias = GrowingRows()
+
+    def begin_task(self, new_classes: int, generator: torch.Generator) -> None:
+        """New rows: zeros, or uniform in ±1/√D from `generator`."""
+        bound = 0.0 if self.start == "zeros" else self.width**-0.5
+        self.weight.grow((torch.rand(new_classes, self.width, generator=generator) * 2 - 1) * bound)
+        self.bias.grow((torch.rand(new_classes, generator=generator) * 2 - 1) * bound)
+
+    def forward(self, features: Float[Tensor, "B D"]) -> Float[Tensor, "B C"]:
+        """Logits of every class seen."""
+        return nn.functional.linear(features, self.weight.all(), self.bias.all())

@@ -1,0 +1,127 @@
+"""A learner: a frozen backbone with the prompts, heads and, for the student, the distillation that train on it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from cdl_deploy.training.distillation.protocol import Distillation, Output
+from cdl_deploy.training.methods.protocol import ContinualMethod, Phase
+from cdl_deploy.training.models.backbone import Backbone, BlockPrompt
+from cdl_deploy.training.models.heads import GrowingHead
+from cdl_deploy.training.shapes import Logits, Pixels, Query, Tokens
+
+Role = Literal["teacher", "student"]
+
+
+class QueryResult(NamedTuple):
+    """The query of a batch, and the student's tokens as far as computing it has brought them."""
+
+    query: Query | None
+    student_tokens: Tokens
+
+
+class QueryEncoder:
+    """q: the class token after the final norm of the unprompted student backbone (method, section 2).
+
+    Computed once a batch and shared by teacher and student. The patch embedding it starts with is the student's own.
+    """
+
+    def __init__(self, student: Backbone) -> None:
+        self.backbone = student
+
+    @torch.no_grad()
+    def __call__(self, images: Pixels, needed: bool = True) -> QueryResult:
+        """The query [B, Q] of the images, or None where no method looks at it."""
+        return self.from_tokens(self.backbone.embed(images), needed)
+
+    @torch.no_grad()
+    def from_tokens(self, tokens: Tokens, needed: bool = True) -> QueryResult:
+        """The same, from the student's embedded tokens."""
+        if not needed:
+            return QueryResult(None, tokens)
+        last = self.backbone.run_blocks(tokens, 0, self.backbone.depth)
+        return QueryResult(self.backbone.final_norm(last[:, 0]), tokens)
+
+
+class Learner(nn.Module):
+    """Teacher or student. `tasks` holds the number of classes each task brought."""
+
+    def __init__(
+        self,
+        role: Role,
+        backbone: Backbone,
+        method: ContinualMethod,
+        distillation: Distillation,
+        head_start: str = "zeros",
+    ) -> None:
+        super().__init__()
+        self.role = role
+        self.backbone = backbone
+        self.method = method
+        self.class_head = GrowingHead(backbone.width, head_start)
+        self.distillation = distillation
+        self.tasks: list[int] = []
+
+    def begin_task(self, new_classes: int, generators: dict[str, torch.Generator]) -> None:
+        """Grow heads, prompts and KD head; `generators` are called `method`, `class_head` and `distillation`."""
+        self.method.begin_task(generators["method"])
+        self.class_head.begin_task(new_classes, generators["class_head"])
+        self.distillation.begin_task(new_classes, generators["distillation"])
+        self.tasks.append(new_classes)
+
+    @property
+    def first_class(self) -> int:
+        """Index of the current task's first class."""
+        return sum(self.tasks[:-1])
+
+    def forward(self, tokens: Tokens, query: Query | None, phase: Phase) -> Output:
+        """From embedded tokens [B, N, D] and the query [B, Q] to the logits of every class seen."""
+        selection = self.method(query, phase)
+        prompts = merge(selection.prompts, self.distillation.block_prompts())
+        tokens = self.distillation.append_token(tokens)
+        tokens = self.backbone.run_blocks(tokens, 0, self.backbone.depth, prompts)
+        normalised = self.backbone.final_norm(tokens)
+        return Output(
+            class_logits=self.class_head(normalised[:, 0]),
+            tokens=tokens,
+            extra_logits=self.distillation.extra_logits(normalised),
+            losses=selection.losses,
+        )
+
+    def predict(self, output: Output) -> Logits:
+        """The logits the learner answers with, every class seen."""
+        return self.distillation.predict(output.class_logits, output.extra_logits)
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """Everything that was trained: the state without the frozen backbone."""
+        return {name: value for name, value in self.state_dict().items() if not name.startswith("backbone.")}
+
+    def load_trained_state(self, state: dict[str, Tensor], tasks: list[int]) -> None:
+        """Restore what `trained_state` gave, at whatever task it was taken."""
+        missing, unexpected = self.load_state_dict(state, strict=False)
+        missing = [name for name in missing if not name.startswith("backbone.")]
+        if missing or unexpected:
+            raise KeyError(f"state does not fit the learner: missing {missing}, unexpected {unexpected}")
+        self.tasks = list(tasks)
+
+
+def merge(first: dict[int, BlockPrompt], second: dict[int, BlockPrompt]) -> dict[int, BlockPrompt]:
+    """Prompts of both; in a block that both prompt, `first` gives the prefix and `second` the KD rows."""
+    merged = dict(first)
+    for index, prompt in second.items():
+        merged[index] = replace(merged[index], after=prompt.after) if index in merged else prompt
+    return merged
+
+
+def learner_logits(
+    encoder: QueryEncoder, learner: Learner, images: Pixels, query: QueryResult | None = None
+) -> Float[Tensor, "B C"]:
+    """What `learner` answers for `images` at test time."""
+    result = query or encoder(images, learner.method.uses_query)
+    tokens = result.student_tokens if learner.backbone is encoder.backbone else learner.backbone.embed(images)
+    return learner.predict(learner(tokens, result.query, "test"))

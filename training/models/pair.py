@@ -1,0 +1,69 @@
+"""Teacher and student of a run, and the query encoder they share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from cdl_deploy.training.config import MethodConfig
+from cdl_deploy.training.distillation import Distillation, build_distillation
+from cdl_deploy.training.methods import build_method
+from cdl_deploy.training.models.backbone import Backbone, NetworkShape
+from cdl_deploy.training.models.learner import Learner, QueryEncoder, Role
+from cdl_deploy.training.seeds import generator
+
+
+@dataclass
+class Pair:
+    """`teacher` is None where nothing is distilled."""
+
+    encoder: QueryEncoder
+    student: Learner
+    teacher: Learner | None
+
+    @property
+    def learners(self) -> dict[Role, Learner]:
+        """In the order they learn a task."""
+        return {"teacher": self.teacher, "student": self.student} if self.teacher else {"student": self.student}
+
+    def begin_task(self, new_classes: int, seed: int) -> None:
+        """Grow both learners. New values depend on the seed, the role and the number of the task, on nothing before."""
+        for role, learner in self.learners.items():
+            task = len(learner.tasks)
+            parts = ("method", "class_head", "distillation")
+            device = learner.backbone.mean.device
+            learner.begin_task(new_classes, {part: generator(seed, part, role, task) for part in parts})
+            learner.to(device)
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """Everything trained, names prefixed by the role."""
+        return {
+            f"{role}/{name}": value
+            for role, learner in self.learners.items()
+            for name, value in learner.trained_state().items()
+        }
+
+    def load_trained_state(self, state: dict[str, Tensor], tasks: list[int]) -> None:
+        """Restore what `trained_state` gave; `tasks` are the class counts of the tasks begun by then."""
+        for role, learner in self.learners.items():
+            own = {name.removeprefix(f"{role}/"): v for name, v in state.items() if name.startswith(f"{role}/")}
+            learner.load_trained_state(own, tasks)
+
+
+def build_pair(backbones: dict[Role, Backbone], config: MethodConfig, seed: int) -> Pair:
+    """Learners that have seen no task. `backbones` has no teacher where nothing is distilled."""
+    student, teacher = backbones["student"], backbones.get("teacher")
+    shapes = {role: NetworkShape(b.width, b.depth, query_width=student.width) for role, b in backbones.items()}
+    distillation = build_distillation(
+        shapes["student"],
+        shapes.get("teacher"),
+        student.class_token(),
+        config,
+        generator(seed, "distillation", "initial"),
+    )
+    learners: dict[Role, Learner] = {}
+    for role, backbone in backbones.items():
+        own = distillation if role == "student" else Distillation()
+        learners[role] = Learner(role, backbone, build_method(shapes[role], config), own, config.head_start)
+    return Pair(QueryEncoder(student), learners["student"], learners.get("teacher") if teacher else None)

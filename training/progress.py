@@ -1,0 +1,47 @@
+"""What training tells while it runs. The library prints nothing; whoever calls it may subclass `Progress`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from cdl_deploy.training.models.learner import Role
+from cdl_deploy.training.run_directory import Record
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One learner learning one task."""
+
+    task: int
+    """Counted from 1."""
+    tasks: int
+    role: Role
+    epochs: int
+    images: int
+    """Training images of the task."""
+
+
+class Progress:
+    """Does nothing; every method is a hook."""
+
+    def checking(self, done: int, total: int) -> None:
+        """Images of a folder are being decoded once."""
+
+    def planned(self, record: Record) -> None:
+        """The run directory exists; nothing has been learned yet, or the run is being resumed."""
+
+    def stage_started(self, stage: Stage, first_epoch: int) -> None:
+        """A learner starts, or continues, to learn a task."""
+
+    def step(self, stage: Stage, epoch: int, images: int, losses: Mapping[str, float]) -> None:
+        """`images` more images were learned from; the loss terms by name."""
+
+    def stage_finished(self, stage: Stage) -> None:
+        """The learner has finished the task."""
+
+    def evaluating(self, task: int, role: Role, done: int, total: int) -> None:
+        """Test images of the tasks seen are being classified."""
+
+    def task_finished(self, record: Record) -> None:
+        """The last entry of `record.tasks` is new, and so is the last row of every matrix."""

@@ -1,0 +1,57 @@
+"""From a run directory back to learners. Export reads runs through this; it needs torch and timm, nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cdl_deploy.errors import RunError
+from cdl_deploy.training.backbones.loading import BackboneInfo, rebuild_backbone
+from cdl_deploy.training.config import RunConfig
+from cdl_deploy.training.models.learner import Role
+from cdl_deploy.training.models.pair import Pair, build_pair
+from cdl_deploy.training.run_directory import Record, RunDirectory
+
+
+def rebuild_pair(directory: RunDirectory, record: Record) -> Pair:
+    """Teacher and student of a run, from the weights the run stored, before any task."""
+    config = RunConfig.from_dict(record.config)
+    roles: list[Role] = ["student", "teacher"]
+    backbones = {
+        role: rebuild_backbone(BackboneInfo.from_dict(record.backbones[role]), directory.backbone_file(role))
+        for role in roles
+        if role in record.backbones
+    }
+    return build_pair(backbones, config.method, config.optim.seed)
+
+
+def load_run(root: Path) -> tuple[Record, Pair]:
+    """A run's record and its learners after the last finished task, on the CPU.
+
+    Raises RunError where none is finished.
+    """
+    directory = RunDirectory(root)
+    record = directory.read_record()
+    if not record.tasks:
+        raise RunError(f"{root} has no finished task yet: continue it with cdl train --resume --out {root}")
+    pair = rebuild_pair(directory, record)
+    state, header = directory.load_tensors(directory.task_checkpoint(len(record.tasks)))
+    pair.load_trained_state(state, header["tasks"])
+    return record, pair
+
+
+def load_heldout(root: Path, record: Record) -> tuple[Tensor, Tensor]:
+    """Held-out images [n, 3, height, width] uint8 of every finished task, and their labels [n]."""
+    directory = RunDirectory(root)
+    tensors, _ = directory.load_tensors(directory.heldout_file)
+    numbers = range(1, len(record.tasks) + 1)
+    images = torch.cat([tensors[f"task_{number}/images"] for number in numbers])
+    return images, torch.cat([tensors[f"task_{number}/labels"] for number in numbers])
+
+
+def read_finished(root: Path) -> Record | None:
+    """The record of a run that has nothing left to do, or None."""
+    record = RunDirectory(root).read_record()
+    return record if record.finished else None

@@ -1,0 +1,222 @@
+"""The run directory: what training leaves and export reads. It describes itself; see docs/run-directory.md.
+
+    RUN/run.json                     configuration, tasks, models, accuracy matrices, metrics
+    RUN/backbones/<role>.safetensors the frozen weights
+    RUN/checkpoints/task-01.safetensors …   everything trained, after each task
+    RUN/checkpoints/last.safetensors the same after the last finished epoch, with optimiser moments, for --resume
+    RUN/heldout.safetensors          a few held-out test images of each task, for export to compare on
+    RUN/accuracy_<role>.csv, RUN/accuracy.png
+
+`last.safetensors` carries the record in its own header and is written in one atomic step, so whatever interrupts a run
+leaves a pair of weights and record that belong together; `run.json` is derived from it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from cdl_deploy.errors import RunError
+from cdl_deploy.files import write_atomic, write_json, write_text
+from cdl_deploy.version import __version__
+
+FORMAT_VERSION = 1
+
+
+@dataclass
+class Record:
+    """The run's JSON record."""
+
+    config: dict[str, Any]
+    """`RunConfig.to_dict()`, resolved."""
+    preprocessing: dict[str, Any]
+    """`Preprocessing`, and the augmentation that `auto` resolved to."""
+    backbones: dict[str, Any]
+    """`BackboneInfo.to_dict()` by role."""
+    planned_tasks: list[list[str]]
+    """Class names by task."""
+    tasks: list[dict[str, Any]] = field(default_factory=list)
+    """One entry a finished task: number, classes, image counts, data fingerprint, seconds by stage."""
+    matrices: dict[str, list[list[float]]] = field(default_factory=dict)
+    """Accuracy matrix by role."""
+    skipped_images: list[str] = field(default_factory=list)
+    """Unreadable images that --skip-bad left out."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether every planned task is done."""
+        return len(self.tasks) == len(self.planned_tasks)
+
+    @property
+    def classes(self) -> list[str]:
+        """Class names of the finished tasks, in the order of the logits."""
+        return [name for task in self.tasks for name in task["classes"]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """What run.json holds: the record and, for each role, matrix and metrics."""
+        from cdl_deploy.training import metrics
+
+        roles: dict[str, Any] = {"student": None, "teacher": None}
+        for role, matrix in self.matrices.items():
+            if matrix:
+                roles[role] = {**metrics.summary(matrix), "accuracy_matrix": matrix}
+        return {
+            "format_version": FORMAT_VERSION,
+            "kind": "cdl-deploy run",
+            "producer": {"name": "cdl-deploy", "version": __version__},
+            "status": "finished" if self.finished else "unfinished",
+            **roles,
+            "tasks": self.tasks,
+            "planned_tasks": self.planned_tasks,
+            "config": self.config,
+            "preprocessing": self.preprocessing,
+            "backbones": self.backbones,
+            "skipped_images": self.skipped_images,
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Record:
+        """The inverse of `to_dict`."""
+        roles = {role: values[role] for role in ("student", "teacher") if values.get(role)}
+        return cls(
+            config=values["config"],
+            preprocessing=values["preprocessing"],
+            backbones=values["backbones"],
+            planned_tasks=values["planned_tasks"],
+            tasks=values["tasks"],
+            matrices={role: entry["accuracy_matrix"] for role, entry in roles.items()},
+            skipped_images=values["skipped_images"],
+        )
+
+
+class RunDirectory:
+    """Paths and files of one run."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @property
+    def record_file(self) -> Path:
+        return self.root / "run.json"
+
+    @property
+    def last_checkpoint(self) -> Path:
+        return self.root / "checkpoints" / "last.safetensors"
+
+    @property
+    def heldout_file(self) -> Path:
+        return self.root / "heldout.safetensors"
+
+    def task_checkpoint(self, number: int) -> Path:
+        """After task `number`, counted from 1."""
+        return self.root / "checkpoints" / f"task-{number:02d}.safetensors"
+
+    def backbone_file(self, role: str) -> Path:
+        return self.root / "backbones" / f"{role}.safetensors"
+
+    def check_free(self) -> None:
+        """Raise RunError where something is in the way of a new run."""
+        if self.last_checkpoint.exists() or self.record_file.exists():
+            raise RunError(f"{self.root} already holds a run: continue it with --resume, or choose another --out")
+        if self.root.is_file() or (self.root.is_dir() and any(self.root.iterdir())):
+            raise RunError(f"{self.root} exists and is not empty: choose another --out, or empty it")
+
+    def create(self) -> None:
+        """Make the directory."""
+        self.check_free()
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"cannot create {self.root}: {error.strerror}") from None
+
+    def read_record(self) -> Record:
+        """The record of run.json. Raises RunError where it is missing, damaged, or of a newer format."""
+        try:
+            values = json.loads(self.record_file.read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError):
+            raise RunError(f"{self.root} is no run directory: it has no run.json; make one with cdl train") from None
+        except (OSError, ValueError) as error:
+            raise RunError(f"cannot read {self.record_file}: {error}") from None
+        return _checked_record(values, self.record_file)
+
+    def write_record(self, record: Record) -> None:
+        """run.json, and one CSV of accuracies for each role."""
+        write_json(self.record_file, record.to_dict())
+        for role, matrix in record.matrices.items():
+            write_text(self.root / f"accuracy_{role}.csv", matrix_csv(matrix))
+
+    def save_tensors(self, path: Path, tensors: dict[str, Tensor], header: dict[str, Any] | None = None) -> None:
+        """A safetensors file with `header` as JSON in its metadata, atomically."""
+        metadata = {"format_version": str(FORMAT_VERSION), "header": json.dumps(header or {}, allow_nan=False)}
+        ready = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+        try:
+            write_atomic(path, lambda file: file.write_bytes(safetensors.torch.save(ready, metadata)))
+        except OSError as error:
+            raise RunError(f"cannot write {path}: {error.strerror or error}; the last checkpoint is intact") from None
+
+    def load_tensors(self, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and header of a file that `save_tensors` wrote."""
+        try:
+            with safetensors.safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                check_format(int(metadata.get("format_version", 0)), path)
+                names = file.keys()  # the file itself cannot be iterated over
+                return {name: file.get_tensor(name) for name in names}, json.loads(metadata["header"])
+        except FileNotFoundError:
+            raise RunError(f"{path} is missing: the run directory is incomplete") from None
+        except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
+            raise RunError(f"cannot read {path}: {error}") from None
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run for one writer. Raises RunError where another process is writing to it."""
+        import fcntl
+
+        with (self.root / ".lock").open("w") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunError(
+                    f"{self.root} is in use by another process: wait for it, or choose another --out"
+                ) from None
+            try:
+                yield
+            finally:
+                os.unlink(handle.name)
+
+
+def check_format(version: int, path: Path) -> None:
+    """Raise RunError for a format this version of the package does not know."""
+    if version > FORMAT_VERSION:
+        raise RunError(
+            f"{path} has format version {version}, this cdl-deploy {__version__} reads up to {FORMAT_VERSION}: "
+            "upgrade cdl-deploy"
+        )
+
+
+def _checked_record(values: Any, path: Path) -> Record:
+    if not isinstance(values, dict) or not isinstance(values.get("format_version"), int):
+        raise RunError(f"{path} is no run record: it has no format_version")
+    check_format(values["format_version"], path)
+    try:
+        return Record.from_dict(values)
+    except (KeyError, TypeError) as error:
+        raise RunError(f"{path} is damaged: {error} is missing") from None
+
+
+def matrix_csv(matrix: list[list[float]]) -> str:
+    """Rows `after_task`, columns `task_1` …; cells of later tasks are empty."""
+    count = len(matrix)
+    lines = [",".join(["after_task", *(f"task_{j + 1}" for j in range(count))])]
+    for i, row in enumerate(matrix, start=1):
+        lines.append(",".join([str(i), *(f"{value:.4f}" for value in row), *[""] * (count - len(row))]))
+    return "\n".join(lines) + "\n"

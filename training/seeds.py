@@ -1,0 +1,22 @@
+"""Random numbers derived from the run's seed and the place they are used, never from a running global state.
+
+Whatever is drawn for (task 7, student, epoch 3) is the same whether the run was interrupted before, whether task 7 was
+part of the first command or added a year later, and however many worker processes load the images.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+
+
+def derive_seed(seed: int, *place: str | int) -> int:
+    """A 63-bit seed for one place in a run, e.g. `derive_seed(0, "shuffle", task, "student", epoch)`."""
+    text = repr((seed, *place)).encode()
+    return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 1
+
+
+def generator(seed: int, *place: str | int) -> torch.Generator:
+    """A CPU generator seeded for one place in a run; parameters are drawn on the CPU whatever the device."""
+    return torch.Generator().manual_seed(derive_seed(seed, *place))
