@@ -158,5 +158,8 @@ def _print(record: Record, out: Path, as_json: bool) -> None:
     console = Console()
     console.print(run_table(record.to_dict()))
     if record.skipped_images:
-        console.print(f"{len(record.skipped_images)} unreadable images were left out; run.json names them.")
+        count = len(record.skipped_images)
+        console.print(
+            f"{count} unreadable {'images were' if count > 1 else 'image was'} left out; run.json names them."
+        )
     console.print(f"Run: {out}   picture: {out / 'accuracy.png'}   next: cdl export {out} --onnx", highlight=False)
