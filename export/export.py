@@ -89,7 +89,9 @@ def describe(record: Record, learner: Learner, role: Role, path: Path) -> Bundle
     matrix = record.matrices[role]
     info = record.backbones[role]
     preprocessing = record.preprocessing
-    trained = sum(value.numel() for value in learner.trained_state().values())
+    unread = {f"method.{name}" for name in learner.method.training_only}
+    trained = sum(value.numel() for name, value in learner.trained_state().items() if name not in unread)
+    uses_query = learner.method.uses_query
     return Bundle(
         path=path,
         role=role,
@@ -106,8 +108,8 @@ def describe(record: Record, learner: Learner, role: Role, path: Path) -> Bundle
         method=Method(
             continual=record.config["method"]["method"],
             distillation=record.config["method"]["distill"] if role == "student" else None,
-            query="full",
-            select="in-graph",
+            query=record.config["method"].get("query", "full") if uses_query else None,
+            select="in-graph" if uses_query else None,
         ),
         weights=Weights(model=info["model"], sha256=info["sha256"]),
         run=RunRecord(

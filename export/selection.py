@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -9,11 +11,101 @@ from torch import Tensor, nn
 
 from cdl_deploy.training.methods import ContinualMethod
 from cdl_deploy.training.methods.coda import CodaPrompt
+from cdl_deploy.training.methods.dualprompt import DualPrompt
+from cdl_deploy.training.methods.l2p import L2P
+from cdl_deploy.training.models.backbone import BlockPrompt
+from cdl_deploy.training.shapes import Query, Rows
 
-HeadRows = tuple[Float[Tensor, "B H p d"], Float[Tensor, "B H p d"]]
+HeadRows = tuple[Float[Tensor, "b H p d"], Float[Tensor, "b H p d"]]
+"""Key rows and value rows, split into heads."""
 
 
-class FoldedCoda(nn.Module):
+class FoldedSelection(nn.Module):
+    """What a method does at test time. This one runs the method itself: any method can be exported."""
+
+    def __init__(self, method: ContinualMethod, heads: int) -> None:
+        super().__init__()
+        self.method: ContinualMethod | None = method
+        self.heads = heads
+        self.constants: Mapping[int, BlockPrompt] = {}
+        """Prompts that are the same for every image."""
+
+    def forward(self, query: Query) -> dict[int, HeadRows]:
+        """Prefix prompts [B, H, p, d] for each block in which the image has a say."""
+        assert self.method is not None
+        found = {}
+        for index, prompt in self.method(query, "test").prompts.items():
+            assert prompt.before is not None
+            key_rows, value_rows = (split_rows(rows, self.heads) for rows in prompt.before)
+            size = (query.shape[0], -1, -1, -1)
+            found[index] = (key_rows.expand(size), value_rows.expand(size))
+        return found
+
+
+class FoldedConstants(FoldedSelection):
+    """A method that looks at no query, such as APT: all its prompts are constants and no query pass is exported."""
+
+    def __init__(self, method: ContinualMethod, heads: int) -> None:
+        super().__init__(method, heads)
+        self.method = None
+        self.constants = method(None, "test").prompts
+
+    def forward(self, query: Query) -> dict[int, HeadRows]:
+        raise AssertionError("there is nothing to choose")
+
+
+class FoldedL2P(FoldedSelection):
+    """The `top_k` largest of q · K̂ᵀ: the length of the query changes no order, so it is left out."""
+
+    keys: Tensor
+    prompts: Tensor
+
+    def __init__(self, method: L2P, heads: int) -> None:
+        super().__init__(method, heads)
+        self.method = None
+        self.block, self.top_k = method.block, method.top_k
+        by_head = split_parts(method.prompts.detach(), heads)  # [M, 2, H, p, d]
+        self.parts = by_head.shape[1:]
+        self.register_buffer("keys", F.normalize(method.keys.detach(), dim=1).T.contiguous())
+        self.register_buffer("prompts", by_head.flatten(1).contiguous())
+
+    def forward(self, query: Query) -> dict[int, HeadRows]:
+        chosen = (query @ self.keys).topk(self.top_k, dim=1).indices
+        rows = F.embedding(chosen, self.prompts).unflatten(2, self.parts)  # [B, k, 2, H, p, d]
+        key_rows, value_rows = rows.permute(2, 0, 3, 1, 4, 5).flatten(3, 4).unbind(0)
+        return {self.block: (key_rows, value_rows)}
+
+
+class FoldedDualPrompt(FoldedSelection):
+    """The entry with the largest q · k̂ in each block, the keys of all blocks side by side; shared prompts are constant.
+
+    The length of the query changes no order, so it is left out.
+    """
+
+    keys: Tensor
+
+    def __init__(self, method: DualPrompt, heads: int) -> None:
+        super().__init__(method, heads)
+        self.method = None
+        self.constants = method.shared_prompts()
+        entries = method.own_entries()
+        self.indices = tuple(entries)
+        keys = torch.cat([F.normalize(block.keys.all(), dim=1) for block in entries.values()])
+        self.register_buffer("keys", keys.detach().T.contiguous())
+        for index, block in entries.items():
+            by_head = split_parts(block.prompts.all().detach(), heads)
+            self.parts = by_head.shape[1:]
+            self.register_buffer(f"prompts_{index}", by_head.flatten(1).contiguous())
+
+    def forward(self, query: Query) -> dict[int, HeadRows]:
+        prompts = {}
+        for index, own in zip(self.indices, (query @ self.keys).chunk(len(self.indices), dim=1), strict=True):
+            rows = F.embedding(own.argmax(dim=1), self.get_buffer(f"prompts_{index}")).unflatten(1, self.parts)
+            prompts[index] = (rows[:, 0], rows[:, 1])
+        return prompts
+
+
+class FoldedCoda(FoldedSelection):
     """CODA's weights for all its blocks as two matrix products, its prompts as one more in each block.
 
     w = (q · (A∘K̂)ᵀ) / √(q² · (A²)ᵀ), with the M components of all blocks side by side.
@@ -23,21 +115,20 @@ class FoldedCoda(nn.Module):
     denominator: Tensor
 
     def __init__(self, method: CodaPrompt, heads: int) -> None:
-        super().__init__()
+        super().__init__(method, heads)
+        self.method = None
         blocks = method.own_blocks()
         self.indices = tuple(blocks)
-        self.heads, self.rows = heads, method.prompt_rows
+        self.rows = method.prompt_rows
         attentions = torch.cat([block.attentions.all() for block in blocks.values()])
         keys = torch.cat([F.normalize(block.keys.all(), dim=1) for block in blocks.values()])
         self.register_buffer("numerator", (attentions * keys).T.contiguous())
         self.register_buffer("denominator", attentions.square().T.contiguous())
         for index, block in blocks.items():
-            prompts = block.prompts.all()  # [M, 2p, D]: rows are stored as heads want them, so no transpose is left
-            by_head = prompts.unflatten(1, (2, -1)).unflatten(3, (heads, -1)).transpose(2, 3)
-            self.register_buffer(f"prompts_{index}", by_head.flatten(1).contiguous())
+            prompts = block.prompts.all().unflatten(1, (2, -1))  # stored as heads want them, so no transpose is left
+            self.register_buffer(f"prompts_{index}", split_parts(prompts, heads).flatten(1).contiguous())
 
-    def forward(self, query: Float[Tensor, "B Q"]) -> dict[int, HeadRows]:
-        """Key rows and value rows [B, H, p, d] for each block that has some."""
+    def forward(self, query: Query) -> dict[int, HeadRows]:
         norm = (query.square() @ self.denominator).sqrt().clamp_min(1e-12)
         weights = (query @ self.numerator) / norm
         prompts = {}
@@ -47,8 +138,22 @@ class FoldedCoda(nn.Module):
         return prompts
 
 
-def fold_selection(method: ContinualMethod, heads: int) -> nn.Module:
-    """The folded form of a method's selection; a new method adds its own here."""
+def split_parts(prompts: Float[Tensor, "M 2 p D"], heads: int) -> Float[Tensor, "M 2 H p d"]:
+    """Key rows and value rows of many prompts, split into heads."""
+    return prompts.unflatten(3, (heads, -1)).transpose(2, 3)
+
+
+def split_rows(rows: Rows, heads: int) -> Float[Tensor, "b H p d"]:
+    """Rows split into heads."""
+    return rows.unflatten(2, (heads, -1)).transpose(1, 2)
+
+
+def fold_selection(method: ContinualMethod, heads: int) -> FoldedSelection:
+    """The folded form of a method's selection; a method without one of its own runs as it is."""
     if isinstance(method, CodaPrompt):
         return FoldedCoda(method, heads)
-    raise NotImplementedError(f"no folded selection for {type(method).__name__}")
+    if isinstance(method, L2P):
+        return FoldedL2P(method, heads)
+    if isinstance(method, DualPrompt):
+        return FoldedDualPrompt(method, heads)
+    return FoldedSelection(method, heads) if method.uses_query else FoldedConstants(method, heads)

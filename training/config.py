@@ -92,6 +92,26 @@ class MethodConfig:
     """Continual-learning method, a name in `cdl_deploy.training.methods.METHODS`."""
     distill: str = "kdp"
     """Distillation, a name in `cdl_deploy.training.distillation.DISTILLATIONS`."""
+    query: str = "full"
+    """Where prompts are chosen from: `full`, an unprompted pass of its own through the student, or `block:K`, the
+    class token after the student's first K blocks, which prompts then leave alone."""
+    query_regulariser: float = 0.0
+    """With `block:K`: weight of the loss that pulls the similarities of the early query towards the full query's."""
+    prompt_rows: int | None = None
+    """Rows of a prompt for the keys, and as many for the values; by default the method's own: L2P and DualPrompt 10,
+    CODA 4."""
+    pull_weight: float = 1.0
+    """L2P, DualPrompt: weight of the loss that pulls the chosen keys towards the query."""
+    pool_size: int = 30
+    """L2P: prompts in the pool."""
+    top_k: int = 5
+    """L2P: prompts an image gets."""
+    shared_prompt_rows: int = 3
+    """DualPrompt: rows for the keys, and as many for the values, of the prompts that all tasks share."""
+    merge_share: float = 0.7
+    """APT: e, what the merged prompts keep of themselves when a task ends; the rest is what the task has learned."""
+    orthogonality: float = 0.0
+    """CODA: μ, weight of the loss that keeps keys, attentions and prompts orthogonal; the paper's runs have 0."""
     components_per_task: int = 10
     """CODA: components each task brings (the paper's 100 over 10 tasks)."""
     alpha: float = 0.5
@@ -108,6 +128,25 @@ class MethodConfig:
     """Heads start at `zeros`, or `linear`, drawn as `torch.nn.Linear` does, as in the paper."""
 
     def __post_init__(self) -> None:
+        if self.query_block < 0:
+            raise OptionError(
+                f"--query is '{self.query}', expected full, or block:K with K at least 1, such as block:4"
+            )
+        _at_least("--query-regulariser", self.query_regulariser, 0)
+        if self.query_regulariser and not self.query_block:
+            raise OptionError(
+                "--query-regulariser compares an early query with the full one: give --query block:K, or leave it out"
+            )
+        if self.prompt_rows is not None:
+            _at_least("--prompt-rows", self.prompt_rows, 1)
+        _at_least("--pull-weight", self.pull_weight, 0)
+        _at_least("--pool-size", self.pool_size, 1)
+        _at_least("--top-k", self.top_k, 1)
+        if self.top_k > self.pool_size:
+            raise OptionError(f"--top-k {self.top_k} is more than the --pool-size of {self.pool_size}: ask for fewer")
+        _at_least("--shared-prompt-rows", self.shared_prompt_rows, 1)
+        _at_least("--merge-share", self.merge_share, 0, 1)
+        _at_least("--orthogonality", self.orthogonality, 0)
         _at_least("--components-per-task", self.components_per_task, 1)
         _at_least("--alpha", self.alpha, 0, 1)
         _at_least("--kd-prompt-rows", self.kd_prompt_rows, 0)
@@ -116,6 +155,14 @@ class MethodConfig:
         check_name("--head-start", self.head_start, HEAD_STARTS)
         if not self.temperature > 0:
             raise OptionError(f"--temperature is {self.temperature:g}, expected more than 0")
+
+    @property
+    def query_block(self) -> int:
+        """K of `block:K`, 0 for `full`, −1 for what is neither."""
+        kind, _, number = self.query.partition(":")
+        if kind == "block" and number.isdecimal() and number.isascii():
+            return int(number) or -1
+        return 0 if self.query == "full" else -1
 
 
 @dataclass(frozen=True)

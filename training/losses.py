@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 
-from cdl_deploy.training.shapes import Labels, Logits, Scalar
+from cdl_deploy.training.shapes import Labels, Logits, Scalar, Similarities
 
 
 def masked_cross_entropy(logits: Logits, labels: Labels, first_class: int) -> Scalar:
@@ -24,3 +25,13 @@ def distillation_loss(student: Logits, teacher: Logits, temperature: float) -> S
     log_student = F.log_softmax(student / temperature, dim=1)
     log_teacher = F.log_softmax(teacher / temperature, dim=1)
     return temperature**2 * F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
+
+
+def similarity_distance(early: list[Similarities], full: list[Similarities]) -> Scalar:
+    """Σ over the blocks of ‖s(q_early) − s(q_full)‖², mean over the batch: OS-Prompt++'s (arXiv 2402.16189).
+
+    `early` and `full` hold one [B, M] a block, how near each image's query is to each key. `full` is the target and
+    gets no gradient. Differs: the similarities are those the method chooses by, not their softmax.
+    """
+    terms = [(a - b.detach()).square().sum(dim=1).mean() for a, b in zip(early, full, strict=True)]
+    return torch.stack(terms).sum()

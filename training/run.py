@@ -143,6 +143,8 @@ class Run:
             ) -> None:
                 self.stage_done[role] = epochs
                 self.seconds[role] = before + time.perf_counter() - began
+                if epochs == self.config.optim.epochs:  # before the save, so that resuming finds it done
+                    self.pair.learners[role].end_task()
                 self.save_last(optimizer if epochs < self.config.optim.epochs else None)
 
             run_stage(self.pair, stage, images, transform, self.config.optim, optimizer, done, save, self.progress)

@@ -18,6 +18,7 @@ Rows = Float[Tensor, "b p D"]  # b is B, or 1 where every image gets the same ro
 Logits = Float[Tensor, "B C"]
 Labels = Int64[Tensor, "B"]
 Pixels = UInt8[Tensor, "B 3 height width"]
+Similarities = Float[Tensor, "B M"]
 Scalar = Float[Tensor, ""]
 
-__all__ = ["Labels", "Logits", "Pixels", "Query", "Rows", "Scalar", "Tokens"]
+__all__ = ["Labels", "Logits", "Pixels", "Query", "Rows", "Scalar", "Similarities", "Tokens"]

@@ -54,18 +54,19 @@ def stage_losses(pair: Pair, role: Role, images: Tensor, labels: Tensor) -> dict
     The query is computed once and serves teacher and student.
     """
     learner = pair.learners[role]
-    query, student_tokens = pair.encoder(images, learner.method.uses_query)
-    first = learner.first_class
+    query, student_tokens, entry = seen = pair.encoder(images, learner.method.uses_query)
+    first, regulariser = learner.first_class, pair.query_losses(learner, seen)
     if role == "teacher":
         output = learner(learner.backbone.embed(images), query, "train")
-        return {"cross_entropy": masked_cross_entropy(output.class_logits, labels, first), **output.losses}
+        cross_entropy = masked_cross_entropy(output.class_logits, labels, first)
+        return {"cross_entropy": cross_entropy, **output.losses, **regulariser}
     teacher_output = None
     if pair.teacher is not None:
         with torch.no_grad():
-            teacher_output = pair.teacher(pair.teacher.backbone.embed(images), query, "test")
-    output = learner(student_tokens, query, "train")
+            teacher_output = pair.teacher(pair.teacher.backbone.embed(images), query, "distil")
+    output = learner(student_tokens, query, "train", entry)
     cross_entropy = masked_cross_entropy(output.class_logits, labels, first)
-    return {**learner.distillation.losses(cross_entropy, output, teacher_output, first), **output.losses}
+    return {**learner.distillation.losses(cross_entropy, output, teacher_output, first), **output.losses, **regulariser}
 
 
 def run_stage(

@@ -30,8 +30,9 @@ SECTIONS = {
     "data": ("data", "tasks", "classes_per_task", "task_file", "holdout", "class_order", "augmentation", "image_size",
              "skip_bad"),
     "models": ("teacher", "student", "teacher_weights", "student_weights"),
-    "method": ("method", "distill", "components_per_task", "alpha", "temperature", "kd_prompt_rows",
-               "kd_token_start", "kd_lr_scale", "head_start"),
+    "method": ("method", "distill", "query", "query_regulariser", "prompt_rows", "pull_weight", "pool_size", "top_k",
+               "shared_prompt_rows", "merge_share", "orthogonality", "components_per_task", "alpha", "temperature",
+               "kd_prompt_rows", "kd_token_start", "kd_lr_scale", "head_start"),
     "optim": ("epochs", "batch_size", "lr", "seed", "device", "workers"),
 }  # fmt: skip
 """Which section of the run's configuration an option belongs to."""
@@ -73,8 +74,32 @@ def command(
     student: Annotated[str | None, _option("MODEL", "The same, smaller. Default: mini_student.", MODELS)] = None,
     teacher_weights: Annotated[Path | None, _option("FILE", "Its weights. Default: from the hub.", MODELS)] = None,
     student_weights: Annotated[Path | None, _option("FILE", "Its weights. Default: from the hub.", MODELS)] = None,
-    method: Annotated[str | None, _option("NAME", "Continual-learning method. Default: coda.", METHOD)] = None,
+    method: Annotated[str | None, _option("NAME", "coda, l2p, dualprompt or apt. Default: coda.", METHOD)] = None,
     distill: Annotated[str | None, _option("NAME", "kdp, or none for the student alone. Default: kdp.", METHOD)] = None,
+    query: Annotated[
+        str | None,
+        _option("full|block:K", "Choose prompts after a pass of their own, or after K blocks. Default: full.", METHOD),
+    ] = None,
+    query_regulariser: Annotated[
+        float | None, _option("WEIGHT", "Pull block:K's choice towards that of full. Default: 0.", METHOD)
+    ] = None,
+    prompt_rows: Annotated[
+        int | None, _option("N", "Rows of a prompt, twice. Default: L2P and DualPrompt 10, CODA 4.", METHOD)
+    ] = None,
+    pull_weight: Annotated[
+        float | None, _option("WEIGHT", "L2P, DualPrompt: of pulling keys to queries. Default: 1.", METHOD)
+    ] = None,
+    pool_size: Annotated[int | None, _option("N", "L2P: prompts in the pool. Default: 30.", METHOD)] = None,
+    top_k: Annotated[int | None, _option("N", "L2P: prompts an image gets. Default: 5.", METHOD)] = None,
+    shared_prompt_rows: Annotated[
+        int | None, _option("N", "DualPrompt: rows of a shared prompt, twice. Default: 3.", METHOD)
+    ] = None,
+    merge_share: Annotated[
+        float | None, _option("SHARE", "APT: what merged prompts keep of earlier tasks. Default: 0.7.", METHOD)
+    ] = None,
+    orthogonality: Annotated[
+        float | None, _option("WEIGHT", "CODA: of keeping components orthogonal. Default: 0.", METHOD)
+    ] = None,
     components_per_task: Annotated[int | None, _option("N", "CODA components a task. Default: 10.", METHOD)] = None,
     alpha: Annotated[
         float | None, _option("SHARE", "Weight of the teacher in loss and prediction. Default: 0.5.", METHOD)

@@ -8,7 +8,7 @@ import onnxruntime
 import pytest
 import torch
 
-from cdl_deploy.export.graph import ExportGraph, run_block
+from cdl_deploy.export.graph import ConstantPrompt, ExportGraph, run_block
 from cdl_deploy.export.heads import fold_heads
 from cdl_deploy.export.onnx_file import OPSET, export_onnx
 from cdl_deploy.export.selection import FoldedCoda
@@ -52,9 +52,9 @@ def test_a_block_that_is_read_in_part_gives_those_tokens(changes):
     tokens = torch.randn(2, 6, 24)
     after = (torch.randn(1, 2, 24), torch.randn(1, 2, 24))
     whole = backbone.run_block(1, tokens, BlockPrompt(after=after))
-    own = BlockPrompt(after=after)
-    torch.testing.assert_close(run_block(backbone, 1, tokens, own=own), whole, atol=1e-5, rtol=1e-5)
-    read = run_block(backbone, 1, tokens, own=own, read=(0, -1))
+    constant = ConstantPrompt(BlockPrompt(after=after), backbone.heads)
+    torch.testing.assert_close(run_block(backbone, 1, tokens, constant=constant), whole, atol=1e-5, rtol=1e-5)
+    read = run_block(backbone, 1, tokens, constant=constant, read=(0, -1))
     torch.testing.assert_close(read, whole[:, [0, -1]], atol=1e-5, rtol=1e-5)
 
 

@@ -94,7 +94,10 @@ def test_the_library_prints_nothing_and_progress_needs_a_terminal(photos, tmp_pa
 
 
 ERRORS = [
-    (["--method", "codda"], "--method 'codda' is unknown, expected one of coda; did you mean 'coda'?"),
+    (
+        ["--method", "codda"],
+        "--method 'codda' is unknown, expected one of l2p, dualprompt, coda, apt; did you mean 'coda'?",
+    ),
     (["--distill", "kpd"], "--distill 'kpd' is unknown, expected one of none, kdp; did you mean 'kdp'?"),
     (["--student", "vit_smal_patch16_224"], "did you mean 'vit_small_patch16_224'?"),
     (["--tasks", "5"], "--tasks 5 is more than the 4 classes there are: ask for 4 or fewer"),

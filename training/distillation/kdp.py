@@ -11,11 +11,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from cdl_deploy.errors import OptionError
 from cdl_deploy.training.config import MethodConfig
 from cdl_deploy.training.distillation.protocol import Distillation, Output
 from cdl_deploy.training.losses import distillation_loss
+from cdl_deploy.training.methods import build_head
 from cdl_deploy.training.models.backbone import BlockPrompt, NetworkShape
-from cdl_deploy.training.models.heads import GrowingHead
 from cdl_deploy.training.shapes import Logits, Tokens
 
 
@@ -42,10 +43,15 @@ class KDPrompts(Distillation):
         self.alpha, self.temperature, self.lr_scale = config.alpha, config.temperature, config.kd_lr_scale
         self.first_prefix = shape.first_block + 1
         prefixes, rows = shape.depth - self.first_prefix, config.kd_prompt_rows
+        if prefixes < 1:
+            advice = "choose a deeper one" + (" or a smaller K for --query block:K" if shape.first_block else "")
+            raise OptionError(
+                f"KDP prompts the student from block {self.first_prefix} on, but it ends before: {advice}"
+            )
         uniform = torch.rand(1, shape.width, generator=generator)
         self.token = nn.Parameter(uniform if config.kd_token_start == "uniform" else class_token.clone())
         self.rows = nn.Parameter(torch.rand(prefixes, 2, rows, shape.width, generator=generator))
-        self.head = GrowingHead(shape.width, config.head_start)
+        self.head = build_head(shape.width, config)
 
     def begin_task(self, new_classes: int, generator: torch.Generator) -> None:
         self.head.begin_task(new_classes, generator)

@@ -2,21 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import torch
 
+from cdl_deploy.errors import OptionError
 from cdl_deploy.training.config import MethodConfig
+from cdl_deploy.training.methods.apt import AdditivePrompts
 from cdl_deploy.training.methods.coda import CodaPrompt
+from cdl_deploy.training.methods.dualprompt import DualPrompt
+from cdl_deploy.training.methods.l2p import L2P
 from cdl_deploy.training.methods.protocol import ContinualMethod, Phase, Selection
 from cdl_deploy.training.models.backbone import NetworkShape
+from cdl_deploy.training.models.heads import GrowingHead
 
-METHODS: dict[str, Callable[[NetworkShape, MethodConfig], ContinualMethod]] = {
-    "coda": lambda shape, config: CodaPrompt(shape, config.components_per_task),
+METHODS: dict[str, type[ContinualMethod]] = {
+    "l2p": L2P,
+    "dualprompt": DualPrompt,
+    "coda": CodaPrompt,
+    "apt": AdditivePrompts,
 }
 
 
-def build_method(shape: NetworkShape, config: MethodConfig) -> ContinualMethod:
-    """The method `config.method` names, for one learner."""
-    return METHODS[config.method](shape, config)
+def build_method(shape: NetworkShape, config: MethodConfig, generator: torch.Generator) -> ContinualMethod:
+    """The method `config.method` names, for one learner; what all tasks share is drawn from `generator`."""
+    method = METHODS[config.method]
+    if config.query != "full" and not method.uses_query:
+        raise OptionError(
+            f"--query {config.query} has no meaning with --method {config.method}, "
+            "which chooses nothing by the image and has no query pass to save: leave --query out"
+        )
+    return method.build(shape, config, generator)
 
 
-__all__ = ["METHODS", "ContinualMethod", "Phase", "Selection", "build_method"]
+def build_head(width: int, config: MethodConfig) -> GrowingHead:
+    """An empty head of the kind the method asks for, for the classes or for the distillation's own logits."""
+    return METHODS[config.method].head(width, config.head_start)
+
+
+__all__ = ["METHODS", "ContinualMethod", "Phase", "Selection", "build_head", "build_method"]

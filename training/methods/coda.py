@@ -17,10 +17,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from cdl_deploy.errors import OptionError
-from cdl_deploy.training.methods.protocol import ContinualMethod, Phase, Selection
+from cdl_deploy.training.config import MethodConfig
+from cdl_deploy.training.methods.protocol import ContinualMethod, Phase, Selection, prompted_blocks
 from cdl_deploy.training.models.backbone import BlockPrompt, NetworkShape
 from cdl_deploy.training.models.growing import GrowingRows
-from cdl_deploy.training.shapes import Query
+from cdl_deploy.training.shapes import Query, Similarities
 
 BLOCKS = 5
 
@@ -33,17 +34,15 @@ class CodaPrompt(ContinualMethod):
     ) -> None:
         """`prompt_rows`: p, rows for the keys and as many for the values. `orthogonality`: μ of the extra loss."""
         super().__init__()
-        last = shape.first_block + BLOCKS
-        if last > shape.depth:
-            raise OptionError(
-                f"CODA-Prompt prompts blocks {shape.first_block} to {last - 1}, "
-                f"but the model has {shape.depth} blocks: choose a deeper model or an earlier query block"
-            )
-        self.shape = shape
         self.components_per_task = components_per_task
         self.prompt_rows = prompt_rows
         self.orthogonality = orthogonality
-        self.blocks = nn.ModuleDict({str(b): CodaBlock(shape, prompt_rows) for b in range(shape.first_block, last)})
+        blocks = prompted_blocks("CODA-Prompt", shape, BLOCKS)
+        self.blocks = nn.ModuleDict({str(b): CodaBlock(shape, prompt_rows) for b in blocks})
+
+    @classmethod
+    def build(cls, shape: NetworkShape, config: MethodConfig, generator: torch.Generator) -> CodaPrompt:
+        return cls(shape, config.components_per_task, config.prompt_rows or 4, config.orthogonality)
 
     def own_blocks(self) -> dict[int, CodaBlock]:
         """The components by the index of the block they prompt."""
@@ -63,6 +62,10 @@ class CodaPrompt(ContinualMethod):
             losses["orthogonality"] = self.orthogonality * penalty
         return Selection(prompts, losses)
 
+    def similarities(self, query: Query) -> list[Similarities]:
+        """w in each of the five blocks."""
+        return [block.weights(query) for block in self.own_blocks().values()]
+
 
 class CodaBlock(nn.Module):
     """The components of one block: keys and attentions [M, Q], prompts [M, 2p, D] (key rows, then value rows)."""
@@ -80,7 +83,7 @@ class CodaBlock(nn.Module):
             new = orthonormal_rows(rows.all().detach().cpu().flatten(1), drawn.flatten(1))
             rows.grow(new.view_as(drawn))
 
-    def weights(self, query: Query) -> Float[Tensor, "B M"]:
+    def weights(self, query: Query) -> Similarities:
         """cos(q ∘ A_i, K_i) as two matrix products, so that no [B, M, Q] tensor is made.
 
         Σ_d q_d A_id K̂_id over √(Σ_d q_d² A_id²), with K̂ the normalised key.

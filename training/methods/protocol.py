@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from cdl_deploy.training.models.backbone import BlockPrompt
-from cdl_deploy.training.shapes import Query
+from cdl_deploy.errors import OptionError
+from cdl_deploy.training.config import MethodConfig
+from cdl_deploy.training.models.backbone import BlockPrompt, NetworkShape
+from cdl_deploy.training.models.heads import GrowingHead
+from cdl_deploy.training.shapes import Query, Similarities
 
-Phase = Literal["train", "test"]
-"""`train`: the learner is learning the current task. `test`: evaluation, and the teacher while it distils."""
+Phase = Literal["train", "distil", "test"]
+"""`train`: the learner is learning the current task. `distil`: the teacher, just trained, while it distils. `test`:
+evaluation. Prompts are chosen in the same way in the last two."""
 
 
 @dataclass
@@ -25,15 +29,45 @@ class Selection:
 
 
 class ContinualMethod(nn.Module, ABC):
-    """Prompts, keys and their selection for one learner; subclasses are registered in `methods/__init__.py`."""
+    """Prompts, keys and their selection for one learner; subclasses are registered in `methods/__init__.py`.
 
-    uses_query: bool = True
+    Parameters that all tasks share are plain parameters. What belongs to one task is `GrowingRows`, which hold still
+    what earlier tasks learned.
+    """
+
+    uses_query: ClassVar[bool] = True
     """Whether `forward` looks at the query; where it does not, no query pass is run."""
+    head: ClassVar[type[GrowingHead]] = GrowingHead
+    """The kind of head, for the classes and for the distillation's own."""
+    training_only: ClassVar[tuple[str, ...]] = ()
+    """Names of its state that no prediction reads."""
+
+    @classmethod
+    @abstractmethod
+    def build(cls, shape: NetworkShape, config: MethodConfig, generator: torch.Generator) -> ContinualMethod:
+        """The method before any task; initial values of what all tasks share are drawn from `generator`."""
 
     @abstractmethod
     def begin_task(self, generator: torch.Generator) -> None:
         """Make room for one more task; parameters of earlier tasks must not move from here on."""
 
+    def end_task(self) -> None:
+        """The learner has learned the current task, and everything this leaves is about to be saved."""
+
     @abstractmethod
     def forward(self, query: Query | None, phase: Phase) -> Selection:
         """Choose prompts for a batch from its query [B, Q]."""
+
+    def similarities(self, query: Query) -> list[Similarities]:
+        """For each block that chooses, how near the query is to each key: what `--query-regulariser` compares."""
+        raise NotImplementedError(f"{type(self).__name__} says nothing about similarities")
+
+
+def prompted_blocks(name: str, shape: NetworkShape, count: int) -> range:
+    """The first `count` blocks that may be prompted. Raises OptionError where the model ends before them."""
+    blocks = range(shape.first_block, shape.first_block + count)
+    if blocks.stop > shape.depth:
+        where = f"blocks {blocks.start} to {blocks.stop - 1}" if count > 1 else f"block {blocks.start}"
+        advice = "a deeper model" + (" or a smaller K for --query block:K" if shape.first_block else "")
+        raise OptionError(f"{name} prompts {where}, but the model has {shape.depth} blocks: choose {advice}")
+    return blocks

@@ -90,10 +90,14 @@ class Backbone(nn.Module):
         return self.vit.norm_pre(self.vit.patch_drop(tokens))
 
     @torch.no_grad()
-    def class_token(self) -> Float[Tensor, "1 D"]:
-        """The class token as it enters block 0, position embedding included; it is the same for every image."""
+    def class_token(self, block: int = 0) -> Float[Tensor, "1 D"]:
+        """The class token as it enters `block`, position embedding included.
+
+        It is the same for every image before block 0; before a later block, that of an image of the mean colour.
+        """
         height, width = self.vit.patch_embed.img_size
-        return self.embed_normalised(torch.zeros(1, 3, height, width, device=self.mean.device))[0, :1].clone()
+        tokens = self.embed_normalised(torch.zeros(1, 3, height, width, device=self.mean.device))
+        return self.run_blocks(tokens, 0, block)[0, :1].clone()
 
     def run_block(self, index: int, tokens: Tokens, prompt: BlockPrompt | None = None) -> Tokens:
         """One block; it returns as many tokens as it got."""

@@ -30,6 +30,29 @@ class GrowingHead(nn.Module):
         self.weight.grow((torch.rand(new_classes, self.width, generator=generator) * 2 - 1) * bound)
         self.bias.grow((torch.rand(new_classes, generator=generator) * 2 - 1) * bound)
 
+    def rows(self) -> Float[Tensor, "C D"]:
+        """W as the features meet it."""
+        return self.weight.all()
+
     def forward(self, features: Float[Tensor, "B D"]) -> Float[Tensor, "B C"]:
         """Logits of every class seen."""
-        return nn.functional.linear(features, self.weight.all(), self.bias.all())
+        return nn.functional.linear(features, self.rows(), self.bias.all())
+
+
+class NormalisedHead(GrowingHead):
+    """logits = LayerNorm(x) Ŵᵀ + b, with rows Ŵ of unit length and a LayerNorm that has nothing to train (APT).
+
+    Differs: where heads start at zero, new rows here are a constant vector of the length that `torch.nn.Linear`'s have.
+    LayerNorm(x) sums to zero, so their logits are zero as well; a row of zeros would have no direction to start from.
+    """
+
+    def begin_task(self, new_classes: int, generator: torch.Generator) -> None:
+        super().begin_task(new_classes, generator)
+        if self.start == "zeros":
+            torch.nn.init.constant_(self.weight.current, (3 * self.width) ** -0.5)
+
+    def rows(self) -> Float[Tensor, "C D"]:
+        return nn.functional.normalize(self.weight.all(), dim=1)
+
+    def forward(self, features: Float[Tensor, "B D"]) -> Float[Tensor, "B C"]:
+        return super().forward(nn.functional.layer_norm(features, (self.width,)))

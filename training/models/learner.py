@@ -23,16 +23,21 @@ class QueryResult(NamedTuple):
 
     query: Query | None
     student_tokens: Tokens
+    entry: int = 0
+    """The block these tokens enter."""
 
 
 class QueryEncoder:
     """q: the class token after the final norm of the unprompted student backbone (method, section 2).
 
-    Computed once a batch and shared by teacher and student. The patch embedding it starts with is the student's own.
+    Computed once a batch and shared by teacher and student. With `block` K it is the class token after block K − 1,
+    through the final norm, and the student goes on from there (method, section 9). With 0, the full query, the
+    unprompted pass goes to the end and the student starts over from its embedded tokens.
     """
 
-    def __init__(self, student: Backbone) -> None:
+    def __init__(self, student: Backbone, block: int = 0) -> None:
         self.backbone = student
+        self.block = block
 
     @torch.no_grad()
     def __call__(self, images: Pixels, needed: bool = True) -> QueryResult:
@@ -44,8 +49,15 @@ class QueryEncoder:
         """The same, from the student's embedded tokens."""
         if not needed:
             return QueryResult(None, tokens)
-        last = self.backbone.run_blocks(tokens, 0, self.backbone.depth)
-        return QueryResult(self.backbone.final_norm(last[:, 0]), tokens)
+        last = self.backbone.run_blocks(tokens, 0, self.block or self.backbone.depth)
+        query = self.backbone.final_norm(last[:, 0])
+        return QueryResult(query, last, self.block) if self.block else QueryResult(query, tokens)
+
+    @torch.no_grad()
+    def full_query(self, result: QueryResult) -> Query:
+        """The query of the whole unprompted pass, which goes on where `result` ended."""
+        tokens = self.backbone.run_blocks(result.student_tokens, result.entry, self.backbone.depth)
+        return self.backbone.final_norm(tokens[:, 0])
 
 
 class Learner(nn.Module):
@@ -57,14 +69,17 @@ class Learner(nn.Module):
         backbone: Backbone,
         method: ContinualMethod,
         distillation: Distillation,
-        head_start: str = "zeros",
+        class_head: GrowingHead,
+        first_block: int = 0,
     ) -> None:
+        """`first_block`: no prompt and no token of a distillation comes before it."""
         super().__init__()
         self.role = role
         self.backbone = backbone
         self.method = method
-        self.class_head = GrowingHead(backbone.width, head_start)
+        self.class_head = class_head
         self.distillation = distillation
+        self.first_block = first_block
         self.tasks: list[int] = []
 
     def begin_task(self, new_classes: int, generators: dict[str, torch.Generator]) -> None:
@@ -74,17 +89,22 @@ class Learner(nn.Module):
         self.distillation.begin_task(new_classes, generators["distillation"])
         self.tasks.append(new_classes)
 
+    def end_task(self) -> None:
+        """The current task is learned."""
+        self.method.end_task()
+
     @property
     def first_class(self) -> int:
         """Index of the current task's first class."""
         return sum(self.tasks[:-1])
 
-    def forward(self, tokens: Tokens, query: Query | None, phase: Phase) -> Output:
-        """From embedded tokens [B, N, D] and the query [B, Q] to the logits of every class seen."""
+    def forward(self, tokens: Tokens, query: Query | None, phase: Phase, entry: int = 0) -> Output:
+        """From tokens [B, N, D] that enter block `entry` and the query [B, Q] to the logits of every class seen."""
         selection = self.method(query, phase)
         prompts = merge(selection.prompts, self.distillation.block_prompts())
+        tokens = self.backbone.run_blocks(tokens, entry, self.first_block)
         tokens = self.distillation.append_token(tokens)
-        tokens = self.backbone.run_blocks(tokens, 0, self.backbone.depth, prompts)
+        tokens = self.backbone.run_blocks(tokens, self.first_block, self.backbone.depth, prompts)
         normalised = self.backbone.final_norm(tokens)
         return Output(
             class_logits=self.class_head(normalised[:, 0]),
@@ -123,5 +143,6 @@ def learner_logits(
 ) -> Float[Tensor, "B C"]:
     """What `learner` answers for `images` at test time."""
     result = query or encoder(images, learner.method.uses_query)
-    tokens = result.student_tokens if learner.backbone is encoder.backbone else learner.backbone.embed(images)
-    return learner.predict(learner(tokens, result.query, "test"))
+    if learner.backbone is encoder.backbone:
+        return learner.predict(learner(result.student_tokens, result.query, "test", result.entry))
+    return learner.predict(learner(learner.backbone.embed(images), result.query, "test"))

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from cdl_deploy.training.config import MethodConfig
 from cdl_deploy.training.distillation import Distillation, build_distillation
-from cdl_deploy.training.methods import build_method
+from cdl_deploy.training.losses import similarity_distance
+from cdl_deploy.training.methods import build_head, build_method
 from cdl_deploy.training.models.backbone import Backbone, NetworkShape
-from cdl_deploy.training.models.learner import Learner, QueryEncoder, Role
+from cdl_deploy.training.models.learner import Learner, QueryEncoder, QueryResult, Role
 from cdl_deploy.training.seeds import generator
 
 
@@ -21,6 +23,8 @@ class Pair:
     encoder: QueryEncoder
     student: Learner
     teacher: Learner | None
+    query_regulariser: float = 0.0
+    """Weight of `query_losses`."""
 
     @property
     def learners(self) -> dict[Role, Learner]:
@@ -35,6 +39,16 @@ class Pair:
             device = learner.backbone.mean.device
             learner.begin_task(new_classes, {part: generator(seed, part, role, task) for part in parts})
             learner.to(device)
+
+    def query_losses(self, learner: Learner, result: QueryResult) -> dict[str, Tensor]:
+        """In training, for an early query: the distance of its similarities from those of the full query."""
+        if not self.query_regulariser:
+            return {}
+        assert result.query is not None
+        early = learner.method.similarities(result.query)
+        with torch.no_grad():
+            full = learner.method.similarities(self.encoder.full_query(result))
+        return {"query_regulariser": self.query_regulariser * similarity_distance(early, full)}
 
     def trained_state(self) -> dict[str, Tensor]:
         """Everything trained, names prefixed by the role."""
@@ -54,16 +68,21 @@ class Pair:
 def build_pair(backbones: dict[Role, Backbone], config: MethodConfig, seed: int) -> Pair:
     """Learners that have seen no task. `backbones` has no teacher where nothing is distilled."""
     student, teacher = backbones["student"], backbones.get("teacher")
-    shapes = {role: NetworkShape(b.width, b.depth, query_width=student.width) for role, b in backbones.items()}
+    first_block = config.query_block
+    shapes = {role: NetworkShape(b.width, b.depth, student.width, first_block) for role, b in backbones.items()}
+    methods = {
+        role: build_method(shape, config, generator(seed, "method", "initial", role)) for role, shape in shapes.items()
+    }
     distillation = build_distillation(
         shapes["student"],
         shapes.get("teacher"),
-        student.class_token(),
+        student.class_token(first_block),
         config,
         generator(seed, "distillation", "initial"),
     )
     learners: dict[Role, Learner] = {}
     for role, backbone in backbones.items():
         own = distillation if role == "student" else Distillation()
-        learners[role] = Learner(role, backbone, build_method(shapes[role], config), own, config.head_start)
-    return Pair(QueryEncoder(student), learners["student"], learners.get("teacher") if teacher else None)
+        learners[role] = Learner(role, backbone, methods[role], own, build_head(backbone.width, config), first_block)
+    encoder = QueryEncoder(student, first_block)
+    return Pair(encoder, learners["student"], learners.get("teacher") if teacher else None, config.query_regulariser)

@@ -1,0 +1,62 @@
+"""APT, additive prompt tuning: a vector for the class token's key and one for its value in every block.
+
+Nothing is chosen by the image, so there is no query pass. Two sets are kept (method, section 3): P is trained and goes
+on from task to task, G is what evaluation uses. At the end of task t:
+
+    G_1 = P_1         G_t = e·G_{t−1} + (1 − e)·P_t
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from cdl_deploy.training.config import MethodConfig
+from cdl_deploy.training.methods.protocol import ContinualMethod, Phase, Selection
+from cdl_deploy.training.models.backbone import BlockPrompt, NetworkShape
+from cdl_deploy.training.models.heads import GrowingHead, NormalisedHead
+from cdl_deploy.training.shapes import Query
+
+
+class AdditivePrompts(ContinualMethod):
+    """P and G [L, 2, D] (block; key, value). P starts truncated normal with standard deviation 0.02.
+
+    Differs: the teacher distils with P, the prompts it has just trained. The reference's teacher distils with prompts
+    merged up to the task before, which are all zeros in the first.
+    """
+
+    uses_query = False
+    head: ClassVar[type[GrowingHead]] = NormalisedHead
+    training_only = ("working", "merges")
+
+    merged: Tensor
+    merges: Tensor
+
+    def __init__(self, shape: NetworkShape, generator: torch.Generator, merge_share: float = 0.7) -> None:
+        """`merge_share`: e, what G keeps of itself."""
+        super().__init__()
+        self.merge_share = merge_share
+        self.working = nn.Parameter(torch.empty(shape.depth, 2, shape.width))
+        nn.init.trunc_normal_(self.working, std=0.02, generator=generator)
+        self.register_buffer("merged", torch.zeros(shape.depth, 2, shape.width))
+        self.register_buffer("merges", torch.tensor(0))  # how many tasks G holds
+
+    @classmethod
+    def build(cls, shape: NetworkShape, config: MethodConfig, generator: torch.Generator) -> AdditivePrompts:
+        return cls(shape, generator, config.merge_share)
+
+    def begin_task(self, generator: torch.Generator) -> None:
+        """Nothing: P goes on learning."""
+
+    @torch.no_grad()
+    def end_task(self) -> None:
+        """Merge P into G."""
+        keep = self.merge_share if self.merges else 0.0
+        self.merged.mul_(keep).add_(self.working, alpha=1 - keep)
+        self.merges += 1
+
+    def forward(self, query: Query | None, phase: Phase) -> Selection:
+        vectors = self.merged if phase == "test" else self.working
+        return Selection({index: BlockPrompt(class_shift=(pair[0], pair[1])) for index, pair in enumerate(vectors)})

@@ -1,0 +1,102 @@
+"""DualPrompt (Wang et al., ECCV 2022, arXiv 2204.04799): prompts that all tasks share, and an entry for each task.
+
+The first two prompted blocks have one shared prompt each. Each of the next three has, for every task, a key k_t and a
+prompt E_t (method, section 3):
+
+    training: E_t of the current task         otherwise: E_j with j = argmax_j cos(q, k_j), block by block
+
+The pull loss, Σ over the three blocks of mean(1 − cos(q, k_t)), draws the task's keys towards its images.
+
+Differs: a key can be chosen when its task has come, never before; the reference also chooses among keys that were drawn
+for later tasks and never trained. Here they do not exist yet.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from cdl_deploy.training.config import MethodConfig
+from cdl_deploy.training.methods.protocol import ContinualMethod, Phase, Selection, prompted_blocks
+from cdl_deploy.training.models.backbone import BlockPrompt, NetworkShape
+from cdl_deploy.training.models.growing import GrowingRows
+from cdl_deploy.training.shapes import Query, Similarities
+
+SHARED_BLOCKS = 2
+TASK_BLOCKS = 3
+
+
+class DualPrompt(ContinualMethod):
+    """Shared prompts [2, 2, r, D] (block; key rows, value rows) and the entries of three blocks, uniform in [0, 1)."""
+
+    def __init__(
+        self,
+        shape: NetworkShape,
+        generator: torch.Generator,
+        shared_rows: int = 3,
+        prompt_rows: int = 10,
+        pull_weight: float = 1.0,
+    ) -> None:
+        super().__init__()
+        blocks = prompted_blocks("DualPrompt", shape, SHARED_BLOCKS + TASK_BLOCKS)
+        self.shared_blocks, self.pull_weight = blocks[:SHARED_BLOCKS], pull_weight
+        self.shared = nn.Parameter(torch.rand(SHARED_BLOCKS, 2, shared_rows, shape.width, generator=generator))
+        self.entries = nn.ModuleDict({str(b): TaskEntries(shape, prompt_rows) for b in blocks[SHARED_BLOCKS:]})
+
+    @classmethod
+    def build(cls, shape: NetworkShape, config: MethodConfig, generator: torch.Generator) -> DualPrompt:
+        return cls(shape, generator, config.shared_prompt_rows, config.prompt_rows or 10, config.pull_weight)
+
+    def own_entries(self) -> dict[int, TaskEntries]:
+        """The tasks' entries by the index of the block they prompt."""
+        return {int(index): cast(TaskEntries, entries) for index, entries in self.entries.items()}
+
+    def shared_prompts(self) -> dict[int, BlockPrompt]:
+        """Prompts that every image gets, [1, r, D] for keys and for values."""
+        pairs = zip(self.shared_blocks, self.shared, strict=True)
+        return {index: BlockPrompt(before=(pair[0:1], pair[1:2])) for index, pair in pairs}
+
+    def begin_task(self, generator: torch.Generator) -> None:
+        for entries in self.own_entries().values():
+            entries.begin_task(generator)
+
+    def forward(self, query: Query | None, phase: Phase) -> Selection:
+        assert query is not None
+        prompts, pulls = self.shared_prompts(), []
+        for index, entries in self.own_entries().items():
+            rows: Tensor = entries.prompts.current if phase == "train" else entries.nearest(query)
+            if phase == "train":
+                pulls.append(1 - entries.similarity(query)[:, -1].mean())
+            prompts[index] = BlockPrompt(before=(rows[:, 0], rows[:, 1]))
+        return Selection(prompts, {"pull": self.pull_weight * torch.stack(pulls).sum()} if pulls else {})
+
+    def similarities(self, query: Query) -> list[Similarities]:
+        """cos(q, k_j) in each of the three blocks."""
+        return [entries.similarity(query) for entries in self.own_entries().values()]
+
+
+class TaskEntries(nn.Module):
+    """One block's entries, one a task: keys [M, Q], prompts [M, 2, p, D] (key rows, value rows)."""
+
+    def __init__(self, shape: NetworkShape, prompt_rows: int) -> None:
+        super().__init__()
+        self.keys = GrowingRows(shape.query_width)
+        self.prompts = GrowingRows(2, prompt_rows, shape.width)
+
+    def begin_task(self, generator: torch.Generator) -> None:
+        """One more entry."""
+        for rows in (self.keys, self.prompts):
+            rows.grow(torch.rand(1, *rows.shape, generator=generator))
+
+    def similarity(self, query: Query) -> Similarities:
+        """cos(q, k_j) for the tasks seen so far."""
+        return F.normalize(query, dim=1) @ F.normalize(self.keys.all(), dim=1).T
+
+    def nearest(self, query: Query) -> Float[Tensor, "B 2 p D"]:
+        """The prompt of the task whose key is nearest."""
+        prompts = self.prompts.all()
+        return prompts[self.similarity(query).argmax(dim=1)]
