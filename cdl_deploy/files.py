@@ -9,6 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+TEMPORARY = ".*.tmp*"
+"""Pattern of the names that half-written files have."""
+
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:

@@ -5,15 +5,29 @@ jaxtyping wraps every module of cdl_deploy.training that is imported after this 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 from jaxtyping import config as jaxtyping_config
 from jaxtyping import install_import_hook
 
 import tests.shape_checker  # noqa: F401  jaxtyping finds it as an attribute of the package
 
 install_import_hook("cdl_deploy.training", "tests.shape_checker.checked")
+torch.set_num_threads(1)  # the networks are small: a second thread costs more than it gives
+
+
+@contextmanager
+def no_shape_checks() -> Iterator[None]:
+    """For tracing, which uses symbolic shapes."""
+    jaxtyping_config.update("jaxtyping_disable", True)
+    try:
+        yield
+    finally:
+        jaxtyping_config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="session")
@@ -42,9 +56,6 @@ def small_bundle(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     from cdl_deploy.export import export_run
 
     out = tmp_path_factory.mktemp("bundle") / "out"
-    jaxtyping_config.update("jaxtyping_disable", True)  # tracing uses symbolic shapes
-    try:
+    with no_shape_checks():
         export_run(small_run, out)
-    finally:
-        jaxtyping_config.update("jaxtyping_disable", False)
     return out

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from cdl_deploy.training.models.learner import Role
 from cdl_deploy.training.run_directory import Record
+
+Stop = Callable[[], bool]
+"""Asked after every step whether the run is to stop there."""
+
+
+class Stopped(Exception):  # noqa: N818  nothing went wrong
+    """The run did what `Stop` asked for; everything learned so far is in its last checkpoint."""
 
 
 @dataclass(frozen=True)

@@ -35,10 +35,10 @@ def load_run(root: Path) -> tuple[Record, Pair]:
     directory = RunDirectory(root)
     record = directory.read_record()
     if not record.tasks:
-        raise RunError(f"{root} has no finished task yet: continue it with cdl train --resume --out {root}")
+        raise RunError(f"{root} has no finished task yet: continue it with cdl train {root} --resume")
     pair = rebuild_pair(directory, record)
     state, header = directory.load_tensors(directory.task_checkpoint(len(record.tasks)))
-    pair.load_trained_state(state, header["tasks"])
+    pair.load_trained_state(state, header["tasks"], header["known"])
     return record, pair
 
 
@@ -49,9 +49,3 @@ def load_heldout(root: Path, record: Record) -> tuple[Tensor, Tensor]:
     numbers = range(1, len(record.tasks) + 1)
     images = torch.cat([tensors[f"task_{number}/images"] for number in numbers])
     return images, torch.cat([tensors[f"task_{number}/labels"] for number in numbers])
-
-
-def read_finished(root: Path) -> Record | None:
-    """The record of a run that has nothing left to do, or None."""
-    record = RunDirectory(root).read_record()
-    return record if record.finished else None

@@ -6,7 +6,9 @@ This file is the training path from above; `stage.py` is one learner learning on
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,9 @@ from torch import Tensor
 
 from cdl_deploy.errors import OptionError
 from cdl_deploy.training.backbones.loading import BackboneInfo, load_backbone
-from cdl_deploy.training.config import RunConfig, check_name, default_batch_size
-from cdl_deploy.training.data.sources import ImageSource, Item, LabelledImages, fingerprint, load_image, open_source
+from cdl_deploy.training.config import OptimConfig, RunConfig, check_name, default_batch_size
+from cdl_deploy.training.data.sources import ImageSource, OnCheck, fingerprint, load_image, open_source
+from cdl_deploy.training.data.task_data import TaskData, TaskImages, TaskPlan, open_sources
 from cdl_deploy.training.data.tasks import make_tasks
 from cdl_deploy.training.data.transforms import Preprocessing, evaluation_transform, training_transform
 from cdl_deploy.training.distillation import DISTILLATIONS, needs_teacher
@@ -26,18 +29,24 @@ from cdl_deploy.training.models.backbone import Backbone
 from cdl_deploy.training.models.learner import Role
 from cdl_deploy.training.models.pair import Pair, build_pair
 from cdl_deploy.training.plots import plot_run
-from cdl_deploy.training.progress import Progress, Stage
+from cdl_deploy.training.progress import Progress, Stage, Stop, Stopped
 from cdl_deploy.training.restore import rebuild_pair
 from cdl_deploy.training.run_directory import Record, RunDirectory
-from cdl_deploy.training.stage import TaskImages, make_optimizer, run_stage
+from cdl_deploy.training.stage import Position, make_optimizer, run_stage
 
 HELDOUT_IMAGES_PER_TASK = 32
 
 
-def train(config: RunConfig, out: Path, progress: Progress | None = None) -> Record:
+def never() -> bool:
+    """A `Stop` that does not."""
+    return False
+
+
+def train(config: RunConfig, out: Path, progress: Progress | None = None, stop: Stop = never) -> Record:
     """Train a new run in the directory `out`, which must not exist or be empty.
 
     Everything that can be wrong with the configuration, the images and the weights is found before `out` is made.
+    Raises Stopped where `stop` ends the run early; `resume` goes on from there.
     """
     progress = progress or Progress()
     check_name("--method", config.method.method, tuple(METHODS))
@@ -45,17 +54,20 @@ def train(config: RunConfig, out: Path, progress: Progress | None = None) -> Rec
     device = pick_device(config.optim.device)
     directory = RunDirectory(out)
     directory.check_free()
-    source = open_source(config.data.data, config.data.holdout, config.data.skip_bad, progress.checking)
-    tasks = make_tasks(source.classes, config.data, config.optim.seed)
+    data = config.data
+    source = open_source(data.data, data.holdout, data.skip_bad, checking(progress, stop))
+    plans = [
+        TaskPlan(classes, data.data, data.holdout, data.skip_bad)
+        for classes in make_tasks(source.classes, data, config.optim.seed)
+    ]
     backbones, infos = load_backbones(config)
     pair = build_pair(backbones, config.method, config.optim.seed)
-    counts = [sum(len(source.train.of_class(source.classes.index(name))) for name in task) for task in tasks]
-    config = resolve(config, device, min(counts))
+    config = replace(config, optim=replace(config.optim, device=str(device)))
     record = Record(
         config=config.to_dict(),
         preprocessing=resolve_preprocessing(config, infos["student"], source),
         backbones={role: info.to_dict() for role, info in infos.items()},
-        planned_tasks=[list(task) for task in tasks],
+        plans=[plan.to_dict() for plan in plans],
         skipped_images=list(source.skipped),
     )
     directory.create()
@@ -63,22 +75,35 @@ def train(config: RunConfig, out: Path, progress: Progress | None = None) -> Rec
         for role, backbone in backbones.items():
             directory.save_tensors(directory.backbone_file(role), backbone.vit.state_dict())
         directory.write_record(record)
-        return Run(config, directory, record, source, pair, device, progress).go()
+        return Run(directory, record, {plans[0].place: source}, pair, device, progress, stop).go()
 
 
-def resume(out: Path, progress: Progress | None = None) -> Record:
-    """Continue the run in `out` after its last finished epoch; the result is as if it had not been interrupted."""
+def resume(out: Path, progress: Progress | None = None, stop: Stop = never) -> Record:
+    """Continue the run in `out` after its last checkpoint; the result is as if it had not been interrupted."""
     progress = progress or Progress()
     directory = RunDirectory(out)
-    record = directory.read_record()
-    config = RunConfig.from_dict(record.config)
-    device = pick_device(config.optim.device)
-    source = open_source(config.data.data, config.data.holdout, config.data.skip_bad, progress.checking)
+    record = directory.latest_record()
+    if record.finished and record == directory.read_record():
+        return record
+    device = pick_device(record.config["optim"]["device"])
+    plans = [TaskPlan.from_dict(plan) for plan in record.plans]
+    sources = open_sources(plans, len(record.tasks), checking(progress, stop))
     pair = rebuild_pair(directory, record)
     with directory.lock():
-        run = Run(config, directory, record, source, pair, device, progress)
+        run = Run(directory, record, sources, pair, device, progress, stop)
         run.restore()
         return run.go()
+
+
+def checking(progress: Progress, stop: Stop) -> OnCheck:
+    """Tell `progress` about images that were checked, and stop there."""
+
+    def on_check(done: int, total: int) -> None:
+        progress.checking(done, total)
+        if stop():
+            raise Stopped
+
+    return on_check
 
 
 class Run:
@@ -86,16 +111,18 @@ class Run:
 
     def __init__(
         self,
-        config: RunConfig,
         directory: RunDirectory,
         record: Record,
-        source: ImageSource,
+        sources: Mapping[tuple[str, float | None, bool], ImageSource],
         pair: Pair,
         device: torch.device,
         progress: Progress,
+        stop: Stop,
     ) -> None:
-        self.config, self.directory, self.record, self.source = config, directory, record, source
-        self.pair, self.device, self.progress = pair, device, progress
+        self.config, self.directory, self.record = RunConfig.from_dict(record.config), directory, record
+        self.plans = [TaskPlan.from_dict(plan) for plan in record.plans]
+        self.data = TaskData(self.plans, record.tasks, sources, self.kept_images, record.skipped_images)
+        self.pair, self.device, self.progress, self.stop = pair, device, progress, stop
         for learner in pair.learners.values():
             learner.to(device)
         self.preprocessing = Preprocessing(**{k: record.preprocessing[k] for k in ("size", "resize", "interpolation")})
@@ -103,6 +130,8 @@ class Run:
         """Tasks whose parameters exist."""
         self.stage_done: dict[Role, int] = {}
         """Epochs done in the current task, by role."""
+        self.steps_done = 0
+        """Steps done of the epoch in which the run was stopped."""
         self.moments: dict[str, Tensor] = {}
         """Adam's moments where a stage was interrupted."""
         self.seconds: dict[str, float] = {}
@@ -111,48 +140,55 @@ class Run:
     def go(self) -> Record:
         """Learn every task that is not done."""
         self.progress.planned(self.record)
-        for number in range(len(self.record.tasks) + 1, len(self.record.planned_tasks) + 1):
+        for number in range(len(self.record.tasks) + 1, len(self.plans) + 1):
             self.learn_task(number)
         return self.record
 
     def learn_task(self, number: int) -> None:
         """Teacher, then student, then evaluation; `number` counts from 1."""
-        classes = self.record.planned_tasks[number - 1]
-        images = self.task_images(self.source.train, number)
+        images = self.data.train(number)
+        optim = self.task_optim(number, len(images.items))
         if self.begun < number:
-            self.pair.begin_task(len(classes), self.config.optim.seed)
-            self.begun, self.stage_done, self.seconds = number, {}, {}
+            known = self.data.known(number)
+            self.pair.begin_task(len(self.plans[number - 1].classes), self.config.optim.seed, known)
+            self.begun, self.stage_done, self.steps_done, self.seconds = number, {}, 0, {}
         augmentation = self.record.preprocessing["augmentation"]
         transform = training_transform(self.preprocessing, augmentation)
         for role, learner in self.pair.learners.items():
-            done = self.stage_done.get(role, 0)
-            if done == self.config.optim.epochs:
+            start = Position(self.stage_done.get(role, 0), self.steps_done)
+            if start.epoch == optim.epochs:
                 continue
-            optimizer = make_optimizer(learner, self.config.optim.lr)
-            if done:
+            optimizer = make_optimizer(learner, optim.lr)
+            if start != (0, 0):
                 self.restore_moments(optimizer)
-            stage = Stage(number, len(self.record.planned_tasks), role, self.config.optim.epochs, len(images.items))
+            stage = Stage(number, len(self.plans), role, optim.epochs, len(images.items))
             began, before = time.perf_counter(), self.seconds.get(role, 0.0)
 
             def save(
-                epochs: int,
+                done: Position,
                 role: Role = role,
                 optimizer: torch.optim.Optimizer = optimizer,
                 began: float = began,
                 before: float = before,
             ) -> None:
-                self.stage_done[role] = epochs
+                self.stage_done[role], self.steps_done = done
                 self.seconds[role] = before + time.perf_counter() - began
-                if epochs == self.config.optim.epochs:  # before the save, so that resuming finds it done
+                finished = done.epoch == optim.epochs
+                if finished:  # before the save, so that resuming finds it done
                     self.pair.learners[role].end_task()
-                self.save_last(optimizer if epochs < self.config.optim.epochs else None)
+                self.save_last(None if finished else optimizer)
 
-            run_stage(self.pair, stage, images, transform, self.config.optim, optimizer, done, save, self.progress)
-        self.finish_task(number, images)
+            run_stage(self.pair, stage, images, transform, optim, optimizer, start, save, self.progress, self.stop)
+        self.finish_task(number, images, optim)
 
-    def finish_task(self, number: int, images: TaskImages) -> None:
+    def task_optim(self, number: int, images: int) -> OptimConfig:
+        """The run's optimisation with what differs for this task; the batch size by its number of images."""
+        optim = replace(self.config.optim, **self.plans[number - 1].optim)
+        return replace(optim, batch_size=optim.batch_size or default_batch_size(images))
+
+    def finish_task(self, number: int, images: TaskImages, optim: OptimConfig) -> None:
         """Evaluate, and write everything a finished task leaves."""
-        tests = [self.task_images(self.source.test, task) for task in range(1, number + 1)]
+        tests = [self.data.test(task) for task in range(1, number + 1)]
         began = time.perf_counter()
         for role, learner in self.pair.learners.items():
             row = accuracy_row(
@@ -161,54 +197,64 @@ class Run:
                 tests,
                 evaluation_transform(self.preprocessing),
                 self.config.optim.workers,
-                lambda done, total, role=role: self.progress.evaluating(number, role, done, total),  # type: ignore[misc]
+                lambda done, total, role=role: self.evaluating(number, role, done, total),  # type: ignore[misc]
             )
             self.record.matrices.setdefault(role, []).append(row)
         self.seconds["evaluation"] = time.perf_counter() - began
+        plan = self.plans[number - 1]
         self.record.tasks.append(
             {
                 "number": number,
-                "classes": self.record.planned_tasks[number - 1],
+                "classes": list(plan.classes),
+                "known_classes": list(plan.known_classes),
+                "data": plan.data,
                 "train_images": len(images.items),
-                "test_images": len(tests[-1].items),
+                "test_images": len(tests[-1].labels),
                 "data_fingerprint": fingerprint(images.items),
+                "test_fingerprint": fingerprint(tests[-1].items),
+                "kept_tests": [task for task, test in enumerate(tests, start=1) if test.pixels is not None],
+                "optim": {"epochs": optim.epochs, "batch_size": optim.batch_size, "lr": optim.lr},
+                "finished": datetime.now(UTC).isoformat(timespec="seconds"),
                 "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
             }
         )
-        self.save_heldout(tests)
+        self.keep_images(number, tests[-1])
         self.stage_done, self.moments = {}, {}
         self.directory.save_tensors(
-            self.directory.task_checkpoint(number), self.pair.trained_state(), {"tasks": self.task_sizes(number)}
+            self.directory.task_checkpoint(number), self.pair.trained_state(), self.task_header(number)
         )
         self.save_last(None)
         self.write_summary()
         self.progress.task_finished(self.record)
 
-    def task_images(self, split: LabelledImages, number: int) -> TaskImages:
-        """One task's images of a split, labelled by the position of their class among the logits."""
-        first = sum(self.task_sizes(number - 1))
-        items: list[Item] = []
-        labels: list[int] = []
-        for offset, name in enumerate(self.record.planned_tasks[number - 1]):
-            own = split.of_class(self.source.classes.index(name))
-            items += own
-            labels += [first + offset] * len(own)
-        return TaskImages(items, labels)
+    def evaluating(self, number: int, role: Role, done: int, total: int) -> None:
+        """Between two batches of test images. A stop is not lost: the stages are saved."""
+        self.progress.evaluating(number, role, done, total)
+        if self.stop():
+            raise Stopped
 
-    def task_sizes(self, count: int) -> list[int]:
-        """Classes of the first `count` tasks."""
-        return [len(classes) for classes in self.record.planned_tasks[:count]]
+    def task_header(self, count: int) -> dict[str, Any]:
+        """What a checkpoint with `count` tasks must say for learners to take its rows."""
+        return {
+            "tasks": [len(plan.classes) for plan in self.plans[:count]],
+            "known": self.data.known(count) if count else [],
+        }
 
-    def save_heldout(self, tests: list[TaskImages]) -> None:
-        """Keep a few test images of every task, preprocessed but not normalised, for export to compare models on."""
+    def kept_images(self) -> dict[str, Tensor]:
+        """Test images of finished tasks that the run has kept."""
+        if not self.directory.heldout_file.exists():
+            return {}
+        return self.directory.load_tensors(self.directory.heldout_file)[0]
+
+    def keep_images(self, number: int, test: TaskImages) -> None:
+        """Keep a few test images of a task, preprocessed but not normalised: export compares models on them, and later
+        tasks are tested on them where the folder is gone."""
         transform = evaluation_transform(self.preprocessing)
-        tensors: dict[str, Tensor] = {}
-        for number, test in enumerate(tests, start=1):
-            step = max(1, len(test.items) // HELDOUT_IMAGES_PER_TASK)
-            chosen = range(0, len(test.items), step)[:HELDOUT_IMAGES_PER_TASK]
-            pixels = [transform(load_image(test.items[i])) for i in chosen]
-            tensors[f"task_{number}/images"] = torch.stack(pixels)
-            tensors[f"task_{number}/labels"] = torch.tensor([test.labels[i] for i in chosen])
+        step = max(1, len(test.items) // HELDOUT_IMAGES_PER_TASK)
+        chosen = range(0, len(test.items), step)[:HELDOUT_IMAGES_PER_TASK]
+        tensors = self.kept_images()
+        tensors[f"task_{number}/images"] = torch.stack([transform(load_image(test.items[i])) for i in chosen])
+        tensors[f"task_{number}/labels"] = torch.tensor([test.labels[i] for i in chosen])
         self.directory.save_tensors(self.directory.heldout_file, tensors)
 
     def save_last(self, optimizer: torch.optim.Optimizer | None) -> None:
@@ -219,8 +265,9 @@ class Run:
                 tensors |= {f"adam/{index}/{name}": torch.as_tensor(value) for name, value in moments.items()}
         header = {
             "record": self.record.to_dict(),
-            "tasks": self.task_sizes(self.begun),
+            **self.task_header(self.begun),
             "stage_done": self.stage_done,
+            "steps_done": self.steps_done,
             "seconds": self.seconds,
         }
         self.directory.save_tensors(self.directory.last_checkpoint, tensors, header)
@@ -230,12 +277,13 @@ class Run:
         if not self.directory.last_checkpoint.exists():
             return
         tensors, header = self.directory.load_tensors(self.directory.last_checkpoint)
-        self.record = Record.from_dict(header["record"])
         self.moments = {name: value for name, value in tensors.items() if name.startswith("adam/")}
-        self.pair.load_trained_state({n: v for n, v in tensors.items() if n not in self.moments}, header["tasks"])
+        state = {name: value for name, value in tensors.items() if name not in self.moments}
+        self.pair.load_trained_state(state, header["tasks"], header["known"])
         for learner in self.pair.learners.values():
             learner.to(self.device)
         self.begun, self.stage_done, self.seconds = len(header["tasks"]), header["stage_done"], header["seconds"]
+        self.steps_done = header["steps_done"]
         if self.record.tasks:
             self.write_summary()
 
@@ -249,11 +297,11 @@ class Run:
         self.moments = {}
 
     def write_summary(self) -> None:
-        """run.json, CSVs and the picture."""
-        self.directory.write_record(self.record)
+        """The picture, CSVs and, when all else is in its place, run.json."""
         method = self.config.method
         title = f"{self.config.data.data}: {method.method} + {method.distill}, seed {self.config.optim.seed}"
         plot_run(self.record.matrices, title, self.directory.root / "accuracy.png")
+        self.directory.write_record(self.record)
 
 
 def pick_device(name: str) -> torch.device:
@@ -280,12 +328,6 @@ def load_backbones(config: RunConfig) -> tuple[dict[Role, Backbone], dict[Role, 
     if needs_teacher(config.method.distill):
         backbones["teacher"], infos["teacher"] = load_backbone(models.teacher, models.teacher_weights, info.image_size)
     return backbones, infos
-
-
-def resolve(config: RunConfig, device: torch.device, images: int) -> RunConfig:
-    """The configuration with `auto` values settled; `images` are those of the smallest task."""
-    batch_size = config.optim.batch_size or default_batch_size(images)
-    return replace(config, optim=replace(config.optim, device=str(device), batch_size=batch_size))
 
 
 def resolve_preprocessing(config: RunConfig, student: BackboneInfo, source: ImageSource) -> dict[str, Any]:

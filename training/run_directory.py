@@ -26,7 +26,7 @@ import safetensors.torch
 from torch import Tensor
 
 from cdl_deploy.errors import RunError
-from cdl_deploy.files import write_atomic, write_json, write_text
+from cdl_deploy.files import TEMPORARY, write_atomic, write_json, write_text
 from cdl_deploy.version import __version__
 
 FORMAT_VERSION = 1
@@ -42,14 +42,19 @@ class Record:
     """`Preprocessing`, and the augmentation that `auto` resolved to."""
     backbones: dict[str, Any]
     """`BackboneInfo.to_dict()` by role."""
-    planned_tasks: list[list[str]]
-    """Class names by task."""
+    plans: list[dict[str, Any]]
+    """`TaskPlan.to_dict()` of every task."""
     tasks: list[dict[str, Any]] = field(default_factory=list)
     """One entry a finished task: number, classes, image counts, data fingerprint, seconds by stage."""
     matrices: dict[str, list[list[float]]] = field(default_factory=dict)
     """Accuracy matrix by role."""
     skipped_images: list[str] = field(default_factory=list)
     """Unreadable images that --skip-bad left out."""
+
+    @property
+    def planned_tasks(self) -> list[list[str]]:
+        """New classes by task."""
+        return [plan["classes"] for plan in self.plans]
 
     @property
     def finished(self) -> bool:
@@ -76,7 +81,7 @@ class Record:
             "status": "finished" if self.finished else "unfinished",
             **roles,
             "tasks": self.tasks,
-            "planned_tasks": self.planned_tasks,
+            "plans": self.plans,
             "config": self.config,
             "preprocessing": self.preprocessing,
             "backbones": self.backbones,
@@ -91,7 +96,7 @@ class Record:
             config=values["config"],
             preprocessing=values["preprocessing"],
             backbones=values["backbones"],
-            planned_tasks=values["planned_tasks"],
+            plans=values["plans"],
             tasks=values["tasks"],
             matrices={role: entry["accuracy_matrix"] for role, entry in roles.items()},
             skipped_images=values["skipped_images"],
@@ -127,7 +132,7 @@ class RunDirectory:
         """Raise RunError where something is in the way of a new run."""
         if self.last_checkpoint.exists() or self.record_file.exists():
             raise RunError(f"{self.root} already holds a run: continue it with --resume, or choose another --out")
-        if self.root.is_file() or (self.root.is_dir() and any(self.root.iterdir())):
+        if self.root.is_file() or (self.root.is_dir() and any(not _is_ours(path) for path in self.root.iterdir())):
             raise RunError(f"{self.root} exists and is not empty: choose another --out, or empty it")
 
     def create(self) -> None:
@@ -148,11 +153,21 @@ class RunDirectory:
             raise RunError(f"cannot read {self.record_file}: {error}") from None
         return _checked_record(values, self.record_file)
 
+    def latest_record(self) -> Record:
+        """The record of the last checkpoint, which run.json follows; that of run.json where there is no checkpoint.
+
+        Raises RunError like `read_record`.
+        """
+        record = self.read_record()
+        if self.last_checkpoint.exists():
+            record = Record.from_dict(self.load_header(self.last_checkpoint)["record"])
+        return record
+
     def write_record(self, record: Record) -> None:
-        """run.json, and one CSV of accuracies for each role."""
-        write_json(self.record_file, record.to_dict())
+        """One CSV of accuracies for each role, then run.json."""
         for role, matrix in record.matrices.items():
             write_text(self.root / f"accuracy_{role}.csv", matrix_csv(matrix))
+        write_json(self.record_file, record.to_dict())
 
     def save_tensors(self, path: Path, tensors: dict[str, Tensor], header: dict[str, Any] | None = None) -> None:
         """A safetensors file with `header` as JSON in its metadata, atomically."""
@@ -165,12 +180,22 @@ class RunDirectory:
 
     def load_tensors(self, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and header of a file that `save_tensors` wrote."""
+        with self._open(path) as (file, header):
+            names = file.keys()  # the file itself cannot be iterated over
+            return {name: file.get_tensor(name) for name in names}, header
+
+    def load_header(self, path: Path) -> dict[str, Any]:
+        """The header alone."""
+        with self._open(path) as (_, header):
+            return header
+
+    @contextmanager
+    def _open(self, path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
         try:
             with safetensors.safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
                 check_format(int(metadata.get("format_version", 0)), path)
-                names = file.keys()  # the file itself cannot be iterated over
-                return {name: file.get_tensor(name) for name in names}, json.loads(metadata["header"])
+                yield file, json.loads(metadata["header"])
         except FileNotFoundError:
             raise RunError(f"{path} is missing: the run directory is incomplete") from None
         except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
@@ -181,17 +206,32 @@ class RunDirectory:
         """Hold the run for one writer. Raises RunError where another process is writing to it."""
         import fcntl
 
-        with (self.root / ".lock").open("w") as handle:
+        path = self.root / ".lock"
+        with path.open("w") as handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+                if not os.path.samestat(os.fstat(handle.fileno()), path.stat()):
+                    raise BlockingIOError  # another process has just removed this file and locked a new one
+            except (BlockingIOError, FileNotFoundError):
                 raise RunError(
                     f"{self.root} is in use by another process: wait for it, or choose another --out"
                 ) from None
             try:
+                self._remove_leftovers()
                 yield
             finally:
-                os.unlink(handle.name)
+                path.unlink()
+
+    def _remove_leftovers(self) -> None:
+        """Temporary files of a process that was killed in the middle of a write."""
+        for folder in (self.root, self.root / "checkpoints", self.root / "backbones"):
+            for path in folder.glob(TEMPORARY):
+                path.unlink(missing_ok=True)
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether it may lie in a directory whose run was killed before it had a record."""
+    return path.name in (".lock", "backbones", "checkpoints") or path.match(TEMPORARY)
 
 
 def check_format(version: int, path: Path) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,20 +13,20 @@ from torch import Tensor
 from cdl_deploy.errors import RunError
 from cdl_deploy.training.config import OptimConfig
 from cdl_deploy.training.data.loading import batches
-from cdl_deploy.training.data.sources import Item
+from cdl_deploy.training.data.task_data import TaskImages
 from cdl_deploy.training.data.transforms import PixelTransform
+from cdl_deploy.training.distillation.protocol import Output
 from cdl_deploy.training.losses import masked_cross_entropy
 from cdl_deploy.training.models.learner import Learner, Role
 from cdl_deploy.training.models.pair import Pair
-from cdl_deploy.training.progress import Progress, Stage
+from cdl_deploy.training.progress import Progress, Stage, Stop, Stopped
 
 
-@dataclass(frozen=True)
-class TaskImages:
-    """Images of one task with their labels, positions among the logits."""
+class Position(NamedTuple):
+    """How far a stage has come: whole epochs, and steps of the next one."""
 
-    items: Sequence[Item]
-    labels: Sequence[int]
+    epoch: int = 0
+    step: int = 0
 
 
 def make_optimizer(learner: Learner, lr: float) -> torch.optim.Adam:
@@ -56,17 +56,32 @@ def stage_losses(pair: Pair, role: Role, images: Tensor, labels: Tensor) -> dict
     learner = pair.learners[role]
     query, student_tokens, entry = seen = pair.encoder(images, learner.method.uses_query)
     first, regulariser = learner.first_class, pair.query_losses(learner, seen)
+    columns = learner.reopened_columns()
+    if columns is not None:  # from here on as if there were no other classes
+        first, labels = 0, torch.searchsorted(columns, labels)
     if role == "teacher":
-        output = learner(learner.backbone.embed(images), query, "train")
+        output = _over(columns, learner(learner.backbone.embed(images), query, "train"))
         cross_entropy = masked_cross_entropy(output.class_logits, labels, first)
         return {"cross_entropy": cross_entropy, **output.losses, **regulariser}
     teacher_output = None
     if pair.teacher is not None:
         with torch.no_grad():
-            teacher_output = pair.teacher(pair.teacher.backbone.embed(images), query, "distil")
-    output = learner(student_tokens, query, "train", entry)
+            teacher_output = _over(columns, pair.teacher(pair.teacher.backbone.embed(images), query, "distil"))
+    output = _over(columns, learner(student_tokens, query, "train", entry))
     cross_entropy = masked_cross_entropy(output.class_logits, labels, first)
     return {**learner.distillation.losses(cross_entropy, output, teacher_output, first), **output.losses, **regulariser}
+
+
+def _over(columns: Tensor | None, output: Output) -> Output:
+    """The output with the logits at `columns` only."""
+    if columns is None:
+        return output
+    extra = output.extra_logits
+    return replace(
+        output,
+        class_logits=output.class_logits[:, columns],
+        extra_logits=None if extra is None else extra[:, columns],
+    )
 
 
 def run_stage(
@@ -76,15 +91,20 @@ def run_stage(
     transform: PixelTransform,
     config: OptimConfig,
     optimizer: torch.optim.Optimizer,
-    first_epoch: int,
-    on_epoch: Callable[[int], None],
+    start: Position,
+    save: Callable[[Position], None],
     progress: Progress,
+    stop: Stop,
 ) -> None:
-    """Epochs `first_epoch` to the last; `on_epoch` is called with the number of epochs done, to save them."""
+    """From `start` to the last epoch; `save` is called after every epoch.
+
+    Where `stop` says so the step at hand is finished and saved, and Stopped raised.
+    """
     device = pair.encoder.backbone.mean.device
     assert config.batch_size is not None
-    progress.stage_started(stage, first_epoch)
-    for epoch in range(first_epoch, config.epochs):
+    progress.stage_started(stage, start.epoch)
+    for epoch in range(start.epoch, config.epochs):
+        done = start.step if epoch == start.epoch else 0
         for group in optimizer.param_groups:
             group["lr"] = group["lr_scale"] * learning_rate(config.lr, epoch, config.epochs)
         loader = batches(
@@ -96,8 +116,9 @@ def run_stage(
             seed=config.seed,
             place=(stage.task, stage.role, epoch),
             shuffle=True,
+            skip=done,
         )
-        for step, (pixels, labels) in enumerate(loader):
+        for step, (pixels, labels) in enumerate(loader, start=done):
             terms = stage_losses(pair, stage.role, pixels.to(device), labels.to(device))
             loss = torch.stack(list(terms.values())).sum()
             values = {name: value.item() for name, value in terms.items()}
@@ -111,5 +132,10 @@ def run_stage(
             loss.backward()
             optimizer.step()
             progress.step(stage, epoch, len(labels), values)
-        on_epoch(epoch + 1)
+            if stop() and (step + 1) * config.batch_size < len(images.items):
+                save(Position(epoch, step + 1))
+                raise Stopped
+        save(Position(epoch + 1))
+        if stop():
+            raise Stopped
     progress.stage_finished(stage)

@@ -30,7 +30,7 @@ def command(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the run's record as JSON.")] = False,
 ) -> None:
-    """Show a run: accuracy after every task, forgetting, and where its files are."""
+    """Show a run: accuracy after every task, forgetting, its history, and where its files are."""
     record = read_json(run / "run.json", f"{run} is no run directory: it has no run.json; make one with cdl train")
     if not isinstance(record, dict) or not isinstance(record.get("format_version"), int):
         raise RunError(f"{run / 'run.json'} is no run record: it has no format_version")
@@ -48,9 +48,10 @@ def command(
 
     console = Console()
     if not record["tasks"]:
-        console.print(f"{run}: no task is finished yet; continue with: cdl train --resume --out {run}", highlight=False)
+        console.print(f"{run}: no task is finished yet; continue with: cdl train {run} --resume", highlight=False)
         return
     console.print(run_table(record))
+    console.print(history_table(record))
     if latency is not None:
         report = read_json(latency, f"--latency {latency} does not exist: make it with cdl bench-latency --save")
         try:
@@ -58,6 +59,20 @@ def command(
         except (KeyError, TypeError) as error:
             raise RunError(f"--latency {latency} is no report of cdl bench-latency: {error} is missing") from error
     console.print(_files(run), highlight=False)
+
+
+def history_table(record: dict[str, Any]) -> Table:
+    """When each task was learned, and from which images."""
+    from rich.table import Table
+
+    table = Table(title="history", title_justify="left")
+    for name in ("task", "learned (UTC)", "from", "known classes", "epochs"):
+        table.add_column(name, overflow="fold")
+    for task in record["tasks"]:
+        known = ", ".join(task["known_classes"]) or "–"
+        when = task["finished"][:16].replace("T", " ")
+        table.add_row(str(task["number"]), when, task["data"], known, str(task["optim"]["epochs"]))
+    return table
 
 
 def latency_table(report: dict[str, Any]) -> Table:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cdl_deploy.cli.missing import needs
+from cdl_deploy.cli.signals import stop_on_signals
 from cdl_deploy.errors import OptionError
 
 if TYPE_CHECKING:
@@ -21,10 +22,14 @@ cdl train --data photos/ --tasks 10 --out runs/photos
 cdl train --data photos/ --holdout 0.2 --classes-per-task 4 --distill none --out runs/alone
 cdl train --data photos/ --task-file tasks.yaml --out runs/photos \\
     --teacher vit_base_patch16_224.augreg_in21k_ft_in1k --student vit_small_patch16_224.augreg_in21k_ft_in1k
-cdl train --resume --out runs/photos
+cdl train runs/photos --resume
+cdl train runs/photos --add new-photos/ --classes screw,nut
 """
 
-DATA, MODELS, METHOD, OPTIM = "Images and tasks", "Models", "Method", "Training"
+ADD, DATA, MODELS, METHOD, OPTIM = "One more task", "Images and tasks", "Models", "Method", "Training"
+
+ADDITION = ("holdout", "skip_bad")
+"""Options about images that go with --add; those of training do as well."""
 
 SECTIONS = {
     "data": ("data", "tasks", "classes_per_task", "task_file", "holdout", "class_order", "augmentation", "image_size",
@@ -44,7 +49,20 @@ def _option(metavar: str, help: str, panel: str, name: str | None = None) -> Any
 
 
 def command(
-    out: Annotated[Path, typer.Option("--out", metavar="RUN", help="The run directory to write.", show_default=False)],
+    run: Annotated[
+        Path | None,
+        typer.Argument(metavar="RUN", help="The run directory, where --out does not name it.", show_default=False),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="RUN", help="The run directory to write.", show_default=False)
+    ] = None,
+    add: Annotated[
+        str | None, _option("DIR", "Learn the classes in this image folder as the next task of a finished RUN.", ADD)
+    ] = None,
+    classes: Annotated[str | None, _option("A,B,...", "Only these of its classes, in this order.", ADD)] = None,
+    allow_known: Annotated[
+        bool, _option("", "Train classes that RUN knows on, with the new images.", ADD, "--allow-known")
+    ] = False,
     data: Annotated[
         str | None,
         _option(
@@ -134,30 +152,60 @@ def command(
     given = {
         name: value
         for name, value in locals().items()
-        if name not in ("out", "resume", "as_json") and value is not None and value is not False
+        if name not in ("run", "out", "add", "classes", "allow_known", "resume", "as_json")
+        and value is not None
+        and value is not False
     }
+    out = _one_directory(run, out)
     with needs("cdl train", "train"):
         from cdl_deploy.cli.train_progress import show_training
+        from cdl_deploy.training.additions import Addition, add_task
         from cdl_deploy.training.config import RunConfig
-        from cdl_deploy.training.restore import read_finished
+        from cdl_deploy.training.progress import Stopped
         from cdl_deploy.training.run import resume as resume_run
         from cdl_deploy.training.run import train
-    if resume and given:
-        names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        raise OptionError(f"--resume continues a run as it was configured, so {names} cannot be given: leave it out")
+    if add is None and (classes is not None or allow_known):
+        raise OptionError("--classes and --allow-known belong to --add DIR: give it, or leave them out")
+    if resume and add is not None:
+        raise OptionError("--resume and --add exclude each other: resume first, then add")
+    if resume:
+        _refuse(given, "--resume continues a run as it was configured")
+    if add is not None:
+        fixed = {name: value for name, value in given.items() if name not in ADDITION and name not in SECTIONS["optim"]}
+        _refuse(fixed, "--add goes on with a run as it was configured")
     quiet = not sys.stderr.isatty()
-    with nullcontext(None) if quiet else show_training() as progress:
+    with nullcontext(None) if quiet else show_training() as progress, stop_on_signals() as stop:
         try:
             if resume:
-                finished = read_finished(out)
-                record = finished or resume_run(out, progress)
+                record = resume_run(out, progress, stop)
+            elif add is not None:
+                optim = {name: given[name] for name in SECTIONS["optim"] if name in given}
+                names = tuple(name.strip() for name in classes.split(",")) if classes is not None else ()
+                addition = Addition(add, names, holdout, skip_bad, allow_known, optim)
+                record = add_task(out, addition, progress, stop)
             else:
-                record = train(RunConfig.from_dict(_sections(given)), out, progress)
-        except KeyboardInterrupt:
+                record = train(RunConfig.from_dict(_sections(given)), out, progress, stop)
+        except (Stopped, KeyboardInterrupt):
             if (out / "run.json").exists():
-                typer.echo(f"\ninterrupted; continue with: cdl train --resume --out {out}", err=True)
-            raise
+                typer.echo(f"\nstopped; continue with: cdl train {out} --resume", err=True)
+            raise typer.Exit(stop.exit_code if stop() else 130) from None
     _print(record, out, as_json)
+
+
+def _one_directory(run: Path | None, out: Path | None) -> Path:
+    """The run directory, given as an argument or as --out."""
+    if run is not None and out is not None and run != out:
+        raise OptionError(f"RUN is {run} and --out is {out}: give one of them")
+    directory = run or out
+    if directory is None:
+        raise OptionError("no run directory is given: add --out RUN")
+    return directory
+
+
+def _refuse(given: dict[str, Any], why: str) -> None:
+    if given:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise OptionError(f"{why}, so {names} cannot be given: leave it out")
 
 
 def _sections(given: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -184,7 +232,8 @@ def _print(record: Record, out: Path, as_json: bool) -> None:
     console.print(run_table(record.to_dict()))
     if record.skipped_images:
         count = len(record.skipped_images)
-        console.print(
-            f"{count} unreadable {'images were' if count > 1 else 'image was'} left out; run.json names them."
-        )
-    console.print(f"Run: {out}   picture: {out / 'accuracy.png'}   next: cdl export {out} --onnx", highlight=False)
+        text = f"{count} unreadable image{'s' if count > 1 else ''} left out; run.json names them."
+        console.print(text, soft_wrap=True)
+    console.print(
+        f"Run: {out}   picture: {out / 'accuracy.png'}   next: cdl export {out} --onnx", highlight=False, soft_wrap=True
+    )

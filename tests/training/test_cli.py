@@ -129,7 +129,7 @@ def test_bad_images_are_named(photos, tmp_path, capsys):
     assert "--skip-bad" in err
     code, out, _ = cdl(capsys, "train", "--data", photos, "--tasks", 2, "--out", tmp_path / "run", "--skip-bad", *QUICK)
     assert code == 0
-    assert "1 unreadable images were left out" in out
+    assert "1 unreadable image left out" in out
 
 
 def test_an_output_directory_in_use(trained, photos, capsys):
@@ -168,7 +168,7 @@ def test_one_tree_with_holdout(tmp_path, capsys):
         (["export", "nowhere"], "cdl export needs a format: add --onnx"),
         (["export", "nowhere", "--onnx"], "nowhere is no run directory: it has no run.json; make one with cdl train"),
         (["runs", "nowhere"], "nowhere is no run directory"),
-        (["train"], "Missing option '--out'"),
+        (["train"], "no run directory is given: add --out RUN"),
     ],
 )
 def test_other_mistakes(capsys, arguments, message):

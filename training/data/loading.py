@@ -41,18 +41,22 @@ class SeededBatches(Sampler[list[Key]]):
     Differs: the reference drops the last partial batch, so a task with fewer images than a batch trains on nothing.
     """
 
-    def __init__(self, count: int, batch_size: int, seed: int, place: tuple[str | int, ...], shuffle: bool) -> None:
+    def __init__(
+        self, count: int, batch_size: int, seed: int, place: tuple[str | int, ...], shuffle: bool, skip: int = 0
+    ) -> None:
+        """`skip`: batches to leave out at the beginning, because they were learned from before an interruption."""
         self.count, self.batch_size, self.seed, self.place, self.shuffle = count, batch_size, seed, place, shuffle
+        self.skip = skip
 
     def __len__(self) -> int:
-        return -(-self.count // self.batch_size)
+        return -(-self.count // self.batch_size) - self.skip
 
     def __iter__(self) -> Iterator[list[Key]]:
         order = list(range(self.count))
         if self.shuffle:
             order = torch.randperm(self.count, generator=generator(self.seed, "order", *self.place)).tolist()
         first = derive_seed(self.seed, "augmentation", *self.place)
-        for start in range(0, self.count, self.batch_size):
+        for start in range(self.skip * self.batch_size, self.count, self.batch_size):
             yield [(index, (first + index) % 2**63) for index in order[start : start + self.batch_size]]
 
 
@@ -66,9 +70,10 @@ def batches(
     seed: int = 0,
     place: tuple[str | int, ...] = (),
     shuffle: bool = False,
+    skip: int = 0,
 ) -> DataLoader[tuple[Tensor, Tensor]]:
     """A loader of (pixels [B, 3, height, width] uint8, labels [B] int64)."""
     # A batch's labels, ints in the dataset, are collated into one tensor.
     dataset = cast(Dataset[tuple[Tensor, Tensor]], PixelDataset(items, labels, transform))
-    sampler = SeededBatches(len(items), batch_size, seed, place, shuffle)
+    sampler = SeededBatches(len(items), batch_size, seed, place, shuffle, skip)
     return DataLoader(dataset, batch_sampler=sampler, num_workers=workers, pin_memory=torch.cuda.is_available())

@@ -109,9 +109,36 @@ def image_folder(
 
     Every image is decoded once, here, so that a damaged one is found before hours of training and not after.
     """
-    if not root.is_dir():
-        raise DataError(f"--data {root} is no folder: give an image folder, or 'digits' for the embedded data")
     skipped: list[str] = []
+    train_files, test_files = find_splits(root, holdout)
+    classes = tuple(sorted(train_files))
+    bad = unreadable(
+        [path for files in (train_files, test_files) for name in classes for path in files[name]], on_check
+    )
+    if bad:
+        first, reason = next(iter(bad.items()))
+        if not skip_bad:
+            more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
+            raise DataError(f"{reason}{more}: repair or remove it, or go on without with --skip-bad")
+        skipped = [str(path) for path in bad]
+        for files in (train_files, test_files):
+            for name in classes:
+                files[name] = [path for path in files[name] if path not in bad]
+                if not files[name]:
+                    raise DataError(f"class '{name}' has no readable image left ({first} was the first unreadable one)")
+    return ImageSource(
+        str(root), classes, _split(train_files), _split(test_files), photographs=True, skipped=tuple(skipped)
+    )
+
+
+Files = dict[str, list[Path]]
+"""Image files by class."""
+
+
+def find_splits(root: Path, holdout: float | None) -> tuple[Files, Files]:
+    """Training and test files of an image folder; nothing is decoded. Raises DataError where a split is missing."""
+    if not root.is_dir():
+        raise DataError(f"{root} is no folder: give an image folder, or 'digits' for the embedded data")
     if (root / "train").is_dir():
         if holdout is not None:
             raise DataError(f"{root} has its own train/ folder, so --holdout cannot apply: leave it out")
@@ -136,31 +163,12 @@ def image_folder(
                 f"{root} has no train/ folder: add --holdout 0.2 to hold out a fifth of every class for testing"
             )
         train_files, test_files = hold_out(found, holdout, root)
-    if len(train_files) < 2:
-        raise DataError(f"{root} has one class, '{next(iter(train_files))}': at least two are needed to learn from")
-    classes = tuple(sorted(train_files))
-    bad = unreadable(
-        [path for files in (train_files, test_files) for name in classes for path in files[name]], on_check
-    )
-    if bad:
-        first, reason = next(iter(bad.items()))
-        if not skip_bad:
-            more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
-            raise DataError(f"{reason}{more}: repair or remove it, or go on without with --skip-bad")
-        skipped = [str(path) for path in bad]
-        for files in (train_files, test_files):
-            for name in classes:
-                files[name] = [path for path in files[name] if path not in bad]
-                if not files[name]:
-                    raise DataError(f"class '{name}' has no readable image left ({first} was the first unreadable one)")
-    return ImageSource(
-        str(root), classes, _split(train_files), _split(test_files), photographs=True, skipped=tuple(skipped)
-    )
+    return train_files, test_files
 
 
-def find_images(root: Path) -> dict[str, list[Path]]:
+def find_images(root: Path) -> Files:
     """Image files by class: the folders directly below `root`, each searched to any depth, in sorted order."""
-    found: dict[str, list[Path]] = {}
+    found: Files = {}
     for folder in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")):
         files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
         if files:
@@ -171,12 +179,10 @@ def find_images(root: Path) -> dict[str, list[Path]]:
     return found
 
 
-def hold_out(
-    files: dict[str, list[Path]], share: float, root: Path
-) -> tuple[dict[str, list[Path]], dict[str, list[Path]]]:
+def hold_out(files: Files, share: float, root: Path) -> tuple[Files, Files]:
     """Split every class, at least one image on either side; the choice depends on the class's file names alone."""
-    train: dict[str, list[Path]] = {}
-    test: dict[str, list[Path]] = {}
+    train: Files = {}
+    test: Files = {}
     for name, paths in files.items():
         if len(paths) < 2:
             raise DataError(
@@ -209,7 +215,7 @@ def unreadable(paths: Sequence[Path], on_check: OnCheck | None = None) -> dict[P
     return bad
 
 
-def _split(files: dict[str, list[Path]]) -> LabelledImages:
+def _split(files: Files) -> LabelledImages:
     items = [path for name in sorted(files) for path in files[name]]
     labels = [label for label, name in enumerate(sorted(files)) for _ in files[name]]
     return LabelledImages(items, np.array(labels, dtype=np.int64))

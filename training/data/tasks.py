@@ -19,6 +19,8 @@ DEFAULT_TASKS = 5
 
 def make_tasks(classes: tuple[str, ...], config: DataConfig, seed: int) -> Tasks:
     """The tasks that `config` asks for. Raises DataError for more tasks than classes, or a file that does not fit."""
+    if len(classes) < 2:
+        raise DataError(f"{config.data} has one class, '{classes[0]}': at least two are needed to learn from")
     if config.task_file is not None:
         return read_task_file(Path(config.task_file), classes)
     order = list(classes)

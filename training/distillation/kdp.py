@@ -7,6 +7,8 @@ and carried through all tasks: they are the teacher's memory.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -53,8 +55,8 @@ class KDPrompts(Distillation):
         self.rows = nn.Parameter(torch.rand(prefixes, 2, rows, shape.width, generator=generator))
         self.head = build_head(shape.width, config)
 
-    def begin_task(self, new_classes: int, generator: torch.Generator) -> None:
-        self.head.begin_task(new_classes, generator)
+    def begin_task(self, new_classes: int, generator: torch.Generator, known: Sequence[int] = ()) -> None:
+        self.head.begin_task(new_classes, generator, known)
 
     def append_token(self, tokens: Tokens) -> Float[Tensor, "B N+1 D"]:
         return torch.cat([tokens, self.token.expand(tokens.shape[0], 1, -1)], dim=1)

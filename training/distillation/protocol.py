@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -34,8 +35,8 @@ class Distillation(nn.Module):
 
     needs_teacher: bool = False
 
-    def begin_task(self, new_classes: int, generator: torch.Generator) -> None:
-        """Make room for the classes of one more task."""
+    def begin_task(self, new_classes: int, generator: torch.Generator, known: Sequence[int] = ()) -> None:
+        """Make room for the classes of one more task; `known`: earlier classes it brings new images of."""
 
     def append_token(self, tokens: Tokens) -> Float[Tensor, "B more D"]:
         """The tokens that enter the first prompted block."""

@@ -7,7 +7,7 @@ and keeps the cost of a task independent of how many came before.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,32 +15,46 @@ from torch import Tensor, nn
 
 
 class GrowingRows(nn.Module):
-    """`earlier` [n, *shape] is a buffer, `current` [m, *shape] a parameter; `all()` is both, in order."""
+    """`earlier` [n, *shape] is a buffer, `current` [m, *shape] a parameter; `all()` is both, in order.
+
+    Where the current task brings new images of known classes, `reopened` [k, *shape] are the rows of `earlier` at the
+    positions `reopened_at` [k] that learn again, in place of those.
+    """
 
     earlier: Tensor
+    reopened_at: Tensor
 
     def __init__(self, *shape: int) -> None:
         super().__init__()
         self.shape = shape
         self.register_buffer("earlier", torch.empty(0, *shape))
+        self.register_buffer("reopened_at", torch.empty(0, dtype=torch.int64))
         self.current = nn.Parameter(torch.empty(0, *shape))
+        self.reopened = nn.Parameter(torch.empty(0, *shape), requires_grad=False)
 
     def __len__(self) -> int:
         return len(self.earlier) + len(self.current)
 
     def all(self) -> Tensor:
         """Every row [n + m, *shape]; gradients reach only the current task's."""
-        return torch.cat([self.earlier, self.current]) if len(self.earlier) else self.current
+        earlier = self.earlier
+        if len(self.reopened):
+            earlier = earlier.index_copy(0, self.reopened_at, self.reopened)
+        return torch.cat([earlier, self.current]) if len(earlier) else self.current
 
-    def grow(self, rows: Tensor) -> None:
-        """Retire the current rows and make `rows` [m, *shape] the current task's."""
+    def grow(self, rows: Tensor, reopen: Sequence[int] = ()) -> None:
+        """Retire the current rows and make `rows` [m, *shape] the current task's, with the earlier rows `reopen`."""
         self.earlier = self.all().detach().clone()
         self.current = nn.Parameter(rows.to(self.earlier))
+        self.reopened_at = torch.tensor(reopen, dtype=torch.int64, device=self.earlier.device)
+        self.reopened = nn.Parameter(self.earlier[self.reopened_at].clone(), requires_grad=len(reopen) > 0)
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         """Take whatever number of rows the state has: a checkpoint knows how far the tasks had come."""
-        earlier, current = state_dict.get(prefix + "earlier"), state_dict.get(prefix + "current")
-        if earlier is not None and current is not None:
-            self.earlier = torch.empty_like(earlier, device=self.earlier.device)
-            self.current = nn.Parameter(torch.empty_like(current, device=self.earlier.device))
+        for name in ("earlier", "reopened_at", "current", "reopened"):
+            value = state_dict.get(prefix + name)
+            if value is not None:
+                empty = torch.empty_like(value, device=self.earlier.device)
+                learns = name == "current" or (name == "reopened" and len(value) > 0)
+                setattr(self, name, nn.Parameter(empty, learns) if name in self._parameters else empty)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -24,11 +26,11 @@ class GrowingHead(nn.Module):
         self.weight = GrowingRows(width)
         self.bias = GrowingRows()
 
-    def begin_task(self, new_classes: int, generator: torch.Generator) -> None:
-        """New rows: zeros, or uniform in ±1/√D from `generator`."""
+    def begin_task(self, new_classes: int, generator: torch.Generator, known: Sequence[int] = ()) -> None:
+        """New rows: zeros, or uniform in ±1/√D from `generator`. The rows of the classes `known` learn on."""
         bound = 0.0 if self.start == "zeros" else self.width**-0.5
-        self.weight.grow((torch.rand(new_classes, self.width, generator=generator) * 2 - 1) * bound)
-        self.bias.grow((torch.rand(new_classes, generator=generator) * 2 - 1) * bound)
+        self.weight.grow((torch.rand(new_classes, self.width, generator=generator) * 2 - 1) * bound, known)
+        self.bias.grow((torch.rand(new_classes, generator=generator) * 2 - 1) * bound, known)
 
     def rows(self) -> Float[Tensor, "C D"]:
         """W as the features meet it."""
@@ -46,8 +48,8 @@ class NormalisedHead(GrowingHead):
     LayerNorm(x) sums to zero, so their logits are zero as well; a row of zeros would have no direction to start from.
     """
 
-    def begin_task(self, new_classes: int, generator: torch.Generator) -> None:
-        super().begin_task(new_classes, generator)
+    def begin_task(self, new_classes: int, generator: torch.Generator, known: Sequence[int] = ()) -> None:
+        super().begin_task(new_classes, generator, known)
         if self.start == "zeros":
             torch.nn.init.constant_(self.weight.current, (3 * self.width) ** -0.5)
 

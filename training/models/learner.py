@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from cdl_deploy.training.distillation.protocol import Distillation, Output
@@ -81,13 +82,16 @@ class Learner(nn.Module):
         self.distillation = distillation
         self.first_block = first_block
         self.tasks: list[int] = []
+        self.known: list[int] = []
+        """Earlier classes that the current task brings new images of, by their position among the logits."""
 
-    def begin_task(self, new_classes: int, generators: dict[str, torch.Generator]) -> None:
+    def begin_task(self, new_classes: int, generators: dict[str, torch.Generator], known: Sequence[int] = ()) -> None:
         """Grow heads, prompts and KD head; `generators` are called `method`, `class_head` and `distillation`."""
         self.method.begin_task(generators["method"])
-        self.class_head.begin_task(new_classes, generators["class_head"])
-        self.distillation.begin_task(new_classes, generators["distillation"])
+        self.class_head.begin_task(new_classes, generators["class_head"], known)
+        self.distillation.begin_task(new_classes, generators["distillation"], known)
         self.tasks.append(new_classes)
+        self.known = list(known)
 
     def end_task(self) -> None:
         """The current task is learned."""
@@ -95,8 +99,15 @@ class Learner(nn.Module):
 
     @property
     def first_class(self) -> int:
-        """Index of the current task's first class."""
+        """Index of the current task's first new class."""
         return sum(self.tasks[:-1])
+
+    def reopened_columns(self) -> Int[Tensor, "c"] | None:
+        """Positions of the current task's classes where known ones are among them, in rising order; otherwise None."""
+        if not self.known:
+            return None
+        new = range(self.first_class, self.first_class + self.tasks[-1])
+        return torch.tensor([*sorted(self.known), *new], device=self.backbone.mean.device)
 
     def forward(self, tokens: Tokens, query: Query | None, phase: Phase, entry: int = 0) -> Output:
         """From tokens [B, N, D] that enter block `entry` and the query [B, Q] to the logits of every class seen."""
@@ -121,13 +132,13 @@ class Learner(nn.Module):
         """Everything that was trained: the state without the frozen backbone."""
         return {name: value for name, value in self.state_dict().items() if not name.startswith("backbone.")}
 
-    def load_trained_state(self, state: dict[str, Tensor], tasks: list[int]) -> None:
+    def load_trained_state(self, state: dict[str, Tensor], tasks: list[int], known: Sequence[int] = ()) -> None:
         """Restore what `trained_state` gave, at whatever task it was taken."""
         missing, unexpected = self.load_state_dict(state, strict=False)
         missing = [name for name in missing if not name.startswith("backbone.")]
         if missing or unexpected:
             raise KeyError(f"state does not fit the learner: missing {missing}, unexpected {unexpected}")
-        self.tasks = list(tasks)
+        self.tasks, self.known = list(tasks), list(known)
 
 
 def merge(first: dict[int, BlockPrompt], second: dict[int, BlockPrompt]) -> dict[int, BlockPrompt]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,13 +32,13 @@ class Pair:
         """In the order they learn a task."""
         return {"teacher": self.teacher, "student": self.student} if self.teacher else {"student": self.student}
 
-    def begin_task(self, new_classes: int, seed: int) -> None:
+    def begin_task(self, new_classes: int, seed: int, known: Sequence[int] = ()) -> None:
         """Grow both learners. New values depend on the seed, the role and the number of the task, on nothing before."""
         for role, learner in self.learners.items():
             task = len(learner.tasks)
             parts = ("method", "class_head", "distillation")
             device = learner.backbone.mean.device
-            learner.begin_task(new_classes, {part: generator(seed, part, role, task) for part in parts})
+            learner.begin_task(new_classes, {part: generator(seed, part, role, task) for part in parts}, known)
             learner.to(device)
 
     def query_losses(self, learner: Learner, result: QueryResult) -> dict[str, Tensor]:
@@ -58,11 +59,11 @@ class Pair:
             for name, value in learner.trained_state().items()
         }
 
-    def load_trained_state(self, state: dict[str, Tensor], tasks: list[int]) -> None:
+    def load_trained_state(self, state: dict[str, Tensor], tasks: list[int], known: Sequence[int] = ()) -> None:
         """Restore what `trained_state` gave; `tasks` are the class counts of the tasks begun by then."""
         for role, learner in self.learners.items():
             own = {name.removeprefix(f"{role}/"): v for name, v in state.items() if name.startswith(f"{role}/")}
-            learner.load_trained_state(own, tasks)
+            learner.load_trained_state(own, tasks, known)
 
 
 def build_pair(backbones: dict[Role, Backbone], config: MethodConfig, seed: int) -> Pair:

@@ -1,0 +1,170 @@
+"""Kills a training run with SIGKILL at random moments, resumes it until it ends, and compares the result bit for bit.
+
+    python benchmarks/kill_test.py --runs 20 --seed 0
+
+Every run (two tasks, then a third one added) is killed several times: at a random moment, or at a random write, with
+half of the file written, before it is moved to its place, or just after. The processes are forked from this one, which
+has imported everything and computed nothing. Exits 1 where a result differs from that of the uninterrupted run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from cdl_deploy.training.additions import Addition, add_task
+from cdl_deploy.training.config import DataConfig, MethodConfig, ModelConfig, OptimConfig, RunConfig
+from cdl_deploy.training.restore import load_run
+from cdl_deploy.training.run import resume, train
+
+COLOURS = {"ant": (200, 30, 30), "bee": (30, 200, 30), "cat": (30, 30, 200), "dog": (200, 200, 30)}
+NEW = {"eel": (30, 200, 200), "fox": (200, 30, 200)}
+MOMENTS = ("half written", "before the move", "after the move")
+
+
+def write_images(root: Path, colours: dict[str, tuple[int, int, int]]) -> None:
+    """Noise around a colour: five training and three test images a class."""
+    rng = np.random.default_rng(0)
+    for name, colour in colours.items():
+        for split, count in (("train", 5), ("test", 3)):
+            (root / split / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = np.clip(np.array(colour) + rng.integers(-30, 30, (20, 20, 3)), 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(root / split / name / f"{i}.png")
+
+
+def work(run: Path, data: Path) -> None:
+    """Whatever is still to be done: begin, resume, or add the last task."""
+    torch.set_num_threads(1)
+    if not (run / "run.json").exists():
+        config = RunConfig(
+            DataConfig(str(data / "old"), tasks=2, class_order="natural"),
+            ModelConfig(teacher="mini_student", student="mini_student"),
+            MethodConfig(components_per_task=2),
+            OptimConfig(epochs=2, batch_size=4, device="cpu"),
+        )
+        train(config, run)
+    record = resume(run)
+    if len(record.tasks) == 2:
+        add_task(run, Addition(str(data / "new")))
+
+
+def kill_at_write(number: int, moment: str) -> None:
+    """Make this process kill itself in its write with that number."""
+    left = number
+    replace = Path.replace
+
+    def dying(self: Path, target: Path) -> Path:
+        nonlocal left
+        left -= 1
+        if left:
+            return replace(self, target)
+        if moment == "half written":
+            os.truncate(self, self.stat().st_size // 2)
+        elif moment == "after the move":
+            replace(self, target)
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
+
+    Path.replace = dying  # type: ignore[method-assign, assignment]
+
+
+def fork(action: Callable[[], None]) -> int:
+    """Process number of a child that does `action`."""
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        action()
+        code = 0
+    finally:
+        if code:
+            traceback.print_exc()
+        os._exit(code)
+
+
+def killed(child: int, seconds: float | None = None) -> bool:
+    """Wait for a child, at most so long before it is killed; whether it died of SIGKILL."""
+    deadline = None if seconds is None else time.monotonic() + seconds
+    while True:
+        found, status = os.waitpid(child, 0 if deadline is None else os.WNOHANG)
+        if found:
+            break
+        if deadline is not None and time.monotonic() > deadline:
+            os.kill(child, signal.SIGKILL)
+            deadline = None
+        time.sleep(0.002)
+    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
+        return True
+    if status:
+        raise SystemExit("a run failed by itself: see above")
+    return False
+
+
+def outcome(run: Path) -> tuple[dict[str, torch.Tensor], object]:
+    """All trained tensors, and the accuracy matrices."""
+    record, pair = load_run(run)
+    assert record.finished and len(record.tasks) == 3, "the run is not complete"
+    assert json.loads((run / "run.json").read_text())["status"] == "finished"
+    leftovers = [path for path in run.rglob("*") if ".tmp" in path.name]
+    assert not leftovers, f"left behind: {leftovers}"
+    return pair.trained_state(), record.matrices
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    rng = random.Random(arguments.seed)
+    folder = Path(tempfile.mkdtemp(prefix="cdl-kill-"))
+    write_images(folder / "old", COLOURS)
+    write_images(folder / "new", NEW)
+    began = time.monotonic()
+    whole = folder / "whole"
+    assert not killed(fork(lambda: work(whole, folder)))
+    seconds = time.monotonic() - began
+    kills: dict[str, int] = dict.fromkeys(("at a moment", *MOMENTS), 0)
+    differing = 0
+    runs = [folder / f"run-{number}" for number in range(arguments.runs)]
+    for run in runs:
+        for _ in range(3):
+            if rng.random() < 0.4:
+                kind, count, limit = "at a moment", None, rng.uniform(0.0, seconds)
+            else:
+                kind, count, limit = rng.choice(MOMENTS), rng.randint(1, 25), None
+
+            def action(run: Path = run, kind: str = kind, count: int | None = count) -> None:
+                if count is not None:
+                    kill_at_write(count, kind)
+                work(run, folder)
+
+            kills[kind] += killed(fork(action), limit)
+        assert not killed(fork(lambda run=run: work(run, folder)))  # type: ignore[misc]
+    expected, matrices = outcome(whole)
+    for run in runs:
+        state, found = outcome(run)
+        same = state.keys() == expected.keys() and all(torch.equal(expected[name], state[name]) for name in expected)
+        differing += not (same and found == matrices)
+    shutil.rmtree(folder)
+    print(json.dumps({"runs": len(runs), "kills": kills, "differing": differing}))
+    sys.exit(1 if differing else 0)
+
+
+if __name__ == "__main__":
+    main()

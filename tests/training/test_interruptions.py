@@ -1,0 +1,121 @@
+"""Nothing is lost: signals finish the step, kills at any moment are resumed, broken surroundings end in one line."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from cdl_deploy.cli import main
+from cdl_deploy.errors import DataError
+from cdl_deploy.training import stage as stage_module
+from cdl_deploy.training.progress import Progress, Stopped
+from cdl_deploy.training.run import resume, train
+from tests.training.test_run import config, weights
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+class StopAfter:
+    """Asks for a stop from a number of questions on."""
+
+    def __init__(self, questions: int) -> None:
+        self.left = questions
+
+    def __call__(self) -> bool:
+        self.left -= 1
+        return self.left <= 0
+
+
+def test_a_stop_finishes_the_step_and_goes_on_from_there(photos, tmp_path):
+    """In the middle of an epoch, at its end, between stages, while images are checked or tested."""
+    whole = train(config(photos), tmp_path / "whole")
+    expected = weights(tmp_path / "whole")
+    seen = []
+
+    class Watch(Progress):
+        def step(self, stage, epoch, images, losses):
+            seen.append((stage.task, stage.role, epoch, images))
+
+    train(config(photos), tmp_path / "watched", Watch())
+    once = list(seen)
+    for questions in (2, 3, 5, 12, 20, 31):
+        run, seen[:] = tmp_path / f"stop-{questions}", []
+        with pytest.raises(Stopped):
+            train(config(photos), run, Watch(), StopAfter(questions))
+        with pytest.raises(Stopped):
+            resume(run, Watch(), StopAfter(3))
+        assert resume(run, Watch()).matrices == whole.matrices
+        assert seen == once, "a step was lost or done twice"
+        state = weights(run)
+        assert all(torch.equal(expected[name], state[name]) for name in expected)
+
+
+def test_a_stop_before_anything_was_learned_leaves_nothing(photos, tmp_path):
+    with pytest.raises(Stopped):
+        train(config(photos), tmp_path / "run", stop=lambda: True)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_say_how_to_continue(photos, tmp_path, monkeypatch, capsys, number, code):
+    losses, calls = stage_module.stage_losses, []
+
+    def signalled(*arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            signal.raise_signal(number)
+        return losses(*arguments)
+
+    run = tmp_path / "run"
+    options = ["--data", str(photos), "--tasks", "1", "--distill", "none", "--epochs", "1", "--batch-size", "4"]
+    with monkeypatch.context() as patch:
+        patch.setattr(stage_module, "stage_losses", signalled)
+        with pytest.raises(SystemExit) as end:
+            main(["train", str(run), *options, "--components-per-task", "2"])
+    assert end.value.code == code
+    err = capsys.readouterr().err
+    assert "finishing this step and saving" in err
+    assert f"stopped; continue with: cdl train {run} --resume" in err
+    assert len(calls) == 2
+    assert signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL)
+    with pytest.raises(SystemExit) as end:
+        main(["train", str(run), "--resume", "--json"])
+    assert end.value.code == 0
+    assert json.loads(capsys.readouterr().out)["status"] == "finished"
+
+
+def test_an_image_that_breaks_while_the_run_goes_on(photos, tmp_path):
+    """Named on one line; restored, the run goes on to the same end."""
+    whole = train(config(photos), tmp_path / "whole")
+    image = photos / "train/dog/2.png"
+    good = image.read_bytes()
+
+    class Break(Progress):
+        def stage_started(self, stage, first_epoch):
+            if stage.task == 2 and stage.role == "student":
+                image.write_bytes(good[:60])
+
+    with pytest.raises(DataError, match=r"cannot read image .*dog/2\.png"):
+        train(config(photos), tmp_path / "run", Break())
+    image.write_bytes(good)
+    assert resume(tmp_path / "run").matrices == whole.matrices
+
+
+def test_killed_at_any_moment_the_result_is_the_same():
+    """SIGKILL at random moments and in the middle of writes; see benchmarks/kill_test.py for longer series."""
+    done = subprocess.run(
+        [sys.executable, "benchmarks/kill_test.py", "--runs", "2", "--seed", "1"],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["differing"] == 0
+    assert sum(report["kills"].values()) >= 3

@@ -1,0 +1,130 @@
+"""The images of a run's tasks. Each task may come from a folder of its own, and old folders may be gone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cdl_deploy.errors import DataError
+from cdl_deploy.training.data.sources import ImageSource, Item, OnCheck, find_splits, fingerprint, open_source
+
+Heldout = Mapping[str, Tensor]
+"""`task_1/images` [n, 3, height, width] uint8 and `task_1/labels` [n], and so on: test images that the run keeps."""
+
+
+@dataclass(frozen=True)
+class TaskImages:
+    """Images of one task with their labels, positions among the logits."""
+
+    items: Sequence[Item]
+    labels: Sequence[int]
+    pixels: Tensor | None = None
+    """Preprocessed [n, 3, height, width] uint8, in place of `items`, where only these are left."""
+
+
+@dataclass(frozen=True)
+class TaskPlan:
+    """Where the images of a task come from, and how it departs from the run's configuration."""
+
+    classes: tuple[str, ...]
+    """New classes, in the order of their logits."""
+    data: str
+    """`digits`, or an image folder."""
+    holdout: float | None = None
+    skip_bad: bool = False
+    known_classes: tuple[str, ...] = ()
+    """Classes of earlier tasks that this one brings new images of."""
+    optim: dict[str, Any] = field(default_factory=dict)
+    """Fields of OptimConfig that differ from the run's."""
+
+    @property
+    def place(self) -> tuple[str, float | None, bool]:
+        """What `open_source` needs to know."""
+        return self.data, self.holdout, self.skip_bad
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as the record stores them."""
+        return {**asdict(self), "classes": list(self.classes), "known_classes": list(self.known_classes)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TaskPlan:
+        """The inverse of `to_dict`."""
+        names = {name: tuple(values[name]) for name in ("classes", "known_classes")}
+        return cls(**{**values, **names})
+
+
+class TaskData:
+    """Images by task; tasks count from 1."""
+
+    def __init__(
+        self,
+        plans: list[TaskPlan],
+        finished: list[dict[str, Any]],
+        sources: Mapping[tuple[str, float | None, bool], ImageSource],
+        heldout: Callable[[], Heldout],
+        skipped: list[str],
+    ) -> None:
+        """`sources`: those that were opened, at least of every unfinished task. `finished`: entries of the record."""
+        self.plans, self.finished, self.sources = plans, finished, sources
+        self.heldout, self.skipped = heldout, set(skipped)
+        self.positions = {name: i for i, name in enumerate(name for plan in plans for name in plan.classes)}
+        """Position of every class among the logits."""
+
+    def known(self, number: int) -> list[int]:
+        """Positions of the earlier classes that a task brings new images of."""
+        return [self.positions[name] for name in self.plans[number - 1].known_classes]
+
+    def train(self, number: int) -> TaskImages:
+        """Training images of a task whose folder is open."""
+        plan = self.plans[number - 1]
+        return self._from_source(self.sources[plan.place], plan, "train")
+
+    def test(self, number: int) -> TaskImages:
+        """Test images of a task: all of them where the folder is still what it was, otherwise those the run kept."""
+        plan = self.plans[number - 1]
+        if plan.place in self.sources:
+            return self._from_source(self.sources[plan.place], plan, "test")
+        return self._listed(number, plan) or self._kept(number)
+
+    def _from_source(self, source: ImageSource, plan: TaskPlan, split: str) -> TaskImages:
+        images = source.train if split == "train" else source.test
+        items: list[Item] = []
+        labels: list[int] = []
+        for name in plan.known_classes + plan.classes:
+            own = images.of_class(source.classes.index(name))
+            items += own
+            labels += [self.positions[name]] * len(own)
+        return TaskImages(items, labels)
+
+    def _listed(self, number: int, plan: TaskPlan) -> TaskImages | None:
+        try:
+            if plan.data == "digits":
+                return self._from_source(open_source(*plan.place), plan, "test")
+            _, files = find_splits(Path(plan.data), plan.holdout)
+            chosen = {
+                name: [path for path in files[name] if str(path) not in self.skipped]
+                for name in plan.known_classes + plan.classes
+            }
+            items: list[Item] = [path for paths in chosen.values() for path in paths]
+            if fingerprint(items) != self.finished[number - 1]["test_fingerprint"]:
+                return None
+        except (DataError, OSError, KeyError):
+            return None
+        return TaskImages(items, [self.positions[name] for name, paths in chosen.items() for _ in paths])
+
+    def _kept(self, number: int) -> TaskImages:
+        kept = self.heldout()
+        labels: list[int] = kept[f"task_{number}/labels"].tolist()
+        return TaskImages([], labels, torch.as_tensor(kept[f"task_{number}/images"]))
+
+
+def open_sources(
+    plans: list[TaskPlan], finished: int, on_check: OnCheck | None = None
+) -> dict[tuple[str, float | None, bool], ImageSource]:
+    """Open the folder of every task that is still to be learned; every image is decoded once."""
+    return {place: open_source(*place, on_check) for place in dict.fromkeys(plan.place for plan in plans[finished:])}
