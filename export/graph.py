@@ -130,10 +130,8 @@ def run_block(
             nn.functional.linear(normed, weight[width:], None if bias is None else bias[width:]), 2, heads
         ).unbind(0)
     query, key = attention.q_norm(query), attention.k_norm(key)
-    key, value = (
-        surround(rows, part, None if before is None else before[part], constant)
-        for part, rows in enumerate((key, value))
-    )
+    chosen = before or (None, None)
+    key, value = surround(key, 0, chosen[0], constant), surround(value, 1, chosen[1], constant)
     scores = (query * attention.scale) @ key.transpose(2, 3)
     mixed = scores.softmax(dim=-1) @ value
     kept = kept + block.ls1(attention.proj(mixed.transpose(1, 2).flatten(2)))

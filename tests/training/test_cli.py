@@ -94,10 +94,14 @@ def test_the_library_prints_nothing_and_progress_needs_a_terminal(photos, tmp_pa
 
 
 ERRORS = [
+    (["--method", "codda"], "unknown, expected one of l2p, dualprompt, coda, apt; did you mean 'coda'?"),
+    (["--query", "blok:4"], "--query is 'blok:4', expected full, or block:K with K at least 1, such as block:4"),
     (
-        ["--method", "codda"],
-        "--method 'codda' is unknown, expected one of l2p, dualprompt, coda, apt; did you mean 'coda'?",
+        ["--query", "block:2"],
+        "CODA-Prompt prompts blocks 2 to 6, but the model has 6 blocks: choose a deeper",
     ),
+    (["--query", "block:2", "--method", "apt"], "--query block:2 has no meaning with --method apt, which chooses"),
+    (["--top-k", "31"], "--top-k 31 is more than the --pool-size of 30: ask for fewer"),
     (["--distill", "kpd"], "--distill 'kpd' is unknown, expected one of none, kdp; did you mean 'kdp'?"),
     (["--student", "vit_smal_patch16_224"], "did you mean 'vit_small_patch16_224'?"),
     (["--tasks", "5"], "--tasks 5 is more than the 4 classes there are: ask for 4 or fewer"),

@@ -16,11 +16,11 @@ from tests.training.conftest import make_backbone
 from tests.training.naive import naive_block, naive_coda_weights, naive_embed
 
 
-def make_pair(distill: str = "kdp", tasks: tuple[int, ...] = (2, 3), **config) -> Pair:
+def make_pair(distill: str = "kdp", tasks: tuple[int, ...] = (2, 3), depth: int = 6, **config) -> Pair:
     """Teacher and student of different width, depth and heads, with random values everywhere."""
-    backbones: dict[Role, Backbone] = {"student": make_backbone(width=24, depth=6, heads=3)}
+    backbones: dict[Role, Backbone] = {"student": make_backbone(width=24, depth=depth, heads=3)}
     if distill != "none":
-        backbones["teacher"] = make_backbone(width=32, depth=7, heads=4, seed=1)
+        backbones["teacher"] = make_backbone(width=32, depth=depth + 1, heads=4, seed=1)
     pair = build_pair(backbones, MethodConfig(distill=distill, components_per_task=3, **config), seed=0)
     for classes in tasks:
         pair.begin_task(classes, seed=0)

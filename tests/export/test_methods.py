@@ -1,0 +1,118 @@
+"""Every method and both queries in the exported graph, against the training learner."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from cdl_deploy.bundle import read_bundle
+from cdl_deploy.export import export_run
+from cdl_deploy.export.export import describe
+from cdl_deploy.export.graph import ExportGraph
+from cdl_deploy.export.onnx_file import OPSET, export_onnx
+from cdl_deploy.export.selection import FoldedSelection, fold_selection
+from cdl_deploy.training.config import DataConfig, MethodConfig, ModelConfig, OptimConfig, RunConfig
+from cdl_deploy.training.methods import METHODS
+from cdl_deploy.training.models.learner import learner_logits
+from cdl_deploy.training.restore import load_run
+from cdl_deploy.training.run import train
+from tests.training.conftest import COLOURS, write_images
+from tests.training.test_learner import pixels
+from tests.training.test_methods import make
+
+PAIRS = [("l2p", "full"), ("l2p", "block:2"), ("dualprompt", "full"), ("dualprompt", "block:1"), ("coda", "full"),
+         ("coda", "block:1"), ("apt", "full")]  # fmt: skip
+FILES = [  # method, query, distillation, blocks: no more than are needed, since tracing them takes the time
+    ("l2p", "full", "kdp", 2),
+    ("l2p", "block:2", "none", 3),
+    ("dualprompt", "block:1", "kdp", 6),
+    ("dualprompt", "full", "none", 5),
+    ("coda", "block:1", "kdp", 6),
+    ("apt", "full", "kdp", 2),
+    ("apt", "full", "none", 2),
+]
+
+
+def inputs(learner, images: torch.Tensor) -> torch.Tensor:
+    return (images / 255 - learner.backbone.mean) / learner.backbone.std
+
+
+@pytest.mark.parametrize(("distill", "role"), [("kdp", "student"), ("kdp", "teacher"), ("none", "student")])
+@pytest.mark.parametrize(("method", "query"), PAIRS)
+@torch.no_grad()
+def test_the_folded_graph_gives_the_learners_logits(method, query, distill, role):
+    pair = make(method, distill, query)
+    learner = pair.learners[role]
+    images = pixels(5)
+    logits, _ = ExportGraph(pair, learner)(inputs(learner, images))
+    torch.testing.assert_close(logits, learner_logits(pair.encoder, learner, images), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(("method", "query", "distill", "depth"), FILES)
+@torch.no_grad()
+def test_the_file_gives_the_learners_logits_at_any_batch(method, query, distill, depth):
+    pair = make(method, distill, query, depth=depth)
+    student = pair.student
+    model = export_onnx(ExportGraph(pair, student), torch.zeros(2, 3, 16, 16))
+    assert [(o.domain, o.version) for o in model.opset_import if o.domain == ""] == [("", OPSET)]
+    assert {node.domain for node in model.graph.node} == {""}
+    onnx.checker.check_model(model, full_check=True)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    for batch in (1, 2, 5):
+        images = pixels(batch)
+        logits = session.run(["logits"], {"image": inputs(student, images).numpy()})[0]
+        expected = learner_logits(pair.encoder, student, images).numpy()
+        np.testing.assert_allclose(logits, expected, atol=1e-4, rtol=0)
+        assert (logits.argmax(1) == expected.argmax(1)).all()
+    blocks_run = sum(node.op_type == "Softmax" for node in model.graph.node) - 1  # and the probabilities' own
+    assert blocks_run == (2 * depth if query == "full" and method != "apt" else depth), "once, unless the query is full"
+
+
+@pytest.mark.parametrize("method", METHODS)
+@torch.no_grad()
+def test_a_method_without_a_folded_form_runs_as_it_is(method):
+    pair = make(method)
+    learner = pair.student.method
+    folded, own = fold_selection(learner, 3), FoldedSelection(learner, 3)
+    if not learner.uses_query:
+        assert folded.constants.keys() == learner(None, "test").prompts.keys()
+        return
+    assert type(folded) is not FoldedSelection
+    query = torch.randn(4, 24)
+    rows = own(query)
+    for index, pair_of_rows in folded(query).items():
+        for ours, theirs in zip(pair_of_rows, rows[index], strict=True):
+            torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+def trained(root, **method):
+    write_images(root / "photos/train", dict.fromkeys(COLOURS, 4))
+    write_images(root / "photos/test", dict.fromkeys(COLOURS, 2), seed=1)
+    config = RunConfig(
+        DataConfig(str(root / "photos"), tasks=2, class_order="natural"),
+        ModelConfig(student="mini_student"),
+        MethodConfig(distill="none", **method),
+        OptimConfig(epochs=1, batch_size=8, device="cpu"),
+    )
+    train(config, root / "run")
+    return load_run(root / "run")
+
+
+def test_a_bundle_says_where_its_query_comes_from(tmp_path):
+    record, pair = trained(tmp_path, method="l2p", query="block:3")
+    bundle = describe(record, pair.student, "student", tmp_path / "student.onnx")
+    assert (bundle.method.continual, bundle.method.query, bundle.method.select) == ("l2p", "block:3", "in-graph")
+
+
+def test_a_bundle_without_a_query_says_so_and_counts_what_it_holds(tmp_path):
+    _, pair = trained(tmp_path, method="apt")
+    export_run(tmp_path / "run", tmp_path / "out")
+    bundle = read_bundle(tmp_path / "out/student.onnx")
+    assert (bundle.method.continual, bundle.method.query, bundle.method.select) == ("apt", None, None)
+    backbone = sum(value.numel() for value in pair.student.backbone.parameters())
+    assert bundle.parameters == backbone + 6 * 2 * 64 + 4 * (64 + 1)
+    assert bundle.parity.max_abs_logit_difference <= 1e-4
+    assert bundle.parity.top1_agreement == 1.0
