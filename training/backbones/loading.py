@@ -15,7 +15,7 @@ from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_
 from torch import Tensor
 
 from cdl_deploy.errors import WeightsError, nearest
-from cdl_deploy.training.backbones import mini
+from cdl_deploy.training.backbones import hub, mini
 from cdl_deploy.training.models.backbone import Backbone
 
 MISMATCHES_NAMED = 3
@@ -174,10 +174,19 @@ def _read(file: Path) -> dict[str, Tensor]:
 
 
 def _with_pretrained(model: str, image_size: int) -> VisionTransformer:
+    options: dict[str, Any] = {"num_classes": 0, **_size(model, image_size)}
+    if hub.on_the_hub(model) and (reason := hub.unreachable()):
+        cached = hub.cached_weights(model)
+        if cached is None:
+            raise WeightsError(
+                f"cannot get pretrained weights of '{model}': the hub cannot be reached ({reason}) and no earlier "
+                "download is here; check the network, or give a file with --teacher-weights or --student-weights"
+            )
+        options["pretrained_cfg_overlay"] = {"file": cached, "custom_load": False}
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), hub.quiet():
             warnings.simplefilter("ignore")
-            network = timm.create_model(model, pretrained=True, num_classes=0, **_size(model, image_size))
+            network = timm.create_model(model, pretrained=True, **options)
             return cast(VisionTransformer, network)  # `Backbone` refuses what is none
     except Exception as error:  # noqa: BLE001  hub, network and disk errors have no common base
         reason = " ".join(str(error).split())[:200]
