@@ -24,7 +24,12 @@ def average_incremental_accuracy(matrix: Matrix) -> float:
 
 def forgetting(matrix: Matrix) -> float:
     """The paper's: (1/N) Σ_{j≤N} (a_jj − a_Nj)."""
-    return fmean(matrix[j][j] - last for j, last in enumerate(matrix[-1]))
+    return fmean(forgetting_by_task(matrix))
+
+
+def forgetting_by_task(matrix: Matrix) -> list[float]:
+    """a_jj − a_Nj for every task j: what was known right after it and is not any more."""
+    return [matrix[j][j] - last for j, last in enumerate(matrix[-1])]
 
 
 def forgetting_standard(matrix: Matrix) -> float:

@@ -297,10 +297,10 @@ class Run:
         self.moments = {}
 
     def write_summary(self) -> None:
-        """The picture, CSVs and, when all else is in its place, run.json."""
+        """Pictures, CSVs and, when all else is in its place, run.json."""
         method = self.config.method
         title = f"{self.config.data.data}: {method.method} + {method.distill}, seed {self.config.optim.seed}"
-        plot_run(self.record.matrices, title, self.directory.root / "accuracy.png")
+        plot_run(self.record.matrices, title, self.directory.root)
         self.directory.write_record(self.record)
 
 

@@ -5,7 +5,7 @@
     RUN/checkpoints/task-01.safetensors …   everything trained, after each task
     RUN/checkpoints/last.safetensors the same after the last finished epoch, with optimiser moments, for --resume
     RUN/heldout.safetensors          a few held-out test images of each task, for export to compare on
-    RUN/accuracy_<role>.csv, RUN/accuracy.png
+    RUN/accuracy_<role>.csv, RUN/accuracy_matrix.png, RUN/accuracy_over_tasks.png, RUN/forgetting.png
 
 `last.safetensors` carries the record in its own header and is written in one atomic step, so whatever interrupts a run
 leaves a pair of weights and record that belong together; `run.json` is derived from it.

@@ -20,6 +20,7 @@ cdl runs runs/digits --latency latency.json
 """
 
 RECORD_FORMAT = 1
+PICTURES = ("accuracy_matrix", "accuracy_over_tasks", "forgetting")
 
 
 def command(
@@ -58,7 +59,7 @@ def command(
             console.print(latency_table(report), report["headline"], sep="\n", highlight=False)
         except (KeyError, TypeError) as error:
             raise RunError(f"--latency {latency} is no report of cdl bench-latency: {error} is missing") from error
-    console.print(_files(run), highlight=False)
+    console.print(_files(run), highlight=False, soft_wrap=True)
 
 
 def history_table(record: dict[str, Any]) -> Table:
@@ -110,8 +111,8 @@ def read_json(path: Path, missing: str) -> Any:
 def _files(run: Path) -> str:
     known = {
         "record": run / "run.json",
-        "picture": run / "accuracy.png",
+        **{name: run / f"{name}.png" for name in PICTURES},
         "student": run / "export" / "student.onnx",
         "teacher": run / "export" / "teacher.onnx",
     }
-    return "\n".join(f"{name:8} {path}" for name, path in known.items() if path.exists())
+    return "\n".join(f"{name.replace('_', ' '):19} {path}" for name, path in known.items() if path.exists())

@@ -151,6 +151,7 @@ def _print(record: Record, out: Path, as_json: bool) -> None:
     from rich.console import Console
 
     from cdl_deploy.cli.run_table import run_table
+    from cdl_deploy.cli.runs import PICTURES
 
     console = Console()
     console.print(run_table(record.to_dict()))
@@ -158,6 +159,6 @@ def _print(record: Record, out: Path, as_json: bool) -> None:
         count = len(record.skipped_images)
         text = f"{count} unreadable image{'s' if count > 1 else ''} left out; run.json names them."
         console.print(text, soft_wrap=True)
-    console.print(
-        f"Run: {out}   picture: {out / 'accuracy.png'}   next: cdl export {out} --onnx", highlight=False, soft_wrap=True
-    )
+    pictures = ", ".join(f"{name}.png" for name in PICTURES)
+    lines = f"run:      {out}\npictures: {pictures} in it\nnext:     cdl export {out} --onnx"
+    console.print(lines, highlight=False, soft_wrap=True, markup=False)

@@ -41,8 +41,9 @@ def test_no_network_is_one_line_at_once(no_network, capfd, caplog):
         load_backbone(MODEL, None, None)
     assert time.perf_counter() - began < 10  # the hub's own retries take 46 s
     assert str(caught.value) == (
-        f"cannot get pretrained weights of '{MODEL}': the hub cannot be reached (hub.example: Name or service not known) "
-        "and no earlier download is here; check the network, or give a file with --teacher-weights or --student-weights"
+        f"cannot get pretrained weights of '{MODEL}': "
+        "the hub cannot be reached (hub.example: Name or service not known) and no earlier download is here; "
+        "check the network, or give a file with --teacher-weights or --student-weights"
     )
     assert not caplog.records
     assert capfd.readouterr() == ("", "")

@@ -69,8 +69,9 @@ def test_a_run_directory_describes_itself(photos, tmp_path):
         rows = list(csv.reader((tmp_path / f"run/accuracy_{role}.csv").read_text().splitlines()))
         assert rows[0] == ["after_task", "task_1", "task_2"]
         assert rows[1][1:] == [f"{matrix[0][0]:.4f}", ""]
-    with Image.open(tmp_path / "run/accuracy.png") as picture:
-        assert picture.width > 600
+    for name in ("accuracy_matrix", "accuracy_over_tasks", "forgetting"):
+        with Image.open(tmp_path / f"run/{name}.png") as picture:
+            assert picture.width > 600
     for file in ("backbones/student", "backbones/teacher", "checkpoints/task-01", "checkpoints/task-02", "heldout"):
         with safetensors.safe_open(tmp_path / f"run/{file}.safetensors", framework="pt") as opened:
             assert opened.metadata()["format_version"] == "1"
