@@ -28,10 +28,10 @@ def distillation_loss(student: Logits, teacher: Logits, temperature: float) -> S
 
 
 def similarity_distance(early: list[Similarities], full: list[Similarities]) -> Scalar:
-    """Σ over the blocks of ‖s(q_early) − s(q_full)‖², mean over the batch: OS-Prompt++'s (arXiv 2402.16189).
+    """Σ over the blocks of ‖s(q_early) − s(q_full)‖², mean over the batch: the regulariser of an early query (section 9).
 
-    `early` and `full` hold one [B, M] a block, how near each image's query is to each key. `full` is the target and
-    gets no gradient. Differs: the similarities are those the method chooses by, not their softmax.
+    `early` and `full` hold one [B, M] a block: how near each image's query is to each key, as the method chooses by it.
+    `full` is the target and gets no gradient.
     """
     terms = [(a - b.detach()).square().sum(dim=1).mean() for a, b in zip(early, full, strict=True)]
     return torch.stack(terms).sum()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -104,7 +104,7 @@ def _forgetting(figure: Figure, matrices: Matrices) -> None:
         drops = forgetting_by_task(matrix)
         centres = [task + (place - (len(matrices) - 1) / 2) * width for task in range(1, len(drops) + 1)]
         label = f"{role}, mean {forgetting(matrix):.1f} points"
-        bars = {"color": COLOURS[role], "hatch": HATCHES[role], "edgecolor": "white", "linewidth": 0.3}
+        bars: dict[str, Any] = {"color": COLOURS[role], "hatch": HATCHES[role], "edgecolor": "white", "linewidth": 0.3}
         axis.bar(centres, drops, width, label=label, **bars)
     count = max(len(matrix) for matrix in matrices.values())
     low, high = axis.get_ylim()
