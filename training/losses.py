@@ -28,7 +28,7 @@ def distillation_loss(student: Logits, teacher: Logits, temperature: float) -> S
 
 
 def similarity_distance(early: list[Similarities], full: list[Similarities]) -> Scalar:
-    """Σ over the blocks of ‖s(q_early) − s(q_full)‖², mean over the batch: the regulariser of an early query (section 9).
+    """Σ over the blocks of ‖s(q_early) − s(q_full)‖², mean over the batch: for an early query (method, section 9).
 
     `early` and `full` hold one [B, M] a block: how near each image's query is to each key, as the method chooses by it.
     `full` is the target and gets no gradient.

@@ -85,7 +85,11 @@ def _over_tasks(figure: Figure, matrices: Matrices) -> None:
     axis = figure.subplots()
     for role, matrix in matrices.items():
         means = [final_average_accuracy(matrix[: i + 1]) for i in range(len(matrix))]
-        style = {"marker": MARKERS[role], "linestyle": DASHES[role], "markersize": 6 if len(means) <= 20 else 3.5}
+        style: dict[str, Any] = {
+            "marker": MARKERS[role],
+            "linestyle": DASHES[role],
+            "markersize": 6 if len(means) <= 20 else 3.5,
+        }
         axis.plot(
             range(1, len(means) + 1), means, label=f"{role}, at the end {means[-1]:.1f} %", color=COLOURS[role], **style
         )

@@ -43,6 +43,8 @@ def test_the_method_learns_with_any_query_and_keeps_earlier_tasks():
         sum(stage_losses(pair, "student", IMAGES, LABELS).values()).backward()
         optimizer.step()
         for name, value in pair.student.method.state_dict().items():
+            if not value.numel():  # no known class learns on
+                continue
             assert torch.equal(value, kept[f"student/method.{name}"]) == name.endswith("earlier"), name
 
 

@@ -11,7 +11,7 @@ import timm
 import torch
 
 from cdl_deploy.errors import WeightsError
-from cdl_deploy.training.backbones import mini
+from cdl_deploy.training.backbones import hub, mini
 from cdl_deploy.training.backbones.loading import load_backbone, load_weights_file, rebuild_backbone
 from cdl_deploy.training.data.loading import batches
 from cdl_deploy.training.data.sources import digits
@@ -121,7 +121,7 @@ def test_unknown_models_offer_the_nearest(model, message):
 
 
 def test_a_hub_that_cannot_be_reached_is_one_clear_line(monkeypatch):
-    monkeypatch.setattr("cdl_deploy.training.backbones.hub.unreachable", lambda: None)
+    monkeypatch.setattr(hub, "unreachable", lambda: None)
     monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", _offline)
     with pytest.raises(WeightsError, match=r"cannot get pretrained weights of 'vit_tiny.*--teacher-weights"):
         load_backbone("vit_tiny_patch16_224.augreg_in21k_ft_in1k", None, None)
