@@ -18,6 +18,7 @@ from cdl_deploy.training.metrics import Matrix, final_average_accuracy, forgetti
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.image import AxesImage
 
 COLOURS = {"student": "#0072b2", "teacher": "#d55e00"}  # distinguishable without colour vision
 MARKERS = {"student": "o", "teacher": "s"}
@@ -58,13 +59,13 @@ def draw_run(matrices: Matrices, title: str) -> dict[str, Figure]:
 def _matrices(figure: Figure, matrices: Matrices) -> None:
     """One heat map a role, and one scale for all."""
     axes: list[Axes] = list(figure.subplots(1, len(matrices), squeeze=False)[0])
-    for axis, (role, matrix) in zip(axes, matrices.items(), strict=True):
-        image = _heat_map(axis, matrix)
+    images = [_heat_map(axis, matrix) for axis, matrix in zip(axes, matrices.values(), strict=True)]
+    for axis, role in zip(axes, matrices, strict=True):
         axis.set(xlabel="test images of task", ylabel="after task", title=f"{role}: accuracy (%)")
-    figure.colorbar(image, ax=axes, shrink=0.8, pad=0.02)
+    figure.colorbar(images[-1], ax=axes, shrink=0.8, pad=0.02)
 
 
-def _heat_map(axis: Axes, matrix: Matrix) -> object:
+def _heat_map(axis: Axes, matrix: Matrix) -> AxesImage:
     count = len(matrix)
     cells = [[*row, *[float("nan")] * (count - len(row))] for row in matrix]
     image = axis.imshow(cells, vmin=0, vmax=100, cmap="cividis")

@@ -7,73 +7,107 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, ProgressColumn, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as Bar
-from rich.progress import Task as BarTask
-from rich.text import Text
+from rich.live import Live
 
+from cdl_deploy.cli.progress_line import ProgressLine
 from cdl_deploy.training.models.learner import Role
 from cdl_deploy.training.progress import Progress, Stage
 from cdl_deploy.training.run_directory import Record
 
+TEST_SHARE, TEST_SPEEDUP = 0.25, 2.0
+"""Until the first evaluation: test images for every training image, and how much faster one is classified."""
+WARM_UP = 2
+"""Steps of a stage that its speed leaves out."""
 
-class _TimeLeft(ProgressColumn):
-    """Time left of the whole run, from the images still to be learned from at the speed so far."""
 
-    def render(self, task: BarTask) -> Text:
-        left = task.fields.get("left")
-        if left is None:
-            return Text("")
-        minutes, seconds = divmod(round(left), 60)
-        return Text(f"{minutes}:{seconds:02d} left", style="progress.remaining")
+class TimeLeft:
+    """Seconds left of a whole run, from the images still to be learned from and tested, at the speeds so far.
+
+    Tasks to come count by their classes, each with as many images as those of the task at hand. A learner that has not
+    learned yet is taken to be as fast as the other.
+    """
+
+    def __init__(self, record: Record) -> None:
+        self.roles: list[Role] = ["teacher", "student"] if "teacher" in record.backbones else ["student"]
+        self.classes = [len(classes) for classes in record.planned_tasks]
+        self.speeds: dict[Role, float] = {}
+        """Images a second, while learning."""
+        self.test_speed: float | None = None
+        self.tests_per_class: float | None = None
+
+    def seconds(self, stage: Stage, done: int) -> float:
+        """`done`: images learned from in this stage, every epoch counted."""
+        per_class = stage.images / max(1, self.classes[stage.task - 1])
+        known = self.speeds[stage.role]
+        left = (stage.epochs * stage.images - done) / known
+        for role in self.roles[self.roles.index(stage.role) + 1 :]:
+            left += stage.epochs * stage.images / self.speeds.get(role, known)
+        tests = self._tests(stage.task, per_class)
+        for task in range(stage.task + 1, len(self.classes) + 1):
+            images = per_class * self.classes[task - 1]
+            left += sum(stage.epochs * images / self.speeds.get(role, known) for role in self.roles)
+            tests += self._tests(task, per_class)
+        return left + tests / (self.test_speed or TEST_SPEEDUP * known)
+
+    def _tests(self, task: int, per_class: float) -> float:
+        """Images classified after a task: those of every class so far, by every learner."""
+        each = self.tests_per_class if self.tests_per_class is not None else TEST_SHARE * per_class
+        return len(self.roles) * each * sum(self.classes[:task])
 
 
 class TrainingProgress(Progress):
-    """Draws one bar for the stage at hand; its time left is the run's."""
+    """Keeps the live line up to date, and leaves one line for every finished task."""
 
-    def __init__(self, bar: Bar) -> None:
-        self.bar = bar
-        self.line = bar.add_task("preparing", total=None, detail="", left=None)
+    def __init__(self, console: Console, line: ProgressLine) -> None:
+        self.console, self.line = console, line
         self.record: Record | None = None
+        self.time_left: TimeLeft | None = None
+        self.done = 0
+        self.steps = 0
+        self.timed = 0
         self.began = 0.0
-        self.seen = 0
-        self.terms: dict[str, float] = {}
-        self.speeds: dict[Role, float] = {}
 
     def checking(self, done: int, total: int) -> None:
-        self.bar.update(self.line, description="checking images", completed=done, total=total)
+        self.line.doing, self.line.share = f"checking images {done:,} of {total:,}", done / total
 
     def planned(self, record: Record) -> None:
-        self.record = record
+        self.record, self.time_left = record, TimeLeft(record)
 
     def stage_started(self, stage: Stage, first_epoch: int) -> None:
-        self.began, self.seen, self.terms = time.perf_counter(), 0, {}
-        self.bar.reset(
-            self.line,
-            total=stage.epochs * stage.images,
-            completed=first_epoch * stage.images,
-            description=f"task {stage.task}/{stage.tasks} {stage.role}",
-            detail="",
-        )
+        self.done, self.steps, self.timed = first_epoch * stage.images, 0, 0
+        line = self.line
+        line.task, line.doing, line.role = f"{stage.task}/{stage.tasks}", "", stage.role
+        line.epoch, line.terms, line.speed = f"{first_epoch + 1}/{stage.epochs}", {}, None
+        line.share = first_epoch / stage.epochs
 
     def step(self, stage: Stage, epoch: int, images: int, losses: Mapping[str, float]) -> None:
-        self.seen += images
-        speed = self.seen / max(time.perf_counter() - self.began, 1e-9)
-        self.speeds[stage.role] = speed
-        for name, value in losses.items():
-            self.terms[name] = value if name not in self.terms else 0.9 * self.terms[name] + 0.1 * value
-        terms = " ".join(f"{name} {value:.3f}" for name, value in self.terms.items())
-        self.bar.update(
-            self.line,
-            advance=images,
-            detail=f"epoch {epoch + 1}/{stage.epochs}  {speed:.0f} images/s  {terms}",
-            left=self._seconds_left(stage),
-        )
+        line, now = self.line, time.perf_counter()
+        self.done, self.steps = self.done + images, self.steps + 1
+        if self.steps <= WARM_UP:
+            self.began = now
+        else:
+            self.timed += images
+            line.speed = self.timed / max(now - self.began, 1e-9)
+            if self.time_left is not None:
+                self.time_left.speeds[stage.role] = line.speed
+                line.left = self.time_left.seconds(stage, self.done)
+        line.share = self.done / (stage.epochs * stage.images)
+        line.epoch = f"{epoch + 1}/{stage.epochs}"
+        before = line.terms
+        line.terms = {
+            name: 0.9 * before[name] + 0.1 * value if name in before else value for name, value in losses.items()
+        }
 
     def evaluating(self, task: int, role: Role, done: int, total: int) -> None:
-        assert self.record is not None
-        description = f"task {task}/{len(self.record.planned_tasks)} testing the {role}"
-        self.bar.update(self.line, description=description, detail="", completed=done, total=total)
+        line, now = self.line, time.perf_counter()
+        if line.doing != f"testing the {role}":
+            line.doing, line.epoch, line.terms, line.speed = f"testing the {role}", "", {}, None
+            self.began, self.timed = now, done
+        elif self.time_left is not None and done > self.timed:
+            line.speed = (done - self.timed) / max(now - self.began, 1e-9)
+            self.time_left.test_speed = line.speed
+            self.time_left.tests_per_class = total / sum(self.time_left.classes[:task])
+        line.share = done / total
 
     def task_finished(self, record: Record) -> None:
         parts = []
@@ -82,33 +116,16 @@ class TrainingProgress(Progress):
                 row = record.matrices[role][-1]
                 parts.append(f"{role} {sum(row) / len(row):.1f} %")
         task = record.tasks[-1]
-        self.bar.console.print(
+        self.console.print(
             f"task {task['number']}/{len(record.planned_tasks)} done: {', '.join(parts)} "
             f"over {len(record.classes)} classes",
             highlight=False,
         )
 
-    def _seconds_left(self, stage: Stage) -> float | None:
-        """What is left of this stage, and of the stages to come as if every task had as many images as this one."""
-        line = self.bar.tasks[0]
-        roles: list[Role] = (
-            ["teacher", "student"] if self.record and "teacher" in self.record.backbones else ["student"]
-        )
-        after = roles[roles.index(stage.role) + 1 :] + roles * (stage.tasks - stage.task)
-        own = ((line.total or 0) - line.completed) / self.speeds[stage.role]
-        known = self.speeds[stage.role]
-        return own + sum(stage.epochs * stage.images / self.speeds.get(role, known) for role in after)
-
 
 @contextmanager
 def show_training() -> Iterator[TrainingProgress]:
     """A live line while the run goes on; one line stays for every finished task."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=16),
-        TextColumn("{task.fields[detail]}"),
-        TimeElapsedColumn(),
-        _TimeLeft(),
-    )
-    with Bar(*columns, console=Console(stderr=True), transient=True, refresh_per_second=4) as bar:
-        yield TrainingProgress(bar)
+    console, line = Console(stderr=True), ProgressLine()
+    with Live(line, console=console, transient=True, refresh_per_second=4):
+        yield TrainingProgress(console, line)
