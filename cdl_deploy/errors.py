@@ -29,6 +29,10 @@ class RunError(CdlError):
     """A run directory that cannot be read, written or continued."""
 
 
+class PeerError(RunError):
+    """Another process of the same run has failed, and tells the user why itself."""
+
+
 class BundleError(CdlError):
     """An exported model that cannot be read or run."""
 

@@ -14,9 +14,10 @@ from cdl_deploy.errors import DataError, OptionError, RunError, nearest
 from cdl_deploy.training.config import OptimConfig
 from cdl_deploy.training.data.sources import ImageSource, open_source
 from cdl_deploy.training.data.task_data import TaskPlan
+from cdl_deploy.training.processes import connected
 from cdl_deploy.training.progress import Progress, Stop
 from cdl_deploy.training.restore import load_run
-from cdl_deploy.training.run import Run, checking, never, pick_device
+from cdl_deploy.training.run import Run, checking, never
 from cdl_deploy.training.run_directory import Record, RunDirectory
 
 FIXED = ("seed",)
@@ -46,9 +47,7 @@ def add_task(root: Path, addition: Addition, progress: Progress | None = None, s
     Whatever is wrong with it is found before the run is touched. Raises RunError where the run has tasks left,
     DataError for images or classes that do not fit, Stopped where `stop` ends it early; `resume` goes on from there.
     """
-    progress = progress or Progress()
-    directory = RunDirectory(root)
-    record = directory.latest_record()
+    record = RunDirectory(root).latest_record()
     if not record.finished:
         raise RunError(f"{root} has tasks left to learn: finish it first with cdl train {root} --resume")
     for name in FIXED:
@@ -58,24 +57,23 @@ def add_task(root: Path, addition: Addition, progress: Progress | None = None, s
     if holdout is None and not (Path(addition.data) / "train").is_dir():
         holdout = record.config["data"]["holdout"]
     optim = OptimConfig(**{**record.config["optim"], **addition.optim})
-    device = pick_device(optim.device)
-    source = open_source(addition.data, holdout, addition.skip_bad, checking(progress, stop))
-    new, known = split_classes(source, record, addition)
-    changed = {name: value for name, value in addition.optim.items() if value != record.config["optim"][name]}
-    plan = TaskPlan(new, addition.data, holdout, addition.skip_bad, known, changed)
-    loaded, pair = load_run(root)
-    assert loaded.finished
-    record = replace(
-        record,
-        plans=[*record.plans, plan.to_dict()],
-        skipped_images=[*record.skipped_images, *source.skipped],
-    )
-    with directory.lock():
-        run = Run(directory, record, {plan.place: source}, pair, device, progress, stop)
-        run.begun = len(record.tasks)
-        run.save_last(None)  # from here on the task is the run's, whatever interrupts it
-        directory.write_record(record)
-        return run.go()
+    with connected(optim.device) as processes:
+        progress = processes.progress(progress)
+        with processes.agreed():
+            directory = processes.directory(root)
+            source = open_source(addition.data, holdout, addition.skip_bad, checking(progress, stop, processes))
+            new, known = split_classes(source, record, addition)
+            changed = {name: value for name, value in addition.optim.items() if value != record.config["optim"][name]}
+            plan = TaskPlan(new, addition.data, holdout, addition.skip_bad, known, changed)
+            _, pair = load_run(root)
+            skipped = [*record.skipped_images, *source.skipped]
+            record = replace(record, plans=[*record.plans, plan.to_dict()], skipped_images=skipped)
+        with directory.lock():
+            run = Run(directory, record, {plan.place: source}, pair, processes, progress, stop)
+            run.begun = len(record.tasks)
+            run.save_last(None)  # from here on the task is the run's, whatever interrupts it
+            directory.write_record(record)
+            return run.go()
 
 
 def split_classes(source: ImageSource, record: Record, addition: Addition) -> tuple[tuple[str, ...], tuple[str, ...]]:

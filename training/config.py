@@ -16,6 +16,7 @@ from cdl_deploy.errors import OptionError, nearest
 CLASS_ORDERS = ("shuffled", "natural")
 KD_TOKEN_STARTS = ("class-token", "uniform")
 HEAD_STARTS = ("zeros", "linear")
+PRECISIONS = ("auto", "fp32", "bf16")
 AUGMENTATIONS = ("auto", "photo", "gentle", "none")
 
 
@@ -179,14 +180,22 @@ class OptimConfig:
     """Everything random is drawn from it: class order, initial values, shuffling, augmentation."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `mps`, or any torch device."""
-    workers: int = 0
-    """Processes that load images; 0 loads them in the main process."""
+    precision: str = "auto"
+    """Of the matrix products in forward passes: `fp32`, or `bf16` (autocast), by default on GPUs that have it.
+    Parameters, selection of prompts, losses, Adam and evaluation are always fp32."""
+    compile: bool = False
+    """Compile the backbones' blocks with `torch.compile`: minutes at the start, faster steps afterwards."""
+    workers: int | None = None
+    """Processes that load images; 0 loads them in the main process. By default 0 on a CPU and for images in memory,
+    otherwise one less than there are cores, at most 8."""
 
     def __post_init__(self) -> None:
         _at_least("--epochs", self.epochs, 1)
         if self.batch_size is not None:
             _at_least("--batch-size", self.batch_size, 1)
-        _at_least("--workers", self.workers, 0)
+        if self.workers is not None:
+            _at_least("--workers", self.workers, 0)
+        check_name("--precision", self.precision, PRECISIONS)
         _at_least("--seed", self.seed, 0)
         if not self.lr > 0 or math.isinf(self.lr):
             raise OptionError(f"--lr is {self.lr:g}, expected a positive number")

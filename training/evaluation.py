@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
-from cdl_deploy.training.data.loading import batches
+from cdl_deploy.training.data.loading import batches, to_device
 from cdl_deploy.training.data.task_data import TaskImages
 from cdl_deploy.training.data.transforms import PixelTransform
 from cdl_deploy.training.models.learner import Learner, QueryEncoder, learner_logits
+from cdl_deploy.training.processes import Processes
 
 BATCH = 128
 
@@ -23,22 +24,32 @@ def accuracy_row(
     transform: PixelTransform,
     workers: int = 0,
     on_images: Callable[[int, int], None] = lambda done, total: None,
+    processes: Processes | None = None,
 ) -> list[float]:
-    """Percent correct on each task's test images, choosing among all classes seen: one row of the accuracy matrix."""
+    """Percent correct on each task's test images, choosing among all classes seen: one row of the accuracy matrix.
+
+    Several processes divide every task's images among them.
+    """
     device = encoder.backbone.mean.device
-    total, done, row = sum(len(test.labels) for test in tests), 0, []
+    processes = processes or Processes(device)
+    total, done, correct = sum(len(test.labels) for test in tests), 0, []
     for test in tests:
-        correct = 0
-        for pixels, labels in _test_batches(test, transform, workers):
-            predicted = learner_logits(encoder, learner, pixels.to(device)).argmax(dim=1).cpu()
-            correct += int((predicted == labels).sum())
+        right = torch.zeros((), dtype=torch.int64, device=device)
+        for pixels, labels in _own_batches(test, transform, workers, processes):
+            predicted = learner_logits(encoder, learner, to_device(pixels, device)).argmax(dim=1)
+            right += (predicted == to_device(labels, device)).sum()
             done += len(labels)
-            on_images(done, total)
-        row.append(100 * correct / len(test.labels))
-    return row
+            on_images(min(total, done * processes.count), total)
+        correct.append(int(right))
+    return [100 * count / len(test.labels) for count, test in zip(processes.total(correct), tests, strict=True)]
 
 
-def _test_batches(test: TaskImages, transform: PixelTransform, workers: int) -> Iterable[tuple[Tensor, Tensor]]:
+def _own_batches(
+    test: TaskImages, transform: PixelTransform, workers: int, processes: Processes
+) -> Iterable[tuple[Tensor, Tensor]]:
+    """This process's share of a task's test images."""
+    labels = processes.share(test.labels)
     if test.pixels is None:
-        return batches(test.items, test.labels, transform, BATCH, workers=workers)
-    return zip(test.pixels.split(BATCH), torch.tensor(test.labels).split(BATCH), strict=True)
+        return batches(processes.share(test.items), labels, transform, BATCH, workers=workers)
+    pixels = test.pixels[processes.index :: processes.count]
+    return zip(pixels.split(BATCH), torch.tensor(labels).split(BATCH), strict=True)

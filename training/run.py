@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cdl_deploy.errors import OptionError
 from cdl_deploy.training.backbones.loading import BackboneInfo, load_backbone
 from cdl_deploy.training.config import OptimConfig, RunConfig, check_name, default_batch_size
 from cdl_deploy.training.data.sources import ImageSource, OnCheck, fingerprint, load_image, open_source
@@ -24,11 +23,13 @@ from cdl_deploy.training.data.tasks import make_tasks
 from cdl_deploy.training.data.transforms import Preprocessing, evaluation_transform, training_transform
 from cdl_deploy.training.distillation import DISTILLATIONS, needs_teacher
 from cdl_deploy.training.evaluation import accuracy_row
+from cdl_deploy.training.machine import compile_blocks, in_precision, settle
 from cdl_deploy.training.methods import METHODS
 from cdl_deploy.training.models.backbone import Backbone
 from cdl_deploy.training.models.learner import Role
 from cdl_deploy.training.models.pair import Pair, build_pair
 from cdl_deploy.training.plots import plot_run
+from cdl_deploy.training.processes import Processes, connected
 from cdl_deploy.training.progress import Progress, Stage, Stop, Stopped
 from cdl_deploy.training.restore import rebuild_pair
 from cdl_deploy.training.run_directory import Record, RunDirectory
@@ -48,59 +49,62 @@ def train(config: RunConfig, out: Path, progress: Progress | None = None, stop: 
     Everything that can be wrong with the configuration, the images and the weights is found before `out` is made.
     Raises Stopped where `stop` ends the run early; `resume` goes on from there.
     """
-    progress = progress or Progress()
     check_name("--method", config.method.method, tuple(METHODS))
     check_name("--distill", config.method.distill, tuple(DISTILLATIONS))
-    device = pick_device(config.optim.device)
-    directory = RunDirectory(out)
-    directory.check_free()
     data = config.data
-    source = open_source(data.data, data.holdout, data.skip_bad, checking(progress, stop))
-    plans = [
-        TaskPlan(classes, data.data, data.holdout, data.skip_bad)
-        for classes in make_tasks(source.classes, data, config.optim.seed)
-    ]
-    backbones, infos = load_backbones(config)
-    pair = build_pair(backbones, config.method, config.optim.seed)
-    config = replace(config, optim=replace(config.optim, device=str(device)))
-    record = Record(
-        config=config.to_dict(),
-        preprocessing=resolve_preprocessing(config, infos["student"], source),
-        backbones={role: info.to_dict() for role, info in infos.items()},
-        plans=[plan.to_dict() for plan in plans],
-        skipped_images=list(source.skipped),
-    )
-    directory.create()
-    with directory.lock():
-        for role, backbone in backbones.items():
-            directory.save_tensors(directory.backbone_file(role), backbone.vit.state_dict())
-        directory.write_record(record)
-        return Run(directory, record, {plans[0].place: source}, pair, device, progress, stop).go()
+    with connected(config.optim.device) as processes:
+        progress = processes.progress(progress)
+        with processes.agreed():
+            directory = processes.directory(out)
+            directory.check_free()
+            source = open_source(data.data, data.holdout, data.skip_bad, checking(progress, stop, processes))
+            plans = [
+                TaskPlan(classes, data.data, data.holdout, data.skip_bad)
+                for classes in make_tasks(source.classes, data, config.optim.seed)
+            ]
+            backbones, infos = load_backbones(config)
+            pair = build_pair(backbones, config.method, config.optim.seed)
+            optim = replace(config.optim, device=processes.device_name)
+            config = replace(config, optim=settle(optim, processes.device, in_memory(source), processes.count_here))
+            record = Record(
+                config=config.to_dict(),
+                preprocessing=resolve_preprocessing(config, infos["student"], source),
+                backbones={role: info.to_dict() for role, info in infos.items()},
+                plans=[plan.to_dict() for plan in plans],
+                skipped_images=list(source.skipped),
+            )
+            directory.create()
+        with directory.lock():
+            for role, backbone in backbones.items():
+                directory.save_tensors(directory.backbone_file(role), backbone.vit.state_dict())
+            directory.write_record(record)
+            return Run(directory, record, {plans[0].place: source}, pair, processes, progress, stop).go()
 
 
 def resume(out: Path, progress: Progress | None = None, stop: Stop = never) -> Record:
     """Continue the run in `out` after its last checkpoint; the result is as if it had not been interrupted."""
-    progress = progress or Progress()
-    directory = RunDirectory(out)
-    record = directory.latest_record()
-    if record.finished and record == directory.read_record():
+    record = RunDirectory(out).latest_record()
+    if record.finished and record == RunDirectory(out).read_record():
         return record
-    device = pick_device(record.config["optim"]["device"])
-    plans = [TaskPlan.from_dict(plan) for plan in record.plans]
-    sources = open_sources(plans, len(record.tasks), checking(progress, stop))
-    pair = rebuild_pair(directory, record)
-    with directory.lock():
-        run = Run(directory, record, sources, pair, device, progress, stop)
-        run.restore()
-        return run.go()
+    with connected(record.config["optim"]["device"]) as processes:
+        progress = processes.progress(progress)
+        with processes.agreed():
+            directory = processes.directory(out)
+            plans = [TaskPlan.from_dict(plan) for plan in record.plans]
+            sources = open_sources(plans, len(record.tasks), checking(progress, stop, processes))
+            pair = rebuild_pair(directory, record)
+        with directory.lock():
+            run = Run(directory, record, sources, pair, processes, progress, stop)
+            run.restore()
+            return run.go()
 
 
-def checking(progress: Progress, stop: Stop) -> OnCheck:
-    """Tell `progress` about images that were checked, and stop there."""
+def checking(progress: Progress, stop: Stop, processes: Processes) -> OnCheck:
+    """Tell `progress` about images that were checked, and stop there; one among several processes cannot."""
 
     def on_check(done: int, total: int) -> None:
         progress.checking(done, total)
-        if stop():
+        if processes.count == 1 and stop():
             raise Stopped
 
     return on_check
@@ -115,16 +119,18 @@ class Run:
         record: Record,
         sources: Mapping[tuple[str, float | None, bool], ImageSource],
         pair: Pair,
-        device: torch.device,
+        processes: Processes,
         progress: Progress,
         stop: Stop,
     ) -> None:
         self.config, self.directory, self.record = RunConfig.from_dict(record.config), directory, record
         self.plans = [TaskPlan.from_dict(plan) for plan in record.plans]
         self.data = TaskData(self.plans, record.tasks, sources, self.kept_images, record.skipped_images)
-        self.pair, self.device, self.progress, self.stop = pair, device, progress, stop
+        self.pair, self.processes, self.progress, self.stop = pair, processes, progress, stop
         for learner in pair.learners.values():
-            learner.to(device)
+            learner.to(processes.device)
+        if any(plan.optim.get("compile", self.config.optim.compile) for plan in self.plans[len(record.tasks) :]):
+            compile_blocks(pair)
         self.preprocessing = Preprocessing(**{k: record.preprocessing[k] for k in ("size", "resize", "interpolation")})
         self.begun = 0
         """Tasks whose parameters exist."""
@@ -178,12 +184,26 @@ class Run:
                     self.pair.learners[role].end_task()
                 self.save_last(None if finished else optimizer)
 
-            run_stage(self.pair, stage, images, transform, optim, optimizer, start, save, self.progress, self.stop)
+            with in_precision(self.pair, optim.precision):
+                run_stage(
+                    self.pair,
+                    stage,
+                    images,
+                    transform,
+                    optim,
+                    optimizer,
+                    start,
+                    save,
+                    self.progress,
+                    self.stop,
+                    self.processes,
+                )
         self.finish_task(number, images, optim)
 
     def task_optim(self, number: int, images: int) -> OptimConfig:
         """The run's optimisation with what differs for this task; the batch size by its number of images."""
         optim = replace(self.config.optim, **self.plans[number - 1].optim)
+        optim = settle(optim, self.processes.device, in_memory=False, processes=self.processes.count_here)
         return replace(optim, batch_size=optim.batch_size or default_batch_size(images))
 
     def finish_task(self, number: int, images: TaskImages, optim: OptimConfig) -> None:
@@ -196,8 +216,9 @@ class Run:
                 learner,
                 tests,
                 evaluation_transform(self.preprocessing),
-                self.config.optim.workers,
+                optim.workers or 0,
                 lambda done, total, role=role: self.evaluating(number, role, done, total),  # type: ignore[misc]
+                self.processes,
             )
             self.record.matrices.setdefault(role, []).append(row)
         self.seconds["evaluation"] = time.perf_counter() - began
@@ -230,7 +251,7 @@ class Run:
     def evaluating(self, number: int, role: Role, done: int, total: int) -> None:
         """Between two batches of test images. A stop is not lost: the stages are saved."""
         self.progress.evaluating(number, role, done, total)
-        if self.stop():
+        if self.processes.count == 1 and self.stop():
             raise Stopped
 
     def task_header(self, count: int) -> dict[str, Any]:
@@ -249,6 +270,8 @@ class Run:
     def keep_images(self, number: int, test: TaskImages) -> None:
         """Keep a few test images of a task, preprocessed but not normalised: export compares models on them, and later
         tasks are tested on them where the folder is gone."""
+        if not self.processes.is_main:
+            return
         transform = evaluation_transform(self.preprocessing)
         step = max(1, len(test.items) // HELDOUT_IMAGES_PER_TASK)
         chosen = range(0, len(test.items), step)[:HELDOUT_IMAGES_PER_TASK]
@@ -281,7 +304,7 @@ class Run:
         state = {name: value for name, value in tensors.items() if name not in self.moments}
         self.pair.load_trained_state(state, header["tasks"], header["known"])
         for learner in self.pair.learners.values():
-            learner.to(self.device)
+            learner.to(self.processes.device)
         self.begun, self.stage_done, self.seconds = len(header["tasks"]), header["stage_done"], header["seconds"]
         self.steps_done = header["steps_done"]
         if self.record.tasks:
@@ -298,25 +321,12 @@ class Run:
 
     def write_summary(self) -> None:
         """Pictures, CSVs and, when all else is in its place, run.json."""
+        if not self.processes.is_main:
+            return
         method = self.config.method
         title = f"{self.config.data.data}: {method.method} + {method.distill}, seed {self.config.optim.seed}"
         plot_run(self.record.matrices, title, self.directory.root)
         self.directory.write_record(self.record)
-
-
-def pick_device(name: str) -> torch.device:
-    """`auto` is CUDA, then Apple's MPS, then the CPU. Raises OptionError for a device that is not there."""
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).split("\n")[0]
-        raise OptionError(f"--device {name} cannot be used here ({reason}): use auto or cpu") from None
-    return device
 
 
 def load_backbones(config: RunConfig) -> tuple[dict[Role, Backbone], dict[Role, BackboneInfo]]:
@@ -328,6 +338,11 @@ def load_backbones(config: RunConfig) -> tuple[dict[Role, Backbone], dict[Role, 
     if needs_teacher(config.method.distill):
         backbones["teacher"], infos["teacher"] = load_backbone(models.teacher, models.teacher_weights, info.image_size)
     return backbones, infos
+
+
+def in_memory(source: ImageSource) -> bool:
+    """Whether no file needs to be read or decoded."""
+    return not any(isinstance(item, Path) for item in source.train.items)
 
 
 def resolve_preprocessing(config: RunConfig, student: BackboneInfo, source: ImageSource) -> dict[str, Any]:

@@ -5,20 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from cdl_deploy.errors import RunError
 from cdl_deploy.training.config import OptimConfig
-from cdl_deploy.training.data.loading import batches
+from cdl_deploy.training.data.loading import batches, to_device
 from cdl_deploy.training.data.task_data import TaskImages
 from cdl_deploy.training.data.transforms import PixelTransform
 from cdl_deploy.training.distillation.protocol import Output
+from cdl_deploy.training.loss_log import LossLog
 from cdl_deploy.training.losses import masked_cross_entropy
 from cdl_deploy.training.models.learner import Learner, Role
 from cdl_deploy.training.models.pair import Pair
+from cdl_deploy.training.processes import Processes
 from cdl_deploy.training.progress import Progress, Stage, Stop, Stopped
 
 
@@ -63,11 +65,12 @@ def stage_losses(pair: Pair, role: Role, images: Tensor, labels: Tensor) -> dict
         output = _over(columns, learner(learner.backbone.embed(images), query, "train"))
         cross_entropy = masked_cross_entropy(output.class_logits, labels, first)
         return {"cross_entropy": cross_entropy, **output.losses, **regulariser}
-    teacher_output = None
+    teacher_output, every_token = None, learner.distillation.uses_tokens
     if pair.teacher is not None:
         with torch.no_grad():
-            teacher_output = _over(columns, pair.teacher(pair.teacher.backbone.embed(images), query, "distil"))
-    output = _over(columns, learner(student_tokens, query, "train", entry))
+            tokens = pair.teacher.backbone.embed(images)
+            teacher_output = _over(columns, pair.teacher(tokens, query, "distil", every_token=every_token))
+    output = _over(columns, learner(student_tokens, query, "train", entry, every_token))
     cross_entropy = masked_cross_entropy(output.class_logits, labels, first)
     return {**learner.distillation.losses(cross_entropy, output, teacher_output, first), **output.losses, **regulariser}
 
@@ -95,13 +98,16 @@ def run_stage(
     save: Callable[[Position], None],
     progress: Progress,
     stop: Stop,
+    processes: Processes,
 ) -> None:
     """From `start` to the last epoch; `save` is called after every epoch.
 
-    Where `stop` says so the step at hand is finished and saved, and Stopped raised.
+    Where `stop` says so, in one process or in several, the step at hand is finished and saved, and Stopped raised.
     """
-    device = pair.encoder.backbone.mean.device
+    device = processes.device
     assert config.batch_size is not None
+    assert config.workers is not None
+    trained = [value for group in optimizer.param_groups for value in group["params"]]
     progress.stage_started(stage, start.epoch)
     for epoch in range(start.epoch, config.epochs):
         done = start.step if epoch == start.epoch else 0
@@ -117,25 +123,24 @@ def run_stage(
             place=(stage.task, stage.role, epoch),
             shuffle=True,
             skip=done,
+            share=processes.share,
         )
+        log = LossLog(stage, epoch, device, partial(progress.step, stage, epoch))
         for step, (pixels, labels) in enumerate(loader, start=done):
-            terms = stage_losses(pair, stage.role, pixels.to(device), labels.to(device))
-            loss = torch.stack(list(terms.values())).sum()
-            values = {name: value.item() for name, value in terms.items()}
-            for name, value in values.items():
-                if not math.isfinite(value):
-                    raise RunError(
-                        f"the {stage.role}'s {name} became {value} in task {stage.task}, epoch {epoch + 1}, "
-                        f"step {step + 1}: lower --lr, or look for broken images; the last checkpoint is intact"
-                    )
+            size = min(config.batch_size, len(images.items) - step * config.batch_size)
+            share = len(processes.share(range(size))) / size
+            terms = stage_losses(pair, stage.role, to_device(pixels, device), to_device(labels, device))
+            values = torch.stack(list(terms.values())) * share
             optimizer.zero_grad()
-            loss.backward()
+            values.sum().backward()
+            log.add(step, size, tuple(terms), processes.add_up(trained, values.detach()))
             optimizer.step()
-            progress.step(stage, epoch, len(labels), values)
-            if stop() and (step + 1) * config.batch_size < len(images.items):
+            if processes.any(stop()) and (step + 1) * config.batch_size < len(images.items):
+                log.flush()
                 save(Position(epoch, step + 1))
                 raise Stopped
+        log.flush()
         save(Position(epoch + 1))
-        if stop():
+        if processes.any(stop()):
             raise Stopped
     progress.stage_finished(stage)

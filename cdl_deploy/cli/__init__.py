@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any, NoReturn
 
 import typer
 
-from cdl_deploy.errors import CdlError
+from cdl_deploy.errors import CdlError, OptionError, PeerError
 from cdl_deploy.version import __version__
 
 COMMANDS = {
@@ -84,15 +85,25 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     try:
         code = app(args=list(args) if args is not None else None, prog_name="cdl", standalone_mode=False)
     except CdlError as error:
+        # Every process of a run reads the same options and finds the same fault in them: the first one speaks.
+        if isinstance(error, PeerError) or (isinstance(error, OptionError) and not is_main_process()):
+            sys.exit(2)
         _fail(str(error))
     except typer.Abort:
         sys.exit(130)
     except KeyboardInterrupt:
         sys.exit(130)
     except _USAGE_ERROR as error:
+        if not is_main_process():
+            sys.exit(2)
         where = error.ctx.command_path if error.ctx is not None else "cdl"
         _fail(f"{error.format_message()} (see: {where} --help)")
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def is_main_process() -> bool:
+    """Whether this process is the only one, or the first of those that a launcher such as torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _fail(message: str) -> NoReturn:

@@ -24,6 +24,7 @@ cdl train --data photos/ --holdout 0.2 --classes-per-task 4 --distill none --out
 cdl train --data photos/ --task-file tasks.yaml --out runs/photos \\
     --teacher vit_base_patch16_224.augreg_in21k_ft_in1k --student vit_small_patch16_224.augreg_in21k_ft_in1k
 cdl train runs/photos --resume
+accelerate launch --multi_gpu -m cdl_deploy train --data photos/ --tasks 10 --out runs/photos
 cdl train runs/photos --add new-photos/ --classes screw,nut
 """
 
@@ -70,6 +71,8 @@ def command(
     lr: option.Lr = None,
     seed: option.Seed = None,
     device: option.Device = None,
+    precision: option.Precision = None,
+    compile: option.Compile = False,
     workers: option.Workers = None,
     resume: option.Resume = False,
     as_json: option.AsJson = False,
@@ -107,7 +110,9 @@ def command(
             if name not in option.ADDITION and name not in option.SECTIONS["optim"]
         }
         _refuse(fixed, "--add goes on with a run as it was configured")
-    quiet = not sys.stderr.isatty()
+    from cdl_deploy.cli import is_main_process
+
+    quiet = not sys.stderr.isatty() or not is_main_process()
     with nullcontext(None) if quiet else show_training() as progress, stop_on_signals() as stop:
         try:
             if resume:
@@ -120,10 +125,11 @@ def command(
             else:
                 record = train(RunConfig.from_dict(option.sections(given)), out, progress, stop)
         except (Stopped, KeyboardInterrupt):
-            if (out / "run.json").exists():
+            if (out / "run.json").exists() and is_main_process():
                 typer.echo(f"\nstopped; continue with: cdl train {out} --resume", err=True)
             raise typer.Exit(stop.exit_code if stop() else 130) from None
-    _print(record, out, as_json)
+    if is_main_process():
+        _print(record, out, as_json)
 
 
 def _one_directory(run: Path | None, out: Path | None) -> Path:

@@ -19,7 +19,7 @@ SECTIONS = {
     "method": ("method", "distill", "query", "query_regulariser", "prompt_rows", "pull_weight", "pool_size", "top_k",
                "shared_prompt_rows", "merge_share", "orthogonality", "components_per_task", "alpha", "temperature",
                "kd_prompt_rows", "kd_token_start", "kd_lr_scale", "head_start"),
-    "optim": ("epochs", "batch_size", "lr", "seed", "device", "workers"),
+    "optim": ("epochs", "batch_size", "lr", "seed", "device", "precision", "compile", "workers"),
 }  # fmt: skip
 """Which section of the run's configuration an option belongs to."""
 
@@ -118,6 +118,10 @@ BatchSize = Annotated[
 Lr = Annotated[float | None, _option("LR", "Adam's first learning rate. Default: 0.001.", OPTIM)]
 Seed = Annotated[int | None, _option("N", "Everything random follows from it. Default: 0.", OPTIM)]
 Device = Annotated[str | None, _option("NAME", "auto, cpu, cuda, mps. Default: auto.", OPTIM)]
-Workers = Annotated[int | None, _option("N", "Processes that load images. Default: 0.", OPTIM)]
+Precision = Annotated[
+    str | None, _option("auto|fp32|bf16", "Of matrix products. Default: auto, bf16 on GPUs that have it.", OPTIM)
+]
+Compile = Annotated[bool, _option("", "Compile the backbones: slow to start, then faster.", OPTIM, "--compile")]
+Workers = Annotated[int | None, _option("N", "Processes that load images. Default: by the machine, 0 on a CPU.", OPTIM)]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted RUN as it was configured.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the run's record as JSON.")]

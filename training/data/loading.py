@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import cast
 
 import torch
@@ -16,6 +16,7 @@ from cdl_deploy.training.seeds import derive_seed, generator
 
 Key = tuple[int, int]
 """Index of an image, and the seed of its augmentation."""
+Share = Callable[[Sequence[Key]], Sequence[Key]]
 
 
 class PixelDataset(Dataset[tuple[Tensor, int]]):
@@ -42,11 +43,19 @@ class SeededBatches(Sampler[list[Key]]):
     """
 
     def __init__(
-        self, count: int, batch_size: int, seed: int, place: tuple[str | int, ...], shuffle: bool, skip: int = 0
+        self,
+        count: int,
+        batch_size: int,
+        seed: int,
+        place: tuple[str | int, ...],
+        shuffle: bool,
+        skip: int = 0,
+        share: Share = lambda keys: keys,
     ) -> None:
-        """`skip`: batches to leave out at the beginning, because they were learned from before an interruption."""
+        """`skip`: batches to leave out at the beginning, because they were learned from before an interruption.
+        `share`: the part of each batch to yield, where several processes divide it among them."""
         self.count, self.batch_size, self.seed, self.place, self.shuffle = count, batch_size, seed, place, shuffle
-        self.skip = skip
+        self.skip, self.share = skip, share
 
     def __len__(self) -> int:
         return -(-self.count // self.batch_size) - self.skip
@@ -57,7 +66,9 @@ class SeededBatches(Sampler[list[Key]]):
             order = torch.randperm(self.count, generator=generator(self.seed, "order", *self.place)).tolist()
         first = derive_seed(self.seed, "augmentation", *self.place)
         for start in range(self.skip * self.batch_size, self.count, self.batch_size):
-            yield [(index, (first + index) % 2**63) for index in order[start : start + self.batch_size]]
+            keys = [(index, (first + index) % 2**63) for index in order[start : start + self.batch_size]]
+            # A process without a share runs one image that counts for nothing, so that all take the same steps.
+            yield list(self.share(keys)) or keys[:1]
 
 
 def batches(
@@ -71,9 +82,15 @@ def batches(
     place: tuple[str | int, ...] = (),
     shuffle: bool = False,
     skip: int = 0,
+    share: Share = lambda keys: keys,
 ) -> DataLoader[tuple[Tensor, Tensor]]:
     """A loader of (pixels [B, 3, height, width] uint8, labels [B] int64)."""
     # A batch's labels, ints in the dataset, are collated into one tensor.
     dataset = cast(Dataset[tuple[Tensor, Tensor]], PixelDataset(items, labels, transform))
-    sampler = SeededBatches(len(items), batch_size, seed, place, shuffle, skip)
+    sampler = SeededBatches(len(items), batch_size, seed, place, shuffle, skip, share)
     return DataLoader(dataset, batch_sampler=sampler, num_workers=workers, pin_memory=torch.cuda.is_available())
+
+
+def to_device(batch: Tensor, device: torch.device) -> Tensor:
+    """Copied while the host goes on, where the loader has pinned the batch."""
+    return batch.to(device, non_blocking=True)

@@ -33,6 +33,7 @@ class KDPrompts(Distillation):
     """
 
     needs_teacher = True
+    reads = (0, -1)
 
     def __init__(
         self,

@@ -20,7 +20,8 @@ class Output:
     class_logits: Logits
     """Of the class head, every class seen."""
     tokens: Tokens
-    """All tokens after the last block, before the final norm."""
+    """After the last block, before the final norm: all of them for a distillation that `uses_tokens`, otherwise those
+    that the heads read."""
     extra_logits: Logits | None = None
     """Of the distillation's own head, where it has one."""
     losses: dict[str, Tensor] = field(default_factory=dict)
@@ -34,6 +35,10 @@ class Distillation(nn.Module):
     """
 
     needs_teacher: bool = False
+    uses_tokens: bool = False
+    """Whether `losses` looks at all `tokens` of student and teacher; otherwise the last block skips most of them."""
+    reads: tuple[int, ...] = (0,)
+    """Positions of the output tokens that the student's heads read: the class token first."""
 
     def begin_task(self, new_classes: int, generator: torch.Generator, known: Sequence[int] = ()) -> None:
         """Make room for the classes of one more task; `known`: earlier classes it brings new images of."""

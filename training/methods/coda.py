@@ -20,7 +20,7 @@ from cdl_deploy.errors import OptionError
 from cdl_deploy.training.config import MethodConfig
 from cdl_deploy.training.methods.protocol import ContinualMethod, Phase, Selection, prompted_blocks
 from cdl_deploy.training.models.backbone import BlockPrompt, NetworkShape
-from cdl_deploy.training.models.growing import GrowingRows
+from cdl_deploy.training.models.growing import GrowingRows, Remembered
 from cdl_deploy.training.shapes import Query, Similarities
 
 BLOCKS = 5
@@ -75,6 +75,7 @@ class CodaBlock(nn.Module):
         self.keys = GrowingRows(shape.query_width)
         self.attentions = GrowingRows(shape.query_width)
         self.prompts = GrowingRows(2 * prompt_rows, shape.width)
+        self.earlier = Remembered(similarity_factors)
 
     def begin_task(self, components: int, generator: torch.Generator) -> None:
         """New components, orthogonal to all earlier ones and of unit length."""
@@ -83,21 +84,28 @@ class CodaBlock(nn.Module):
             new = orthonormal_rows(rows.all().detach().cpu().flatten(1), drawn.flatten(1))
             rows.grow(new.view_as(drawn))
 
-    def weights(self, query: Query) -> Similarities:
-        """cos(q ∘ A_i, K_i) as two matrix products, so that no [B, M, Q] tensor is made.
+    def earlier_weights(self, query: Query) -> Float[Tensor, "B n"]:
+        """Of the components of earlier tasks; their factors are computed once."""
+        return cosines(query, *self.earlier(self.keys.earlier, self.attentions.earlier))
 
-        Σ_d q_d A_id K̂_id over √(Σ_d q_d² A_id²), with K̂ the normalised key.
-        """
-        attentions = self.attentions.all()
-        keys = F.normalize(self.keys.all(), dim=1)
-        dot = query @ (attentions * keys).T
-        norm = (query.square() @ attentions.square().T).sqrt()
-        return dot / norm.clamp_min(1e-12)
+    def current_weights(self, query: Query) -> Float[Tensor, "B m"]:
+        """Of the current task's."""
+        return cosines(query, *similarity_factors(self.keys.current, self.attentions.current))
+
+    def weights(self, query: Query) -> Similarities:
+        """cos(q ∘ A_i, K_i) of every component, in order."""
+        return torch.cat([self.earlier_weights(query), self.current_weights(query)], dim=1)
 
     def forward(self, query: Query) -> tuple[Float[Tensor, "B p D"], Float[Tensor, "B p D"]]:
-        """Key rows and value rows [B, p, D] each."""
-        prompt = torch.einsum("bm,mpd->bpd", self.weights(query), self.prompts.all())
-        key_rows, value_rows = prompt.chunk(2, dim=1)
+        """Key rows and value rows [B, p, D] each.
+
+        Earlier components are summed apart, without gradient and without joining them to the current ones: what a task
+        costs then hardly depends on how many came before.
+        """
+        prompt = self.current_weights(query) @ self.prompts.current.flatten(1)
+        if len(self.prompts.earlier):
+            prompt = torch.addmm(prompt, self.earlier_weights(query), self.prompts.earlier.flatten(1))
+        key_rows, value_rows = prompt.unflatten(1, self.prompts.shape).chunk(2, dim=1)
         return key_rows, value_rows
 
     def orthogonality(self) -> Float[Tensor, ""]:
@@ -107,6 +115,21 @@ class CodaBlock(nn.Module):
             matrix = rows.all().flatten(1)
             total = total + (matrix @ matrix.T - torch.eye(len(matrix), device=matrix.device)).square().mean()
         return total
+
+
+def similarity_factors(
+    keys: Float[Tensor, "m Q"], attentions: Float[Tensor, "m Q"]
+) -> tuple[Float[Tensor, "Q m"], Float[Tensor, "Q m"]]:
+    """(A ∘ K̂)ᵀ and (A²)ᵀ, with K̂ the keys at unit length: what `cosines` needs to know of components."""
+    return (attentions * F.normalize(keys, dim=1)).T, attentions.square().T
+
+
+def cosines(query: Query, product: Float[Tensor, "Q m"], square: Float[Tensor, "Q m"]) -> Float[Tensor, "B m"]:
+    """cos(q ∘ A_i, K_i) as two matrix products, so that no [B, m, Q] tensor is made.
+
+    Σ_d q_d A_id K̂_id over √(Σ_d q_d² A_id²).
+    """
+    return (query @ product) / (query.square() @ square).sqrt().clamp_min(1e-12)
 
 
 def orthonormal_rows(earlier: Float[Tensor, "n d"], drawn: Float[Tensor, "m d"]) -> Float[Tensor, "m d"]:

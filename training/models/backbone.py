@@ -45,6 +45,9 @@ class BlockPrompt:
 
 Prompts = Mapping[int, BlockPrompt]
 
+Read = tuple[int, ...] | None
+"""Positions of the tokens that somebody reads, counted from the end where negative; None for all."""
+
 
 AnyBackbone = TypeVar("AnyBackbone", bound="Backbone")
 
@@ -62,6 +65,8 @@ class Backbone(nn.Module):
         super().__init__()
         check_plain(vit)
         self.vit = vit.eval().requires_grad_(False)
+        self.bf16 = False
+        """Whether matrix products run in bf16 (autocast). What comes out, and every parameter, is fp32 all the same."""
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
         self.depth: int = len(vit.blocks)
@@ -86,8 +91,9 @@ class Backbone(nn.Module):
 
     def embed_normalised(self, images: Float[Tensor, "B 3 height width"]) -> Tokens:
         """Normalised pixels → tokens before block 0."""
-        tokens = self.vit._pos_embed(self.vit.patch_embed(images))
-        return self.vit.norm_pre(self.vit.patch_drop(tokens))
+        with self._precision():
+            tokens = self.vit._pos_embed(self.vit.patch_embed(images))
+            return self.vit.norm_pre(self.vit.patch_drop(tokens)).float()
 
     @torch.no_grad()
     def class_token(self, block: int = 0) -> Float[Tensor, "1 D"]:
@@ -99,52 +105,80 @@ class Backbone(nn.Module):
         tokens = self.embed_normalised(torch.zeros(1, 3, height, width, device=self.mean.device))
         return self.run_blocks(tokens, 0, block)[0, :1].clone()
 
-    def run_block(self, index: int, tokens: Tokens, prompt: BlockPrompt | None = None) -> Tokens:
-        """One block; it returns as many tokens as it got."""
+    def run_block(
+        self, index: int, tokens: Tokens, prompt: BlockPrompt | None = None, read: Read = None
+    ) -> Float[Tensor, "B n D"]:
+        """One block; it returns as many tokens as it got, or only those at the positions `read`."""
         block = self.block(index)
-        if prompt is None:
+        if prompt is None and read is None:
             return block(tokens)
-        tokens = tokens + block.ls1(_attention(self.attention(index), block.norm1(tokens), prompt))
+        mixed = _attention(self.attention(index), block.norm1(tokens), prompt or BlockPrompt(), read)
+        tokens = pick(tokens, read) + block.ls1(mixed)
         return tokens + block.ls2(block.mlp(block.norm2(tokens)))
 
-    def run_blocks(self, tokens: Tokens, start: int, stop: int, prompts: Prompts | None = None) -> Tokens:
-        """Blocks `start` to `stop - 1`."""
+    def run_blocks(
+        self, tokens: Tokens, start: int, stop: int, prompts: Prompts | None = None, read: Read = None
+    ) -> Float[Tensor, "B n D"]:
+        """Blocks `start` to `stop - 1`. Of the last one, only the tokens at the positions `read` are computed."""
         prompts = prompts or {}
-        for index in range(start, stop):
-            tokens = self.run_block(index, tokens, prompts.get(index))
-        return tokens
+        with self._precision():
+            for index in range(start, stop):
+                tokens = self.run_block(index, tokens, prompts.get(index), read if index == stop - 1 else None)
+        return tokens.float()
+
+    def _precision(self) -> torch.autocast:
+        return torch.autocast(self.mean.device.type, torch.bfloat16, enabled=self.bf16)
 
     def final_norm(self, tokens: Float[Tensor, "*shape D"]) -> Float[Tensor, "*shape D"]:
         """The norm between the last block and the heads."""
         return self.vit.norm(tokens)
 
 
-def _split_heads(rows: Rows, batch: int, heads: int) -> Float[Tensor, "B H p head"]:
+def _split_heads(rows: Rows, batch: int, heads: int, dtype: torch.dtype) -> Float[Tensor, "B H p head"]:
     """Rows [B or 1, p, D] → [B, H, p, D / H], as they are: prompts pass no projection."""
     split = rows.unflatten(-1, (heads, -1)).transpose(1, 2)
-    return split.expand(batch, -1, -1, -1)
+    return split.to(dtype).expand(batch, -1, -1, -1)
 
 
-def _attention(attention: Attention, tokens: Tokens, prompt: BlockPrompt) -> Tokens:
-    """Multi-head attention with prompt rows around the keys and values; queries are untouched."""
-    batch, count, width = tokens.shape
-    heads = attention.num_heads
-    qkv = attention.qkv(tokens).reshape(batch, count, 3, heads, width // heads)
-    query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+def pick(tokens: Tokens, read: Read) -> Float[Tensor, "B n D"]:
+    """The tokens at the positions `read`, in that order."""
+    return tokens if read is None else torch.stack([tokens[:, position] for position in read], dim=1)
+
+
+def _project(attention: Attention, tokens: Tokens, first: int, count: int) -> Float[Tensor, "count B H N head"]:
+    """`count` of the projections to query, key and value (0, 1, 2), from `first` on, split into heads."""
+    width, heads = tokens.shape[-1], attention.num_heads
+    rows = slice(first * width, (first + count) * width)
+    bias = None if attention.qkv.bias is None else attention.qkv.bias[rows]
+    projected = F.linear(tokens, attention.qkv.weight[rows], bias)
+    return projected.unflatten(-1, (count, heads, -1)).permute(2, 0, 3, 1, 4)
+
+
+def _attention(attention: Attention, tokens: Tokens, prompt: BlockPrompt, read: Read = None) -> Float[Tensor, "B n D"]:
+    """Multi-head attention with prompt rows around the keys and values; queries are untouched.
+
+    With `read` only the tokens there ask; all of them answer.
+    """
+    batch, heads = tokens.shape[0], attention.num_heads
+    if read is None:
+        query, key, value = _project(attention, tokens, 0, 3).unbind(0)
+    else:
+        query = _project(attention, pick(tokens, read), 0, 1)[0]
+        key, value = _project(attention, tokens, 1, 2).unbind(0)
     query, key = attention.q_norm(query), attention.k_norm(key)
     if prompt.class_shift is not None:
-        shift_key, shift_value = (row.view(heads, 1, -1) for row in prompt.class_shift)
+        shift_key, shift_value = (row.view(heads, 1, -1).to(key) for row in prompt.class_shift)
         key = torch.cat([key[:, :, :1] + shift_key, key[:, :, 1:]], dim=2)
         value = torch.cat([value[:, :, :1] + shift_value, value[:, :, 1:]], dim=2)
     keys, values = [key], [value]
     if prompt.before is not None:
-        keys.insert(0, _split_heads(prompt.before[0], batch, heads))
-        values.insert(0, _split_heads(prompt.before[1], batch, heads))
+        keys.insert(0, _split_heads(prompt.before[0], batch, heads, key.dtype))
+        values.insert(0, _split_heads(prompt.before[1], batch, heads, key.dtype))
     if prompt.after is not None:
-        keys.append(_split_heads(prompt.after[0], batch, heads))
-        values.append(_split_heads(prompt.after[1], batch, heads))
+        keys.append(_split_heads(prompt.after[0], batch, heads, key.dtype))
+        values.append(_split_heads(prompt.after[1], batch, heads, key.dtype))
     mixed = F.scaled_dot_product_attention(query, torch.cat(keys, dim=2), torch.cat(values, dim=2))
-    return attention.proj(mixed.transpose(1, 2).reshape(batch, count, width))
+    return attention.proj(mixed.transpose(1, 2).flatten(2))
 
 
 def check_plain(vit: nn.Module) -> None:

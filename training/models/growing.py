@@ -7,7 +7,7 @@ and keeps the cost of a task independent of how many came before.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -58,3 +58,26 @@ class GrowingRows(nn.Module):
                 learns = name == "current" or (name == "reopened" and len(value) > 0)
                 setattr(self, name, nn.Parameter(empty, learns) if name in self._parameters else empty)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+class Remembered:
+    """A function of tensors that seldom change, computed again only when one of them did.
+
+    Not a buffer: it is no part of the state, and follows its tensors wherever they are moved or loaded.
+    """
+
+    def __init__(self, function: Callable[..., tuple[Tensor, ...]]) -> None:
+        self.function = function
+        self.tensors: tuple[Tensor, ...] = ()
+        self.versions: tuple[int, ...] = ()
+        self.result: tuple[Tensor, ...] = ()
+
+    @torch.no_grad()
+    def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """`function(*tensors)`, without gradient."""
+        versions = tuple(tensor._version for tensor in tensors)  # counts changes in place
+        same = len(tensors) == len(self.tensors) and all(a is b for a, b in zip(tensors, self.tensors, strict=True))
+        if not same or versions != self.versions:
+            self.result = tuple(value.contiguous() for value in self.function(*tensors))
+            self.tensors, self.versions = tensors, versions
+        return self.result

@@ -50,15 +50,16 @@ class QueryEncoder:
         """The same, from the student's embedded tokens."""
         if not needed:
             return QueryResult(None, tokens)
-        last = self.backbone.run_blocks(tokens, 0, self.block or self.backbone.depth)
-        query = self.backbone.final_norm(last[:, 0])
-        return QueryResult(query, last, self.block) if self.block else QueryResult(query, tokens)
+        if self.block:
+            tokens = self.backbone.run_blocks(tokens, 0, self.block)
+            return QueryResult(self.backbone.final_norm(tokens[:, 0]), tokens, self.block)
+        return QueryResult(self.full_query(QueryResult(None, tokens)), tokens)
 
     @torch.no_grad()
     def full_query(self, result: QueryResult) -> Query:
         """The query of the whole unprompted pass, which goes on where `result` ended."""
-        tokens = self.backbone.run_blocks(result.student_tokens, result.entry, self.backbone.depth)
-        return self.backbone.final_norm(tokens[:, 0])
+        last = self.backbone.run_blocks(result.student_tokens, result.entry, self.backbone.depth, read=(0,))
+        return self.backbone.final_norm(last[:, 0])
 
 
 class Learner(nn.Module):
@@ -109,13 +110,19 @@ class Learner(nn.Module):
         new = range(self.first_class, self.first_class + self.tasks[-1])
         return torch.tensor([*sorted(self.known), *new], device=self.backbone.mean.device)
 
-    def forward(self, tokens: Tokens, query: Query | None, phase: Phase, entry: int = 0) -> Output:
-        """From tokens [B, N, D] that enter block `entry` and the query [B, Q] to the logits of every class seen."""
+    def forward(
+        self, tokens: Tokens, query: Query | None, phase: Phase, entry: int = 0, every_token: bool = False
+    ) -> Output:
+        """From tokens [B, N, D] that enter block `entry` and the query [B, Q] to the logits of every class seen.
+
+        The last block computes what the heads read, or `every_token`, for a distillation that `uses_tokens`.
+        """
+        read = None if every_token else self.distillation.reads
         selection = self.method(query, phase)
         prompts = merge(selection.prompts, self.distillation.block_prompts())
         tokens = self.backbone.run_blocks(tokens, entry, self.first_block)
         tokens = self.distillation.append_token(tokens)
-        tokens = self.backbone.run_blocks(tokens, self.first_block, self.backbone.depth, prompts)
+        tokens = self.backbone.run_blocks(tokens, self.first_block, self.backbone.depth, prompts, read)
         normalised = self.backbone.final_norm(tokens)
         return Output(
             class_logits=self.class_head(normalised[:, 0]),

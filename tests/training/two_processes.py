@@ -1,0 +1,66 @@
+"""What each of two processes runs in test_processes.py: `two_processes.py TASK PHOTOS OUT`, started twice."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import safetensors.torch
+import torch
+
+from cdl_deploy.cli import main
+from cdl_deploy.errors import DataError
+from cdl_deploy.training.data import loading, sources
+from cdl_deploy.training.processes import connected
+from cdl_deploy.training.run import train
+from cdl_deploy.training.stage import make_optimizer, stage_losses
+from tests.training.test_learner import make_pair, pixels
+from tests.training.test_run import config
+
+
+def gradients(out: Path) -> None:
+    """Of batches of 5 images, which do not divide evenly, and of 1, which leaves nothing for the second process."""
+    with connected("cpu") as processes:
+        for count in (5, 1):
+            for role in ("teacher", "student"):
+                pair = make_pair()
+                labels = torch.tensor([2, 3, 4, 3, 2])[:count]
+                chosen = processes.share(range(count)) or [0]
+                terms = stage_losses(pair, role, pixels(count)[list(chosen)], labels[list(chosen)])
+                values = torch.stack(list(terms.values())) * len(processes.share(range(count))) / count
+                values.sum().backward()
+                groups = make_optimizer(pair.learners[role], 0.1).param_groups
+                total = processes.add_up([v for group in groups for v in group["params"]], values.detach())
+                found = {n: v.grad for n, v in pair.learners[role].named_parameters() if v.grad is not None}
+                if processes.is_main:
+                    safetensors.torch.save_file({**found, "loss terms": total}, out / f"{role}-{count}.safetensors")
+        assert processes.any(processes.index == 1)
+        assert not processes.any(False)
+        assert processes.total([processes.index + 1, 5]) == [3, 10]
+
+
+def fail_in_the_second() -> None:
+    """An image that only the second process meets turns out to be broken, in the middle of training."""
+    load, seen = sources.load_image, []
+
+    def load_image(item):
+        seen.append(item)
+        if os.environ["RANK"] == "1" and len(seen) == 5:
+            raise DataError("image 5 is broken: repair it")
+        return load(item)
+
+    setattr(loading, "load_image", load_image)  # noqa: B010  it is not loading's own
+
+
+if __name__ == "__main__":
+    task, photos, out = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
+    if task == "train":
+        gradients(out)
+        train(config(photos), out / "run")
+    else:
+        if task == "fail":
+            fail_in_the_second()
+        options = ["--holdout", "0.2"] if task == "wrong" else []
+        models = ["--student", "mini_student", "--teacher", "mini_student", "--device", "cpu", "--batch-size", "4"]
+        main(["train", "--data", str(photos), "--tasks", "2", *models, *options, "--epochs", "1", "--out", str(out)])
