@@ -6,15 +6,11 @@ part of the first command or added a year later, and however many worker process
 
 from __future__ import annotations
 
-import hashlib
-
 import torch
 
+from cdl_deploy.seeds import derive_seed
 
-def derive_seed(seed: int, *place: str | int) -> int:
-    """A 63-bit seed for one place in a run, e.g. `derive_seed(0, "shuffle", task, "student", epoch)`."""
-    text = repr((seed, *place)).encode()
-    return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 1
+__all__ = ["derive_seed", "generator"]
 
 
 def generator(seed: int, *place: str | int) -> torch.Generator:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from cdl_deploy.errors import DataError
-from cdl_deploy.training.data.sources import ImageSource, Item, OnCheck, find_splits, fingerprint, open_source
+from cdl_deploy.image_folder import find_splits
+from cdl_deploy.training.data.sources import ImageSource, Item, OnCheck, fingerprint, open_source
 
 Heldout = Mapping[str, Tensor]
 """`task_1/images` [n, 3, height, width] uint8 and `task_1/labels` [n], and so on: test images that the run keeps."""

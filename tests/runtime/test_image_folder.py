@@ -1,0 +1,67 @@
+"""The images a model is tested on: the same that training leaves out."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from cdl_deploy.errors import DataError
+from cdl_deploy.image_folder import find_splits, find_test_images
+
+
+def write(folder: Path, **counts: int) -> None:
+    for name, count in counts.items():
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            Image.new("RGB", (2, 2)).save(folder / name / f"{i}.png")
+
+
+@pytest.mark.parametrize("name", ["test", "val"])
+def test_a_test_folder_beside_train(tmp_path, name):
+    write(tmp_path / "train", ant=3, bee=3)
+    write(tmp_path / name, bee=2)  # a model that knows more can be tested on some
+    found = find_test_images(tmp_path, None)
+    assert found == {"bee": [tmp_path / name / "bee" / f"{i}.png" for i in range(2)]}
+
+
+def test_one_tree_as_a_whole_or_its_held_out_share(tmp_path):
+    write(tmp_path, ant=10, bee=5)
+    assert {name: len(files) for name, files in find_test_images(tmp_path, None).items()} == {"ant": 10, "bee": 5}
+    train, held_out = find_splits(tmp_path, 0.2)
+    assert find_test_images(tmp_path, 0.2) == held_out
+    assert not {file for files in held_out.values() for file in files} & {f for files in train.values() for f in files}
+
+
+@pytest.mark.parametrize(
+    ("folders", "holdout", "message"),
+    [
+        (["train"], None, "has train/ but neither test/ nor val/: add one, or give"),
+        (["train", "test"], 0.2, "has its own train/ folder, so --holdout cannot apply: leave it out"),
+        ([], None, "is no folder: give an image folder, or 'digits' for the embedded data"),
+    ],
+)
+def test_folders_without_test_images(tmp_path, folders, holdout, message):
+    for name in folders:
+        write(tmp_path / "photos" / name, ant=1)
+    with pytest.raises(DataError, match=message):
+        find_test_images(tmp_path / "photos", holdout)
+
+
+def test_an_empty_tree(tmp_path):
+    (tmp_path / "ant").mkdir()
+    with pytest.raises(DataError, match=re.escape(f"{tmp_path} has no images: expected folders named by class")):
+        find_test_images(tmp_path, None)
+
+
+def test_a_folder_without_rights(tmp_path, monkeypatch):
+    """Tests may run as root, who may read everything: the refusal is made here."""
+
+    def refuse(folder):
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(DataError, match=re.escape(f"cannot read {tmp_path}: Permission denied")):
+        find_test_images(tmp_path, None)
