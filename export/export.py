@@ -89,8 +89,7 @@ def describe(record: Record, learner: Learner, role: Role, path: Path) -> Bundle
     matrix = record.matrices[role]
     info = record.backbones[role]
     preprocessing = record.preprocessing
-    unread = {f"method.{name}" for name in learner.method.training_only}
-    trained = sum(value.numel() for name, value in learner.trained_state().items() if name not in unread)
+    trained = sum(value.numel() for name, value in learner.trained_state().items() if is_exported(learner, name))
     uses_query = learner.method.uses_query
     return Bundle(
         path=path,
@@ -118,6 +117,14 @@ def describe(record: Record, learner: Learner, role: Role, path: Path) -> Bundle
         parameters=info["parameters"] + trained,
         accuracy=Accuracy(metrics.final_average_accuracy(matrix), metrics.forgetting(matrix)),
     )
+
+
+def is_exported(learner: Learner, name: str) -> bool:
+    """Whether the trained tensor `name` has a part in the answer; projections of a distillation have none."""
+    part, _, rest = name.partition(".")
+    if part == "method":
+        return rest not in learner.method.training_only
+    return part != "distillation" or learner.distillation.answers
 
 
 def run_fingerprint(record: Record) -> str:

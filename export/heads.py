@@ -6,8 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cdl_deploy.training.distillation import Distillation
-from cdl_deploy.training.distillation.kdp import KDPrompts
+from cdl_deploy.training.distillation.extra_token import ExtraToken
 from cdl_deploy.training.models.heads import NormalisedHead
 from cdl_deploy.training.models.learner import Learner
 
@@ -33,14 +32,14 @@ class FoldedHeads(nn.Module):
 
 
 def fold_heads(learner: Learner) -> FoldedHeads:
-    """Class head alone, or (1 − α) of it beside α of the KD head."""
+    """Class head alone, or, for KDP and DeiT, (1 − α) of it beside α of the KD head."""
     weight, bias = learner.class_head.rows(), learner.class_head.bias.all()
     normalise = isinstance(learner.class_head, NormalisedHead)
     distillation = learner.distillation
-    if isinstance(distillation, KDPrompts):
+    if isinstance(distillation, ExtraToken):
         alpha, head = distillation.alpha, distillation.head
         weight = torch.cat([(1 - alpha) * weight, alpha * head.rows()], dim=1)
         return FoldedHeads(weight, (1 - alpha) * bias + alpha * head.bias.all(), (0, -1), normalise)
-    if type(distillation) is Distillation:
+    if not distillation.answers:
         return FoldedHeads(weight, bias, (0,), normalise)
     raise NotImplementedError(f"no folded heads for {type(distillation).__name__}")

@@ -17,6 +17,8 @@ CLASS_ORDERS = ("shuffled", "natural")
 KD_TOKEN_STARTS = ("class-token", "uniform")
 HEAD_STARTS = ("zeros", "linear")
 PRECISIONS = ("auto", "fp32", "bf16")
+SCHEDULES = ("cosine", "cosine-late")
+PIXEL_RANGES = ("model", "unit")
 AUGMENTATIONS = ("auto", "photo", "gentle", "none")
 
 
@@ -83,6 +85,11 @@ class ModelConfig:
     """Weights file of the teacher, instead of the hub's."""
     student_weights: str | None = None
     """Weights file of the student, instead of the hub's."""
+    pixel_range: str = "model"
+    """Pixels are normalised with the weights' own mean and std, or left in [0, 1] (`unit`), as in the paper."""
+
+    def __post_init__(self) -> None:
+        check_name("--pixel-range", self.pixel_range, PIXEL_RANGES)
 
 
 @dataclass(frozen=True)
@@ -102,7 +109,8 @@ class MethodConfig:
     """Rows of a prompt for the keys, and as many for the values; by default the method's own: L2P and DualPrompt 10,
     CODA 4."""
     pull_weight: float = 1.0
-    """L2P, DualPrompt: weight of the loss that pulls the chosen keys towards the query."""
+    """L2P, DualPrompt: weight of the loss that pulls the chosen keys towards the query; 2 in the paper's published
+    runs."""
     pool_size: int = 30
     """L2P: prompts in the pool."""
     top_k: int = 5
@@ -119,12 +127,22 @@ class MethodConfig:
     """α: weight of the teacher in the loss, and of the KD head in the prediction."""
     temperature: float = 2.0
     """T of the distillation loss."""
+    dkd_target_weight: float = 1.0
+    """DKD: weight of TCKD."""
+    dkd_nontarget_weight: float = 4.0
+    """DKD: weight of NCKD."""
+    dkd_temperature: float = 4.0
+    """DKD: its own T."""
+    fitnets_weight: float = 0.1
+    """FitNets: weight of the feature term; 0.2 in the paper's published runs."""
+    reviewkd_weight: float = 0.2
+    """ReviewKD: weight of the feature term; 0.4 in the paper's published runs."""
     kd_prompt_rows: int = 3
     """KDP: rows for the keys, and as many for the values, in every block after the first ("length 6")."""
     kd_token_start: str = "class-token"
     """KDP: the KD token starts as the backbone's class token, or `uniform` in [0, 1) as in the paper."""
     kd_lr_scale: float = 0.1
-    """KDP: share of the learning rate that KD token and KD prompts get; the paper's is 1."""
+    """KDP, DeiT: share of the learning rate that KD token and KD prompts get; the paper's is 1."""
     head_start: str = "zeros"
     """Heads start at `zeros`, or `linear`, drawn as `torch.nn.Linear` does, as in the paper."""
 
@@ -154,8 +172,11 @@ class MethodConfig:
         check_name("--kd-token-start", self.kd_token_start, KD_TOKEN_STARTS)
         _at_least("--kd-lr-scale", self.kd_lr_scale, 0)
         check_name("--head-start", self.head_start, HEAD_STARTS)
-        if not self.temperature > 0:
-            raise OptionError(f"--temperature is {self.temperature:g}, expected more than 0")
+        for name in ("dkd_target_weight", "dkd_nontarget_weight", "fitnets_weight", "reviewkd_weight"):
+            _at_least(f"--{name.replace('_', '-')}", getattr(self, name), 0)
+        for name in ("temperature", "dkd_temperature"):
+            if not getattr(self, name) > 0:
+                raise OptionError(f"--{name.replace('_', '-')} is {getattr(self, name):g}, expected more than 0")
 
     @property
     def query_block(self) -> int:
@@ -176,6 +197,8 @@ class OptimConfig:
     """Images in a step; by default 64, fewer where a task has under 1,024 images (see `default_batch_size`)."""
     lr: float = 1e-3
     """Adam's learning rate at the start of every stage; a cosine over the epochs takes it to zero."""
+    schedule: str = "cosine"
+    """`cosine`, or `cosine-late`, one epoch behind, as in the paper."""
     seed: int = 0
     """Everything random is drawn from it: class order, initial values, shuffling, augmentation."""
     device: str = "auto"
@@ -196,6 +219,7 @@ class OptimConfig:
         if self.workers is not None:
             _at_least("--workers", self.workers, 0)
         check_name("--precision", self.precision, PRECISIONS)
+        check_name("--schedule", self.schedule, SCHEDULES)
         _at_least("--seed", self.seed, 0)
         if not self.lr > 0 or math.isinf(self.lr):
             raise OptionError(f"--lr is {self.lr:g}, expected a positive number")

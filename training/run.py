@@ -332,11 +332,13 @@ class Run:
 def load_backbones(config: RunConfig) -> tuple[dict[Role, Backbone], dict[Role, BackboneInfo]]:
     """The student's backbone and, where something is distilled, the teacher's, for images of one size."""
     models = config.models
-    student, info = load_backbone(models.student, models.student_weights, config.data.image_size)
+    student, info = load_backbone(models.student, models.student_weights, config.data.image_size, models.pixel_range)
     backbones: dict[Role, Backbone] = {"student": student}
     infos: dict[Role, BackboneInfo] = {"student": info}
     if needs_teacher(config.method.distill):
-        backbones["teacher"], infos["teacher"] = load_backbone(models.teacher, models.teacher_weights, info.image_size)
+        backbones["teacher"], infos["teacher"] = load_backbone(
+            models.teacher, models.teacher_weights, info.image_size, models.pixel_range
+        )
     return backbones, infos
 
 

@@ -45,8 +45,14 @@ def make_optimizer(learner: Learner, lr: float) -> torch.optim.Adam:
     return torch.optim.Adam(groups, lr=lr, betas=(0.9, 0.999), weight_decay=0.0)
 
 
-def learning_rate(lr: float, epoch: int, epochs: int) -> float:
-    """Cosine per epoch, from `lr` in epoch 0 towards 0 after the last. Differs: the reference is one epoch late."""
+def learning_rate(lr: float, epoch: int, epochs: int, schedule: str = "cosine") -> float:
+    """Cosine per epoch, from `lr` in epoch 0 towards 0 after the last.
+
+    Differs: the reference is one epoch late (`cosine-late`): epochs 0 and 1 both get `lr`, the lowest rate is never
+    reached.
+    """
+    if schedule == "cosine-late":
+        epoch = max(0, epoch - 1)
     return lr * 0.5 * (1 + math.cos(math.pi * epoch / epochs))
 
 
@@ -65,14 +71,15 @@ def stage_losses(pair: Pair, role: Role, images: Tensor, labels: Tensor) -> dict
         output = _over(columns, learner(learner.backbone.embed(images), query, "train"))
         cross_entropy = masked_cross_entropy(output.class_logits, labels, first)
         return {"cross_entropy": cross_entropy, **output.losses, **regulariser}
-    teacher_output, every_token = None, learner.distillation.uses_tokens
+    teacher_output, hidden_blocks = None, learner.distillation.hidden_blocks
     if pair.teacher is not None:
         with torch.no_grad():
             tokens = pair.teacher.backbone.embed(images)
-            teacher_output = _over(columns, pair.teacher(tokens, query, "distil", every_token=every_token))
-    output = _over(columns, learner(student_tokens, query, "train", entry, every_token))
+            teacher_output = _over(columns, pair.teacher(tokens, query, "distil", hidden_blocks=hidden_blocks))
+    output = _over(columns, learner(student_tokens, query, "train", entry, hidden_blocks))
     cross_entropy = masked_cross_entropy(output.class_logits, labels, first)
-    return {**learner.distillation.losses(cross_entropy, output, teacher_output, first), **output.losses, **regulariser}
+    distilled = learner.distillation.losses(cross_entropy, output, teacher_output, first, labels)
+    return {**distilled, **output.losses, **regulariser}
 
 
 def _over(columns: Tensor | None, output: Output) -> Output:
@@ -112,7 +119,7 @@ def run_stage(
     for epoch in range(start.epoch, config.epochs):
         done = start.step if epoch == start.epoch else 0
         for group in optimizer.param_groups:
-            group["lr"] = group["lr_scale"] * learning_rate(config.lr, epoch, config.epochs)
+            group["lr"] = group["lr_scale"] * learning_rate(config.lr, epoch, config.epochs, config.schedule)
         loader = batches(
             images.items,
             images.labels,

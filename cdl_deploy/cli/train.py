@@ -23,6 +23,7 @@ cdl train --data photos/ --tasks 10 --out runs/photos
 cdl train --data photos/ --holdout 0.2 --classes-per-task 4 --distill none --out runs/alone
 cdl train --data photos/ --task-file tasks.yaml --out runs/photos \\
     --teacher vit_base_patch16_224.augreg_in21k_ft_in1k --student vit_small_patch16_224.augreg_in21k_ft_in1k
+cdl train --data photos/ --preset paper --config my.yaml --distill deit --epochs 35 --out runs/deit
 cdl train runs/photos --resume
 accelerate launch --multi_gpu -m cdl_deploy train --data photos/ --tasks 10 --out runs/photos
 cdl train runs/photos --add new-photos/ --classes screw,nut
@@ -32,6 +33,8 @@ cdl train runs/photos --add new-photos/ --classes screw,nut
 def command(
     run: option.Run = None,
     out: option.Out = None,
+    preset: option.Preset = None,
+    config: option.Config = None,
     add: option.Add = None,
     classes: option.Classes = None,
     allow_known: option.AllowKnown = False,
@@ -48,6 +51,7 @@ def command(
     student: option.Student = None,
     teacher_weights: option.TeacherWeights = None,
     student_weights: option.StudentWeights = None,
+    pixel_range: option.PixelRange = None,
     method: option.Method = None,
     distill: option.Distill = None,
     query: option.Query = None,
@@ -62,6 +66,11 @@ def command(
     components_per_task: option.ComponentsPerTask = None,
     alpha: option.Alpha = None,
     temperature: option.Temperature = None,
+    dkd_target_weight: option.DkdTargetWeight = None,
+    dkd_nontarget_weight: option.DkdNontargetWeight = None,
+    dkd_temperature: option.DkdTemperature = None,
+    fitnets_weight: option.FitnetsWeight = None,
+    reviewkd_weight: option.ReviewkdWeight = None,
     kd_prompt_rows: option.KdPromptRows = None,
     kd_token_start: option.KdTokenStart = None,
     kd_lr_scale: option.KdLrScale = None,
@@ -69,6 +78,7 @@ def command(
     epochs: option.Epochs = None,
     batch_size: option.BatchSize = None,
     lr: option.Lr = None,
+    schedule: option.Schedule = None,
     seed: option.Seed = None,
     device: option.Device = None,
     precision: option.Precision = None,
@@ -93,7 +103,7 @@ def command(
     with needs("cdl train", "train"):
         from cdl_deploy.cli.train_progress import show_training
         from cdl_deploy.training.additions import Addition, add_task
-        from cdl_deploy.training.config import RunConfig
+        from cdl_deploy.training.config_file import layered_config
         from cdl_deploy.training.progress import Stopped
         from cdl_deploy.training.run import resume as resume_run
         from cdl_deploy.training.run import train
@@ -123,7 +133,7 @@ def command(
                 addition = Addition(add, names, holdout, skip_bad, allow_known, optim)
                 record = add_task(out, addition, progress, stop)
             else:
-                record = train(RunConfig.from_dict(option.sections(given)), out, progress, stop)
+                record = train(layered_config(preset, config, option.sections(given)), out, progress, stop)
         except (Stopped, KeyboardInterrupt):
             if (out / "run.json").exists() and is_main_process():
                 typer.echo(f"\nstopped; continue with: cdl train {out} --resume", err=True)

@@ -15,11 +15,12 @@ ADDITION = ("holdout", "skip_bad")
 SECTIONS = {
     "data": ("data", "tasks", "classes_per_task", "task_file", "holdout", "class_order", "augmentation", "image_size",
              "skip_bad"),
-    "models": ("teacher", "student", "teacher_weights", "student_weights"),
+    "models": ("teacher", "student", "teacher_weights", "student_weights", "pixel_range"),
     "method": ("method", "distill", "query", "query_regulariser", "prompt_rows", "pull_weight", "pool_size", "top_k",
                "shared_prompt_rows", "merge_share", "orthogonality", "components_per_task", "alpha", "temperature",
+               "dkd_target_weight", "dkd_nontarget_weight", "dkd_temperature", "fitnets_weight", "reviewkd_weight",
                "kd_prompt_rows", "kd_token_start", "kd_lr_scale", "head_start"),
-    "optim": ("epochs", "batch_size", "lr", "seed", "device", "precision", "compile", "workers"),
+    "optim": ("epochs", "batch_size", "lr", "schedule", "seed", "device", "precision", "compile", "workers"),
 }  # fmt: skip
 """Which section of the run's configuration an option belongs to."""
 
@@ -45,6 +46,22 @@ Run = Annotated[
 ]
 Out = Annotated[
     Path | None, typer.Option("--out", metavar="RUN", help="The run directory to write.", show_default=False)
+]
+Preset = Annotated[
+    str | None,
+    typer.Option(
+        metavar="default|paper",
+        help="Start from these values; a file and options go before them. Default: default.",
+        show_default=False,
+    ),
+]
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="YAML or JSON with sections data, models, method, optim, as in run.json; options go before it.",
+        show_default=False,
+    ),
 ]
 Add = Annotated[
     str | None, _option("DIR", "Learn the classes in this image folder as the next task of a finished RUN.", ADD)
@@ -74,8 +91,14 @@ Teacher = Annotated[str | None, _option("MODEL", "A plain ViT by its timm tag. D
 Student = Annotated[str | None, _option("MODEL", "The same, smaller. Default: mini_student.", MODELS)]
 TeacherWeights = Annotated[Path | None, _option("FILE", "Its weights. Default: from the hub.", MODELS)]
 StudentWeights = Annotated[Path | None, _option("FILE", "Its weights. Default: from the hub.", MODELS)]
+PixelRange = Annotated[
+    str | None, _option("model|unit", "Pixels by the weights' mean and std, or in 0 to 1. Default: model.", MODELS)
+]
 Method = Annotated[str | None, _option("NAME", "coda, l2p, dualprompt or apt. Default: coda.", METHOD)]
-Distill = Annotated[str | None, _option("NAME", "kdp, or none for the student alone. Default: kdp.", METHOD)]
+Distill = Annotated[
+    str | None,
+    _option("NAME", "kd, dkd, fitnets, reviewkd, deit, kdp; none: the student alone. Default: kdp.", METHOD),
+]
 Query = Annotated[
     str | None,
     _option("full|block:K", "Choose prompts after a pass of their own, or after K blocks. Default: full.", METHOD),
@@ -103,6 +126,11 @@ Orthogonality = Annotated[
 ComponentsPerTask = Annotated[int | None, _option("N", "CODA components a task. Default: 10.", METHOD)]
 Alpha = Annotated[float | None, _option("SHARE", "Weight of the teacher in loss and prediction. Default: 0.5.", METHOD)]
 Temperature = Annotated[float | None, _option("T", "Of the distillation. Default: 2.", METHOD)]
+DkdTargetWeight = Annotated[float | None, _option("WEIGHT", "DKD: of TCKD. Default: 1.", METHOD)]
+DkdNontargetWeight = Annotated[float | None, _option("WEIGHT", "DKD: of NCKD. Default: 4.", METHOD)]
+DkdTemperature = Annotated[float | None, _option("T", "DKD: a temperature of its own. Default: 4.", METHOD)]
+FitnetsWeight = Annotated[float | None, _option("WEIGHT", "FitNets: of the feature term. Default: 0.1.", METHOD)]
+ReviewkdWeight = Annotated[float | None, _option("WEIGHT", "ReviewKD: of the feature term. Default: 0.2.", METHOD)]
 KdPromptRows = Annotated[int | None, _option("N", "KD prompt rows a block, twice. Default: 3.", METHOD)]
 KdTokenStart = Annotated[
     str | None, _option("class-token|uniform", "How the KD token starts. Default: class-token.", METHOD)
@@ -116,6 +144,9 @@ BatchSize = Annotated[
     int | None, _option("N", "Images a step. Default: 64, fewer where a task has under 1,024 images.", OPTIM)
 ]
 Lr = Annotated[float | None, _option("LR", "Adam's first learning rate. Default: 0.001.", OPTIM)]
+Schedule = Annotated[
+    str | None, _option("cosine|cosine-late", "Learning rate over the epochs. Default: cosine.", OPTIM)
+]
 Seed = Annotated[int | None, _option("N", "Everything random follows from it. Default: 0.", OPTIM)]
 Device = Annotated[str | None, _option("NAME", "auto, cpu, cuda, mps. Default: auto.", OPTIM)]
 Precision = Annotated[

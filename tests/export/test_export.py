@@ -14,9 +14,12 @@ from cdl_deploy.bundle import read_bundle
 from cdl_deploy.errors import ParityError, RunError
 from cdl_deploy.export import export as export_module
 from cdl_deploy.export import export_run, parity
+from cdl_deploy.training.config import DataConfig, MethodConfig, ModelConfig, OptimConfig, RunConfig
 from cdl_deploy.training.data.sources import load_image
 from cdl_deploy.training.models.learner import learner_logits
 from cdl_deploy.training.restore import load_heldout, load_run
+from cdl_deploy.training.run import train
+from tests.training.conftest import write_images
 
 
 @pytest.fixture
@@ -126,3 +129,27 @@ def test_no_run_is_one_clear_line(tmp_path):
     with pytest.raises(RunError, match="is no run directory"):
         export_run(tmp_path, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_projections_are_no_part_of_the_student_and_unit_pixels_reach_the_bundle(tmp_path):
+    """FitNets' projection trains, and is left behind; what the bundle says of pixels is what the run was told."""
+    write_images(tmp_path / "photos/train", dict.fromkeys(("ant", "bee"), 4))
+    write_images(tmp_path / "photos/test", dict.fromkeys(("ant", "bee"), 3), seed=1)
+    config = RunConfig(
+        DataConfig(str(tmp_path / "photos"), tasks=1),
+        ModelConfig(teacher="mini_student", pixel_range="unit"),
+        MethodConfig(distill="fitnets", components_per_task=3),
+        OptimConfig(epochs=1, batch_size=8, device="cpu"),
+    )
+    train(config, tmp_path / "run")
+    (exported,) = export_run(tmp_path / "run", tmp_path / "out", teacher=False)
+    assert exported.bundle.method.distillation == "fitnets"
+    assert exported.bundle.preprocessing.mean == (0, 0, 0)
+    assert exported.bundle.preprocessing.std == (1, 1, 1)
+    backbone = json.loads((tmp_path / "run/run.json").read_text())["backbones"]["student"]["parameters"]
+    prompts, head = 5 * 3 * (64 + 64 + 8 * 64), 2 * 64 + 2  # keys, attentions and rows in five blocks; two classes
+    assert exported.bundle.parameters == backbone + prompts + head
+    _, pair = load_run(tmp_path / "run")
+    assert pair.student.distillation.projection.weight.shape == (64, 64)
+    stored = onnx.load(tmp_path / "out/student.onnx").graph.initializer
+    assert sum(int(np.prod(value.dims)) for value in stored) <= 1.01 * exported.bundle.parameters

@@ -10,6 +10,7 @@ from cdl_deploy.errors import OptionError
 from cdl_deploy.training.config import (
     DataConfig,
     MethodConfig,
+    ModelConfig,
     OptimConfig,
     RunConfig,
     default_batch_size,
@@ -47,6 +48,10 @@ def test_unknown_keys_offer_the_nearest(values, message):
         (lambda: OptimConfig(batch_size=0), "--batch-size is 0, expected at least 1"),
         (lambda: MethodConfig(alpha=1.5), "--alpha is 1.5, expected from 0 to 1"),
         (lambda: MethodConfig(temperature=0.0), "--temperature is 0, expected more than 0"),
+        (lambda: MethodConfig(dkd_temperature=-1.0), "--dkd-temperature is -1, expected more than 0"),
+        (lambda: MethodConfig(fitnets_weight=-0.1), "--fitnets-weight is -0.1, expected at least 0"),
+        (lambda: ModelConfig(pixel_range="uint"), "--pixel-range 'uint' is unknown, .*did you mean 'unit'"),
+        (lambda: OptimConfig(schedule="late"), "--schedule 'late' is unknown, .*did you mean 'cosine-late'"),
     ],
 )
 def test_impossible_values_are_named_by_option(build, message):

@@ -25,15 +25,15 @@ def test_the_last_block_computes_what_is_read(method, role):
     sizes = []
     learner.backbone.vit.blocks[-1].mlp.register_forward_hook(lambda m, args, out: sizes.append(out.shape[1]))
     results = []
-    for every_token in (True, False):
-        output = learner(learner.backbone.embed(images), query, "train", every_token=every_token)
+    for hidden_blocks in (1, 0):
+        output = learner(learner.backbone.embed(images), query, "train", hidden_blocks=hidden_blocks)
         logits = learner.predict(output)
         learner.zero_grad()
         logits.square().sum().backward()
         results.append([logits, *(value.grad for value in learner.parameters() if value.grad is not None)])
     read = 2 if role == "student" else 1
     assert sizes == [5 + read - 1, read]
-    assert output.tokens.shape[1] == read
+    assert output.hidden == []
     assert len(results[0]) == len(results[1]) > 3
     for whole, part in zip(*results, strict=True):
         torch.testing.assert_close(part, whole, atol=1e-5, rtol=1e-5)
@@ -42,16 +42,16 @@ def test_the_last_block_computes_what_is_read(method, role):
 def test_a_distillation_that_compares_tokens_gets_all_of_them(monkeypatch):
     pair, seen = make_pair(), []
     distillation = pair.student.distillation
-    monkeypatch.setattr(distillation, "uses_tokens", True)
+    monkeypatch.setattr(distillation, "hidden_blocks", 2)
     losses = distillation.losses
 
     def spy(cross_entropy, student, teacher, *rest):
-        seen.extend((student.tokens.shape[1], teacher.tokens.shape[1]))
+        seen.extend(tokens.shape[1] for output in (student, teacher) for tokens in output.hidden)
         return losses(cross_entropy, student, teacher, *rest)
 
     monkeypatch.setattr(distillation, "losses", spy)
     stage_losses(pair, "student", pixels(), torch.tensor([2, 3]))
-    assert seen == [6, 5]
+    assert seen == [6, 6, 5, 5]
 
 
 @pytest.mark.parametrize("query", ["full", "block:1"])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cdl_deploy.training.config import MethodConfig
-from cdl_deploy.training.distillation.kdp import KDPrompts
+from cdl_deploy.training.distillation.extra_token import ExtraToken
 from cdl_deploy.training.methods.coda import CodaPrompt
 from cdl_deploy.training.models.backbone import Backbone
 from cdl_deploy.training.models.learner import Role, learner_logits
@@ -16,11 +16,14 @@ from tests.training.conftest import make_backbone
 from tests.training.naive import naive_block, naive_coda_weights, naive_embed
 
 
-def make_pair(distill: str = "kdp", tasks: tuple[int, ...] = (2, 3), depth: int = 6, **config) -> Pair:
+def make_pair(
+    distill: str = "kdp", tasks: tuple[int, ...] = (2, 3), depth: int = 6, teacher: dict | None = None, **config
+) -> Pair:
     """Teacher and student of different width, depth and heads, with random values everywhere."""
     backbones: dict[Role, Backbone] = {"student": make_backbone(width=24, depth=depth, heads=3)}
     if distill != "none":
-        backbones["teacher"] = make_backbone(width=32, depth=depth + 1, heads=4, seed=1)
+        shape = {"width": 32, "depth": depth + 1, "heads": 4, "seed": 1, **(teacher or {})}
+        backbones["teacher"] = make_backbone(**shape)
     pair = build_pair(backbones, MethodConfig(distill=distill, components_per_task=3, **config), seed=0)
     for classes in tasks:
         pair.begin_task(classes, seed=0)
@@ -54,7 +57,7 @@ def naive_logits(pair: Pair, role: Role, image: torch.Tensor, alpha: float = 0.5
     query = student.norm(tokens)[0]
 
     tokens = naive_embed(vit, normalised(image))
-    kdp = learner.distillation if isinstance(learner.distillation, KDPrompts) else None
+    kdp = learner.distillation if isinstance(learner.distillation, ExtraToken) else None
     assert (kdp is not None) == (role == "student" and pair.teacher is not None)
     if kdp is not None:
         tokens = torch.cat([tokens, kdp.token])
@@ -67,7 +70,7 @@ def naive_logits(pair: Pair, role: Role, image: torch.Tensor, alpha: float = 0.5
             weights = naive_coda_weights(query, block.attentions.all(), block.keys.all())
             rows = sum(w * p for w, p in zip(weights, block.prompts.all(), strict=True))
             prompts["before"] = (rows[:4], rows[4:])
-        if kdp is not None and index >= 1:
+        if hasattr(kdp, "rows") and index >= 1:
             prompts["after"] = (kdp.rows[index - 1, 0], kdp.rows[index - 1, 1])
         tokens = naive_block(vit, index, tokens, **prompts)
     tokens = vit.norm(tokens)

@@ -57,8 +57,8 @@ def test_a_run_directory_describes_itself(photos, tmp_path):
     assert stored["format_version"] == 1
     assert stored["status"] == "finished"
     assert stored["config"]["optim"] == {
-        "epochs": 2, "batch_size": 4, "lr": 1e-3, "seed": 0, "device": "cpu", "precision": "fp32", "compile": False,
-        "workers": 0,
+        "epochs": 2, "batch_size": 4, "lr": 1e-3, "schedule": "cosine", "seed": 0, "device": "cpu",
+        "precision": "fp32", "compile": False, "workers": 0,
     }  # fmt: skip
     assert [task["classes"] for task in stored["tasks"]] == [["ant", "bee"], ["cat", "dog"]]
     assert [(task["train_images"], task["test_images"]) for task in stored["tasks"]] == [(12, 6), (12, 6)]
@@ -209,7 +209,7 @@ def test_a_directory_in_use_is_refused(photos, tmp_path, occupy, message):
     ("changes", "kind", "message"),
     [
         ({"method": MethodConfig(method="codda")}, OptionError, "--method 'codda' is unknown, .*did you mean 'coda'"),
-        ({"method": MethodConfig(distill="kpd")}, OptionError, "--distill 'kpd' is unknown, .*did you mean 'kdp'"),
+        ({"method": MethodConfig(distill="kdpp")}, OptionError, "--distill 'kdpp' is unknown, .*did you mean 'kdp'"),
         ({"optim": OptimConfig(device="gpu7")}, OptionError, "--device gpu7 cannot be used here"),
         ({"models": ModelConfig(student="mini_studnet")}, CdlError, "did you mean 'mini_student'"),
     ],

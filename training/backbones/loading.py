@@ -48,8 +48,10 @@ class BackboneInfo:
         return cls(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
 
 
-def load_backbone(model: str, weights: str | None, image_size: int | None) -> tuple[Backbone, BackboneInfo]:
-    """Build and fill a frozen backbone.
+def load_backbone(
+    model: str, weights: str | None, image_size: int | None, pixel_range: str = "model"
+) -> tuple[Backbone, BackboneInfo]:
+    """Build and fill a frozen backbone. With the pixel range `unit` its pixel statistics are mean 0 and std 1.
 
     Raises WeightsError for an unknown name, no weights, or shapes that don't fit.
     """
@@ -64,6 +66,8 @@ def load_backbone(model: str, weights: str | None, image_size: int | None) -> tu
         vit = _with_pretrained(model, size)
         source = "package" if model.split(".")[0] in mini.MINI_MODELS else "hub"
     data = timm.data.resolve_model_data_config(vit)
+    if pixel_range == "unit":
+        data |= {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
     backbone = Backbone(vit, data["mean"], data["std"])
     tag = cast(dict[str, Any], vit.pretrained_cfg).get("tag")
     full_name = model if "." in model or not tag else f"{model}.{tag}"

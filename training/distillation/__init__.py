@@ -8,8 +8,13 @@ import torch
 from torch import Tensor
 
 from cdl_deploy.training.config import MethodConfig
+from cdl_deploy.training.distillation.deit import DeitToken
+from cdl_deploy.training.distillation.dkd import DKD
+from cdl_deploy.training.distillation.fitnets import FitNets
+from cdl_deploy.training.distillation.kd import KD
 from cdl_deploy.training.distillation.kdp import KDPrompts
 from cdl_deploy.training.distillation.protocol import Distillation, Output
+from cdl_deploy.training.distillation.reviewkd import ReviewKD
 from cdl_deploy.training.models.backbone import NetworkShape
 
 Build = Callable[[NetworkShape, NetworkShape | None, Tensor, MethodConfig, torch.Generator], Distillation]
@@ -18,6 +23,11 @@ configuration, and a generator for initial values."""
 
 DISTILLATIONS: dict[str, Build] = {
     "none": lambda student, teacher, class_token, config, generator: Distillation(),
+    "kd": lambda student, teacher, class_token, config, generator: KD(config),
+    "dkd": lambda student, teacher, class_token, config, generator: DKD(config),
+    "fitnets": lambda student, teacher, class_token, config, generator: FitNets(student, teacher, config, generator),
+    "reviewkd": lambda student, teacher, class_token, config, generator: ReviewKD(student, teacher, config, generator),
+    "deit": lambda student, teacher, class_token, config, generator: DeitToken(student, config),
     "kdp": lambda student, teacher, class_token, config, generator: KDPrompts(student, class_token, config, generator),
 }
 

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from cdl_deploy.training.models.backbone import BlockPrompt
-from cdl_deploy.training.shapes import Logits, Tokens
+from cdl_deploy.training.shapes import Labels, Logits, Tokens
 
 
 @dataclass
@@ -19,13 +19,13 @@ class Output:
 
     class_logits: Logits
     """Of the class head, every class seen."""
-    tokens: Tokens
-    """After the last block, before the final norm: all of them for a distillation that `uses_tokens`, otherwise those
-    that the heads read."""
     extra_logits: Logits | None = None
     """Of the distillation's own head, where it has one."""
     losses: dict[str, Tensor] = field(default_factory=dict)
     """Losses of the prompt selection, by name."""
+    hidden: list[Tokens] = field(default_factory=list)
+    """All tokens after each of the last blocks, before the final norm, in the order of the blocks; as many blocks as
+    were asked for."""
 
 
 class Distillation(nn.Module):
@@ -35,10 +35,13 @@ class Distillation(nn.Module):
     """
 
     needs_teacher: bool = False
-    uses_tokens: bool = False
-    """Whether `losses` looks at all `tokens` of student and teacher; otherwise the last block skips most of them."""
     reads: tuple[int, ...] = (0,)
     """Positions of the output tokens that the student's heads read: the class token first."""
+    hidden_blocks: int = 0
+    """Of how many blocks, counted from the last, `losses` looks at the tokens: `Output.hidden` of student and teacher.
+    With 0 nothing is kept, and the last block computes no more than what the heads read."""
+    answers: bool = False
+    """Whether the student's answer needs it. Where it does not, it only serves training and is not exported."""
 
     def begin_task(self, new_classes: int, generator: torch.Generator, known: Sequence[int] = ()) -> None:
         """Make room for the classes of one more task; `known`: earlier classes it brings new images of."""
@@ -64,7 +67,10 @@ class Distillation(nn.Module):
         return class_logits
 
     def losses(
-        self, cross_entropy: Tensor, student: Output, teacher: Output | None, first_class: int
+        self, cross_entropy: Tensor, student: Output, teacher: Output | None, first_class: int, labels: Labels
     ) -> dict[str, Tensor]:
-        """The weighted terms of the student's loss, by name, without those of the prompt selection."""
+        """The weighted terms of the student's loss, by name, without those of the prompt selection.
+
+        The current task's classes begin at `first_class`; `labels` [B] count from the first class of all.
+        """
         return {"cross_entropy": cross_entropy}

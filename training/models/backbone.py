@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableSequence
 from dataclasses import dataclass
 from typing import TypeVar, cast
 
@@ -18,6 +18,15 @@ from cdl_deploy.training.shapes import Pixels, Rows, Tokens
 
 
 @dataclass(frozen=True)
+class TokenLayout:
+    """What a backbone's tokens are: the class token, register tokens, then patches row by row."""
+
+    registers: int
+    grid: tuple[int, int]
+    """Patches in a column and in a row of the image."""
+
+
+@dataclass(frozen=True)
 class NetworkShape:
     """What a method or a distillation must know of the network it prompts."""
 
@@ -29,6 +38,8 @@ class NetworkShape:
     """Q, the student's width: keys have it in teacher and student alike."""
     first_block: int = 0
     """Prompts that sit in block b for a full query sit in block b + first_block (method, section 9)."""
+    layout: TokenLayout = TokenLayout(registers=0, grid=(0, 0))
+    """Only distillations that compare tokens look at it."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +83,7 @@ class Backbone(nn.Module):
         self.depth: int = len(vit.blocks)
         self.width: int = vit.embed_dim
         self.heads: int = self.attention(0).num_heads
+        self.layout = TokenLayout(vit.num_prefix_tokens - 1, vit.patch_embed.grid_size)
 
     def train(self: AnyBackbone, mode: bool = True) -> AnyBackbone:  # beartype cannot check typing.Self
         """Stay in eval mode: a frozen backbone drops nothing."""
@@ -117,13 +129,24 @@ class Backbone(nn.Module):
         return tokens + block.ls2(block.mlp(block.norm2(tokens)))
 
     def run_blocks(
-        self, tokens: Tokens, start: int, stop: int, prompts: Prompts | None = None, read: Read = None
+        self,
+        tokens: Tokens,
+        start: int,
+        stop: int,
+        prompts: Prompts | None = None,
+        read: Read = None,
+        hidden: MutableSequence[Tensor] | None = None,
     ) -> Float[Tensor, "B n D"]:
-        """Blocks `start` to `stop - 1`. Of the last one, only the tokens at the positions `read` are computed."""
+        """Blocks `start` to `stop - 1`. Of the last one, only the tokens at the positions `read` are computed.
+
+        The tokens after each block are added to `hidden`, where it is given.
+        """
         prompts = prompts or {}
         with self._precision():
             for index in range(start, stop):
                 tokens = self.run_block(index, tokens, prompts.get(index), read if index == stop - 1 else None)
+                if hidden is not None:
+                    hidden.append(tokens.float())
         return tokens.float()
 
     def _precision(self) -> torch.autocast:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal, NamedTuple
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from cdl_deploy.training.distillation.protocol import Distillation, Output
 from cdl_deploy.training.methods.protocol import ContinualMethod, Phase
-from cdl_deploy.training.models.backbone import Backbone, BlockPrompt
+from cdl_deploy.training.models.backbone import Backbone, BlockPrompt, Read
 from cdl_deploy.training.models.heads import GrowingHead
 from cdl_deploy.training.shapes import Logits, Pixels, Query, Tokens
 
@@ -111,24 +112,26 @@ class Learner(nn.Module):
         return torch.tensor([*sorted(self.known), *new], device=self.backbone.mean.device)
 
     def forward(
-        self, tokens: Tokens, query: Query | None, phase: Phase, entry: int = 0, every_token: bool = False
+        self, tokens: Tokens, query: Query | None, phase: Phase, entry: int = 0, hidden_blocks: int = 0
     ) -> Output:
         """From tokens [B, N, D] that enter block `entry` and the query [B, Q] to the logits of every class seen.
 
-        The last block computes what the heads read, or `every_token`, for a distillation that `uses_tokens`.
+        The last block computes what the heads read, or, where a distillation looks at the tokens after the last
+        `hidden_blocks` blocks, all of them.
         """
-        read = None if every_token else self.distillation.reads
+        read: Read = None if hidden_blocks else self.distillation.reads
+        hidden: deque[Tensor] = deque(maxlen=hidden_blocks)
         selection = self.method(query, phase)
         prompts = merge(selection.prompts, self.distillation.block_prompts())
-        tokens = self.backbone.run_blocks(tokens, entry, self.first_block)
+        tokens = self.backbone.run_blocks(tokens, entry, self.first_block, hidden=hidden)
         tokens = self.distillation.append_token(tokens)
-        tokens = self.backbone.run_blocks(tokens, self.first_block, self.backbone.depth, prompts, read)
+        tokens = self.backbone.run_blocks(tokens, self.first_block, self.backbone.depth, prompts, read, hidden)
         normalised = self.backbone.final_norm(tokens)
         return Output(
             class_logits=self.class_head(normalised[:, 0]),
-            tokens=tokens,
             extra_logits=self.distillation.extra_logits(normalised),
             losses=selection.losses,
+            hidden=list(hidden),
         )
 
     def predict(self, output: Output) -> Logits:

@@ -70,7 +70,9 @@ def build_pair(backbones: dict[Role, Backbone], config: MethodConfig, seed: int)
     """Learners that have seen no task. `backbones` has no teacher where nothing is distilled."""
     student, teacher = backbones["student"], backbones.get("teacher")
     first_block = config.query_block
-    shapes = {role: NetworkShape(b.width, b.depth, student.width, first_block) for role, b in backbones.items()}
+    shapes = {
+        role: NetworkShape(b.width, b.depth, student.width, first_block, b.layout) for role, b in backbones.items()
+    }
     methods = {
         role: build_method(shape, config, generator(seed, "method", "initial", role)) for role, shape in shapes.items()
     }

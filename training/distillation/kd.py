@@ -1,0 +1,30 @@
+"""KD, the classic (Hinton et al., 2015, arXiv 1503.02531): the class head also learns the teacher's softened logits."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from cdl_deploy.training.config import MethodConfig
+from cdl_deploy.training.distillation.protocol import Distillation, Output
+from cdl_deploy.training.losses import distillation_loss
+from cdl_deploy.training.shapes import Labels
+
+
+class KD(Distillation):
+    """α·KD on the class head, and nothing that trains; the base of those that compare features as well."""
+
+    needs_teacher = True
+
+    def __init__(self, config: MethodConfig) -> None:
+        super().__init__()
+        self.alpha, self.temperature = config.alpha, config.temperature
+
+    def losses(
+        self, cross_entropy: Tensor, student: Output, teacher: Output | None, first_class: int, labels: Labels
+    ) -> dict[str, Tensor]:
+        """(1 − α)·CE and α·KD, both on the class head and over the current task's classes."""
+        assert teacher is not None
+        soft = distillation_loss(
+            student.class_logits[:, first_class:], teacher.class_logits[:, first_class:], self.temperature
+        )
+        return {"cross_entropy": (1 - self.alpha) * cross_entropy, "distillation": self.alpha * soft}
