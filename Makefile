@@ -13,7 +13,7 @@ DEMO_BENCH   = cdl bench-latency $(DEMO)/run --batch 1,8 --time-limit 30 --save 
 DEMO_SUMMARY = cdl runs $(DEMO)/run --latency $(DEMO)/latency.json
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-install lint types check format build constraints clean
+.PHONY: help demo test test-install examples lint types check format build constraints clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -32,6 +32,10 @@ test: $(VENV)/.installed-dev  ## run the whole test suite
 test-install: $(VENV)/.installed-dev  ## the wheel alone, with dependencies fetched into an empty environment
 	$(BIN)/pytest -m network tests/packaging
 
+examples: $(VENV)/.installed-dev  ## build and run every app of examples/ (Debian, Ubuntu: fetches what they need)
+	examples/prepare.sh $(BIN)/python
+	$(BIN)/pytest -m examples tests/examples
+
 lint: $(VENV)/.installed-dev  ## ruff: lint, and whether `make format` would change anything
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -39,7 +43,7 @@ lint: $(VENV)/.installed-dev  ## ruff: lint, and whether `make format` would cha
 types: $(VENV)/.installed-dev  ## mypy, strict
 	$(BIN)/python tools/typecheck.py
 
-check: lint types test test-install  ## exactly what CI runs
+check: lint types test test-install examples  ## exactly what CI runs
 
 format: $(VENV)/.installed-dev  ## reformat, and mend what the linter can
 	$(BIN)/ruff check --fix-only --quiet

@@ -1,0 +1,106 @@
+// The page: photographs come in by file dialog, drop, paste or camera, and are classified one after the other.
+import { frame, startCamera, stopCamera, switchCamera } from "./camera.js";
+import { classify, decode, loadModel } from "./classifier.js";
+import { addCard, addError, clearResults, percent, taskText } from "./results.js";
+import { keepOffline } from "./offline.js";
+
+const element = (id) => document.getElementById(id);
+const say = (text) => (element("status").textContent = text);
+const drop = element("drop");
+let page; // page.json: what the model knows
+let queue = Promise.resolve();
+
+start().catch((error) => {
+  element("loading").hidden = true;
+  drop.classList.add("failed");
+  say(`The model could not be loaded: ${error.message}`);
+});
+
+async function start() {
+  const response = await fetch("./page.json");
+  if (!response.ok) throw new Error("no page.json beside the page; write it with cdl export --web");
+  page = await response.json();
+  describe();
+  const modelUrl = new URL(page.model, document.baseURI).href; // the worker lies in another folder
+  const { threads } = await loadModel(modelUrl, page.bytes, (share) => (element("loading").value = share));
+  element("loading").hidden = true;
+  element("files").disabled = element("camera-start").disabled = false;
+  element("model").textContent += ` · ${threads === 1 ? "one thread" : `${threads} threads`}`;
+  say("Ready");
+  document.body.dataset.ready = "";
+  listen();
+  keepOffline(element("offline"));
+}
+
+function describe() {
+  const names = page.classes.length > 8 ? [...page.classes.slice(0, 7), "…"] : page.classes;
+  const tasks = page.tasks.length > 1 ? `, learned in ${page.tasks.length} tasks` : "";
+  element("about").textContent =
+    `Knows ${page.classes.length} classes${tasks}: ${names.join(", ")}. Photographs never leave this device.`;
+  element("model").textContent = `${page.model}, ${(page.bytes / 1e6).toFixed(1)} MB, from ${page.producer}`;
+}
+
+function listen() {
+  element("files").addEventListener("change", ({ target }) => {
+    add(target.files);
+    target.value = ""; // so that the same file can be chosen again
+  });
+  addEventListener("paste", ({ clipboardData }) => add(clipboardData.files));
+  for (const type of ["dragenter", "dragover"]) addEventListener(type, (event) => highlight(event, true));
+  for (const type of ["dragleave", "drop"]) addEventListener(type, (event) => highlight(event, false));
+  addEventListener("drop", ({ dataTransfer }) => add(dataTransfer.files));
+
+  element("camera-start").addEventListener("click", () => camera(startCamera));
+  element("camera-switch").addEventListener("click", () => camera(switchCamera));
+  element("camera-stop").addEventListener("click", () => {
+    stopCamera();
+    element("camera-start").focus();
+  });
+  element("camera-keep").addEventListener("click", async () => {
+    const time = new Date().toLocaleTimeString();
+    enqueue(`Camera, ${time}`, frame());
+  });
+  element("clear").addEventListener("click", () => {
+    clearResults();
+    element("files").focus();
+  });
+}
+
+function highlight(event, on) {
+  event.preventDefault(); // a browser would open the photograph instead of the page
+  drop.classList.toggle("over", on && event.dataTransfer.types.includes("Files"));
+}
+
+function add(files) {
+  for (const file of files) enqueue(file.name, file);
+}
+
+/** One at a time: a thousand dropped photographs must not be decoded at once. */
+function enqueue(name, source) {
+  queue = queue.then(async () => {
+    try {
+      const bitmap = await (source instanceof Blob ? decode(source) : source);
+      const show = addCard(page, name, bitmap);
+      const answer = await classify(bitmap);
+      show(answer);
+      const { label, probability } = answer.top[0];
+      say([`${name}: ${label}, ${percent(probability)}`, taskText(page, answer.taskScores)].filter(Boolean).join(", "));
+    } catch (error) {
+      const unreadable = error.name === "InvalidStateError" || error.name === "EncodingError";
+      const message = unreadable ? "not an image that this browser can read" : error.message;
+      addError(name, message);
+      say(`${name}: ${message}`);
+    }
+  });
+}
+
+async function camera(begin) {
+  try {
+    if (!navigator.mediaDevices) throw new Error("browsers give it to pages from https:// or localhost only");
+    await begin(page);
+    element("camera-keep").focus();
+  } catch (error) {
+    stopCamera();
+    say(`No camera: ${error.message}`);
+  }
+}
