@@ -15,7 +15,7 @@ from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_
 from torch import Tensor
 
 from cdl_deploy.errors import WeightsError, nearest
-from cdl_deploy.training.backbones import hub, mini
+from cdl_deploy.training.backbones import hub, mini, small
 from cdl_deploy.training.models.backbone import Backbone
 
 MISMATCHES_NAMED = 3
@@ -101,7 +101,7 @@ def known_model(model: str) -> None:
     """Raise WeightsError, with the nearest ViT, unless timm knows `model` and its tag."""
     name, _, tag = model.partition(".")
     if not is_model(name):
-        plain = list_models("vit_*", module="vision_transformer") + list(mini.MINI_MODELS)
+        plain = [*list_models("vit_*", module="vision_transformer"), *mini.MINI_MODELS, *small.SMALL_MODELS]
         raise WeightsError(f"model '{model}' is unknown to timm{nearest(name, plain)}")
     tags = [full.partition(".")[2] for full in list_models(f"{name}*", pretrained=True) if full.split(".")[0] == name]
     if tag and tag not in tags:

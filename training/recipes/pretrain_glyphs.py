@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import math
 import platform
 import time
 from pathlib import Path
@@ -33,9 +32,10 @@ from sklearn.model_selection import train_test_split
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from cdl_deploy.files import write_atomic, write_json
+from cdl_deploy.files import write_json
 from cdl_deploy.training.backbones import mini
 from cdl_deploy.training.recipes.glyphs import GlyphBank, render_bank, sample_batch
+from cdl_deploy.training.recipes.pretraining import State, learning_rate, make_optimizers, save_half, update_average
 
 SAVE_EVERY = 100
 
@@ -43,14 +43,6 @@ SAVE_EVERY = 100
 def normalise(images: Tensor) -> Tensor:
     """[0, 1] → the mean and std both mini models are registered with (0.5, 0.5)."""
     return (images - 0.5) / 0.5
-
-
-def learning_rate(step: int, steps: int, peak: float) -> float:
-    """Linear warm-up over the first 5 %, then a cosine to zero."""
-    warmup = max(1, steps // 20)
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
 
 
 @torch.no_grad()
@@ -75,58 +67,6 @@ def glyph_accuracy(model: nn.Module, bank: GlyphBank, seed: int) -> float:
     return 100 * float((model(normalise(images)).argmax(1) == labels).float().mean())
 
 
-def make_optimizers(model: nn.Module) -> list[torch.optim.Optimizer]:
-    """Muon for the blocks' matrices, AdamW for embeddings, norms, biases and the head."""
-    matrices = [value for name, value in model.named_parameters() if "blocks" in name and value.ndim == 2]
-    chosen = {id(value) for value in matrices}
-    rest = [value for value in model.parameters() if id(value) not in chosen]
-    return [
-        torch.optim.Muon(matrices, lr=0.01, momentum=0.95, weight_decay=0.05),
-        torch.optim.AdamW(rest, lr=2e-3, betas=(0.9, 0.98), weight_decay=0.02),
-    ]
-
-
-def _save(tensors: dict[str, Tensor], file: Path) -> None:
-    data = safetensors.torch.save(tensors)
-    write_atomic(file, lambda path: path.write_bytes(data))
-
-
-class State:
-    """What a continued pretraining needs: weights, their average, optimizer moments, position; one safetensors file."""
-
-    def __init__(
-        self, file: Path, model: nn.Module, average: nn.Module, optimizers: list[torch.optim.Optimizer]
-    ) -> None:
-        self.file, self.model, self.average, self.optimizers = file, model, average, optimizers
-
-    def save(self, step: int, seconds: float) -> None:
-        state = {f"model/{name}": value for name, value in self.model.state_dict().items()}
-        state |= {f"average/{name}": value for name, value in self.average.state_dict().items()}
-        for number, optimizer in enumerate(self.optimizers):
-            for index, moments in optimizer.state_dict()["state"].items():
-                state |= {f"optimizer/{number}/{index}/{name}": torch.as_tensor(m) for name, m in moments.items()}
-        state |= {"step": torch.tensor(step), "seconds": torch.tensor(seconds)}
-        _save(state, self.file)
-
-    def load(self) -> tuple[int, float]:
-        """Restore everything; returns the steps done and the seconds spent, (0, 0.0) where nothing was saved."""
-        if not self.file.exists():
-            return 0, 0.0
-        state = safetensors.torch.load_file(self.file)
-        self.model.load_state_dict({n.removeprefix("model/"): v for n, v in state.items() if n.startswith("model/")})
-        self.average.load_state_dict(
-            {n.removeprefix("average/"): v for n, v in state.items() if n.startswith("average/")}
-        )
-        for number, optimizer in enumerate(self.optimizers):
-            moments: dict[int, dict[str, Tensor]] = {}
-            for name, value in state.items():
-                if name.startswith(f"optimizer/{number}/"):
-                    _, _, index, moment = name.split("/")
-                    moments.setdefault(int(index), {})[moment] = value
-            optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
-        return int(state["step"]), float(state["seconds"])
-
-
 def pretrain(model_name: str, steps: int, batch_size: int, seed: int, out: Path) -> dict[str, Any]:
     """Train, or continue training, one model; returns the record that is written beside its weights."""
     bank = render_bank()
@@ -135,7 +75,8 @@ def pretrain(model_name: str, steps: int, batch_size: int, seed: int, out: Path)
     average = copy.deepcopy(model).eval()
     optimizers = make_optimizers(model)
     peaks = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
-    state = State(out / f"{model_name}.state.safetensors", model, average, optimizers)
+    recipe = json.dumps({"steps": steps, "batch_size": batch_size, "seed": seed})
+    state = State(out / f"{model_name}.state.safetensors", recipe, model, average, optimizers)
     start, spent = state.load()
 
     began, running_loss = time.perf_counter(), 0.0
@@ -154,16 +95,12 @@ def pretrain(model_name: str, steps: int, batch_size: int, seed: int, out: Path)
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
-        decay = min(0.998, (1 + step) / (10 + step))
-        with torch.no_grad():
-            for kept, current in zip(average.parameters(), model.parameters(), strict=True):
-                kept.lerp_(current, 1 - decay)
+        update_average(average, model, step)
         running_loss += loss.item()
         if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
             seconds = spent + time.perf_counter() - began
             state.save(step + 1, seconds)
-            half = {name: value.half().contiguous() for name, value in average.state_dict().items()}
-            _save(half, out / f"{model_name}.safetensors")
+            save_half(average, out / f"{model_name}.safetensors")
             done = (step - start) % SAVE_EVERY + 1
             print(f"{model_name} step {step + 1}/{steps} loss {running_loss / done:.3f} {seconds:.0f} s", flush=True)
             running_loss = 0.0
