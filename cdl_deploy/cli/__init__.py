@@ -24,6 +24,7 @@ COMMANDS = {
     "export": "export",
     "bench-latency": "bench",
     "predict": "predict",
+    "evaluate": "evaluate",
 }
 """Name of every command and the module of this package that defines it, in the order of the help."""
 

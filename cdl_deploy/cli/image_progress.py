@@ -1,0 +1,34 @@
+"""A bar on a terminal's standard error that counts images: done, of how many, how fast, and how long it will take."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+OnImage = Callable[[int, int], None]
+
+
+@contextmanager
+def image_progress(doing: str) -> Iterator[OnImage]:
+    """Yield a function to call with (images done, images in all); it does nothing where nobody is looking."""
+    if not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]:.0f} images/s"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(doing, total=None, rate=0.0)
+
+        def show(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total, rate=progress.tasks[0].speed or 0.0)
+
+        yield show

@@ -1,0 +1,51 @@
+"""The images that `cdl evaluate --data` and `cdl inspect --images` name, and what is said of those that were no use."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from cdl_deploy.cli.missing import needs
+from cdl_deploy.errors import DataError, OptionError
+
+if TYPE_CHECKING:
+    from cdl_deploy.evaluation import LabelledImages
+    from cdl_deploy.evaluation.answers import Unreadable
+
+NAMED_ERRORS = 10
+
+
+def open_labelled(option: str, command: str, data: str, holdout: float | None) -> LabelledImages:
+    """`digits`, or the test images of a folder laid out as for `cdl train --data`. Raises DataError or OptionError."""
+    from cdl_deploy.evaluation import LabelledImages, labelled_folder
+
+    if holdout is not None and not 0 < holdout < 1:
+        raise OptionError(f"--holdout is {holdout:g}, expected a share between 0 and 1, such as 0.2")
+    if data != "digits" or Path(data).is_dir():
+        return labelled_folder(Path(data), holdout)
+    if holdout is not None:
+        raise DataError(f"{option} digits has a fixed test split, so --holdout cannot apply: leave it out")
+    with needs(f"{command} {option} digits", "train"):
+        from cdl_deploy.training.data.sources import digits
+
+        source = digits()
+    names = [source.classes[label] for label in source.test.labels.tolist()]
+    return LabelledImages("digits", source.test.items, names)
+
+
+def report_unreadable(unreadable: Sequence[Unreadable], images: int) -> None:
+    """Name images that could not be read on standard error, count them, and leave with exit code 1 if there are any.
+
+    `images`: those that could be read.
+    """
+    if not unreadable:
+        return
+    for item in unreadable[:NAMED_ERRORS]:
+        typer.echo(item.error if item.error.startswith(item.path) else f"{item.path}: {item.error}", err=True)
+    if len(unreadable) > NAMED_ERRORS:
+        typer.echo(f"… and {len(unreadable) - NAMED_ERRORS} more", err=True)
+    typer.echo(f"{len(unreadable)} of {images + len(unreadable)} images could not be read", err=True)
+    raise typer.Exit(1)

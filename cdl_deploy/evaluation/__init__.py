@@ -1,0 +1,30 @@
+"""How good an exported model is, and what it selects: from the file alone, with what a device installs.
+
+from cdl_deploy import Classifier
+from cdl_deploy.evaluation import evaluate, labelled_folder
+report = evaluate(Classifier("student.onnx"), labelled_folder(Path("photos")))
+print(report.accuracy, report.calibration_error)
+"""
+
+from cdl_deploy.evaluation.agreement import Agreement
+from cdl_deploy.evaluation.evaluate import evaluate
+from cdl_deploy.evaluation.labelled_images import LabelledImages, known_images, labelled_folder
+from cdl_deploy.evaluation.outputs import Output, model_outputs
+from cdl_deploy.evaluation.report import ClassResult, Evaluation, TaskResult
+from cdl_deploy.evaluation.selection import Selection, SelectionRow, collect_selection
+
+__all__ = [
+    "Agreement",
+    "ClassResult",
+    "Evaluation",
+    "LabelledImages",
+    "Output",
+    "Selection",
+    "SelectionRow",
+    "TaskResult",
+    "collect_selection",
+    "evaluate",
+    "known_images",
+    "labelled_folder",
+    "model_outputs",
+]

@@ -1,0 +1,74 @@
+"""An exported model against images whose classes are known. numpy and onnxruntime are all it takes."""
+
+from __future__ import annotations
+
+from cdl_deploy.classifier import Classifier
+from cdl_deploy.errors import DataError
+from cdl_deploy.evaluation.agreement import Agreement, compare_answers, shared_classes
+from cdl_deploy.evaluation.answers import Answers, OnImage, collect_answers
+from cdl_deploy.evaluation.labelled_images import LabelledImages, known_images
+from cdl_deploy.evaluation.outputs import model_outputs
+from cdl_deploy.evaluation.report import Evaluation, make_report
+
+
+def evaluate(
+    classifier: Classifier,
+    images: LabelledImages,
+    against: Classifier | None = None,
+    *,
+    skip_unknown: bool = False,
+    batch_size: int = 32,
+    workers: int | None = None,
+    on_image: OnImage = lambda done, total: None,
+) -> Evaluation:
+    """Run every image through the model, and through a second one to compare with.
+
+    The second model is compared on the images of the classes that both know, each choosing among those alone.
+    `skip_unknown`: leave images of classes out that the model does not know; otherwise they are a DataError.
+    An image that cannot be read is listed in the result. Raises DataError where none can be read, and OptionError
+    for a second model with fewer than two classes in common.
+    """
+    bundle = classifier.bundle
+    known = known_images(images, bundle.classes, skip_unknown, str(bundle.path))
+    shared = _shared(classifier, against) if against is not None else bundle.classes
+    places = [index for index, name in enumerate(known.names) if name in set(shared)]
+    if not places:
+        raise DataError(f"{images.source} has no image of the {len(shared)} classes that both models know")
+    total = len(known.items) + (len(places) if against is not None else 0)
+
+    def answers_of(model: Classifier, own: LabelledImages, done_before: int) -> Answers:
+        among = [model.bundle.classes.index(name) for name in shared]
+        outputs = model_outputs(model.prepare, model.probabilities, own.items, batch_size, workers)
+        return collect_answers(model.bundle, own, outputs, among, lambda done, _: on_image(done_before + done, total))
+
+    answers = answers_of(classifier, known, 0)
+    agreement = None
+    if against is not None:
+        both = known.restricted(lambda name: name in set(shared))
+        second = answers_of(against, both, len(known.items))
+        agreement = _agreement((classifier, against), known, answers, second, places)
+    return make_report(bundle, images.source, known.left_out, answers, agreement)
+
+
+def _shared(first: Classifier, second: Classifier) -> list[str]:
+    paths = (str(first.bundle.path), str(second.bundle.path))
+    return shared_classes(first.bundle.classes, second.bundle.classes, paths)
+
+
+def _agreement(
+    models: tuple[Classifier, Classifier], known: LabelledImages, first: Answers, second: Answers, places: list[int]
+) -> Agreement:
+    """`places`: for each image that the second model got, its position among those of the first."""
+    one, other = (model.bundle.classes for model in models)
+    said = {int(image): one[choice] for image, choice in zip(first.images, first.among, strict=True)}
+    also = {places[image]: other[choice] for image, choice in zip(second.images, second.among, strict=True)}
+    read = [image for image in also if image in said]
+    if not read:
+        raise DataError(f"{known.source} has no image that both models can read")
+    return compare_answers(
+        str(models[1].bundle.path),
+        (one, other),
+        [known.names[image] for image in read],
+        [said[image] for image in read],
+        [also[image] for image in read],
+    )

@@ -1,0 +1,167 @@
+"""What is known of a model after it answered for images whose classes are known. Every share is in percent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+
+from cdl_deploy.bundle import Bundle
+from cdl_deploy.evaluation.agreement import Agreement
+from cdl_deploy.evaluation.answers import Answers, Unreadable, task_numbers
+from cdl_deploy.evaluation.calibration import ConfidenceBin, confidence_bins, expected_calibration_error
+from cdl_deploy.evaluation.confusion import Counts, Mistake, confusion_matrix, precisions, recalls, worst_mistakes
+from cdl_deploy.evaluation.shares import wilson_interval
+
+FORMAT_VERSION = 1
+KIND = "cdl-deploy evaluation"
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """The images of one task's classes. A share is None where there is no image."""
+
+    number: int
+    """1 for the first task."""
+    classes: int
+    """Classes that the task taught."""
+    images: int
+    accuracy: float | None
+    """Right among all classes the model knows."""
+    right_task: float | None
+    """The class that the model names belongs to this task, whether it is the right one or not."""
+    within_task: float | None
+    """Right if the model could choose among this task's classes alone: what is lost to other tasks is the difference
+    between this and `accuracy`."""
+
+
+@dataclass(frozen=True)
+class ClassResult:
+    """One class. A share is None where there is no image to take it of."""
+
+    name: str
+    task: int
+    images: int
+    accuracy: float | None
+    """Of its images, those that the model names right (its recall)."""
+    precision: float | None
+    """Of the images that the model names this, those that are."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One model on one set of images; the model chooses among all classes that it knows."""
+
+    model: str
+    role: str
+    source: str
+    images: int
+    """Images that could be read."""
+    accuracy: float
+    """Of the images."""
+    interval: tuple[float, float]
+    """The 95 % interval of `accuracy`; see `wilson_interval`."""
+    mean_over_tasks: float
+    """Mean of the tasks' accuracies: what a run calls final average accuracy. Tasks without images do not count."""
+    accuracy_at_export: float | None
+    """The final average accuracy that the run measured, as the file says."""
+    calibration_error: float
+    """Expected calibration error, in percentage points; see `cdl_deploy.evaluation.calibration`."""
+    confidence: float
+    """Mean probability of the class that the model names."""
+    bins: tuple[ConfidenceBin, ...]
+    tasks: tuple[TaskResult, ...]
+    classes: tuple[ClassResult, ...]
+    """In the order of the model's logits."""
+    confusion: Counts
+    """[C, C] images: row the true class, column the named one."""
+    unreadable: tuple[Unreadable, ...]
+    left_out: tuple[str, ...]
+    """Classes in the data that the model does not know."""
+    against: Agreement | None = None
+
+    @property
+    def mistakes(self) -> list[Mistake]:
+        """The ten most frequent mistakes; positions among `classes`."""
+        return worst_mistakes(self.confusion, 10)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        names = [item.name for item in self.classes]
+        values = {name: value for name, value in vars(self).items() if name not in ("confusion", "against")}
+        plain = {
+            name: [asdict(item) for item in value] if name in ("bins", "tasks", "classes", "unreadable") else value
+            for name, value in values.items()
+        }
+        return {
+            "format_version": FORMAT_VERSION,
+            "kind": KIND,
+            **plain,
+            "mistakes": [
+                {"true": names[m.true], "named": names[m.named], "images": m.images, "share": m.share}
+                for m in self.mistakes
+            ],
+            "confusion": self.confusion.tolist(),
+            "against": asdict(self.against) if self.against else None,
+        }
+
+
+def make_report(
+    bundle: Bundle,
+    source: str,
+    left_out: Sequence[str],
+    answers: Answers,
+    against: Agreement | None = None,
+) -> Evaluation:
+    """Reduce the answers of the model that `bundle` describes."""
+    count, right = len(answers.labels), int(answers.correct.sum())
+    confusion = confusion_matrix(answers.labels, answers.predicted, len(bundle.classes))
+    bins = confidence_bins(answers.confidence, answers.correct)
+    tasks = _tasks(bundle, answers)
+    return Evaluation(
+        model=str(bundle.path),
+        role=bundle.role,
+        source=source,
+        images=count,
+        accuracy=100 * right / count,
+        interval=wilson_interval(right, count),
+        mean_over_tasks=fmean(task.accuracy for task in tasks if task.accuracy is not None),
+        accuracy_at_export=bundle.accuracy.final_average_accuracy if bundle.accuracy else None,
+        calibration_error=expected_calibration_error(bins),
+        confidence=100 * float(answers.confidence.mean()),
+        bins=tuple(bins),
+        tasks=tasks,
+        classes=_classes(bundle, confusion),
+        confusion=confusion,
+        unreadable=answers.unreadable,
+        left_out=tuple(left_out),
+        against=against,
+    )
+
+
+def _tasks(bundle: Bundle, answers: Answers) -> tuple[TaskResult, ...]:
+    of_class = task_numbers(bundle)
+    true, named = of_class[answers.labels], of_class[answers.predicted]
+    results = []
+    for number, names in enumerate(bundle.tasks):
+        own = true == number
+        count = int(own.sum())
+        shares = [
+            100 * int(np.sum(hit[own])) / count if count else None
+            for hit in (answers.correct, named == number, answers.within_task == answers.labels)
+        ]
+        results.append(TaskResult(number + 1, len(names), count, *shares))
+    return tuple(results)
+
+
+def _classes(bundle: Bundle, confusion: Counts) -> tuple[ClassResult, ...]:
+    totals = confusion.sum(axis=1)
+    return tuple(
+        ClassResult(name, bundle.task_of(index), int(totals[index]), accuracy, precision)
+        for index, (name, accuracy, precision) in enumerate(
+            zip(bundle.classes, recalls(confusion), precisions(confusion), strict=True)
+        )
+    )

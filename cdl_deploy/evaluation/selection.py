@@ -1,0 +1,97 @@
+"""Which task's prompts the images of each task, or of each class, select: the mean of the model's `task_scores`.
+
+Where the images of task 1 select the prompts of task 3, the features of both are alike, and so are the mistakes: this
+is the picture to look at when two classes are confused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from cdl_deploy.bundle import Bundle
+from cdl_deploy.evaluation.answers import OnImage, Unreadable, no_image, task_numbers
+from cdl_deploy.evaluation.labelled_images import LabelledImages
+from cdl_deploy.evaluation.outputs import Output
+
+By = Literal["task", "class"]
+
+
+@dataclass(frozen=True)
+class SelectionRow:
+    """The images of one task or of one class."""
+
+    name: str
+    """`task 3`, or the name of the class."""
+    task: int
+    """The task that taught it; 1 is the first."""
+    images: int
+    scores: tuple[float, ...] | None
+    """[T], in percent, summing to 100: how strongly each task's prompts were selected, on average. None without
+    images."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A row a task or class of the images, a column a task of the prompts."""
+
+    model: str
+    source: str
+    by: By
+    rows: tuple[SelectionRow, ...]
+    unreadable: tuple[Unreadable, ...]
+    left_out: tuple[str, ...]
+    """Classes in the data that the model does not know."""
+
+    @property
+    def own_task(self) -> float:
+        """How strongly images select the prompts of their own task: mean over the rows with images, in percent."""
+        own = [row.scores[row.task - 1] for row in self.rows if row.scores is not None]
+        return sum(own) / len(own)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {**asdict(self), "own_task": self.own_task}
+
+
+def collect_selection(
+    bundle: Bundle,
+    images: LabelledImages,
+    outputs: Iterable[Output],
+    by: By = "task",
+    on_image: OnImage = lambda done, total: None,
+) -> Selection:
+    """Average `outputs`, the task scores for each of `images`, whose classes the model must know.
+
+    Raises DataError where no image can be read.
+    """
+    position = {name: index for index, name in enumerate(bundle.classes)}
+    of_class = task_numbers(bundle)
+    sums = np.zeros((len(bundle.classes), len(bundle.tasks)))
+    counts = np.zeros(len(bundle.classes), dtype=np.int64)
+    unreadable: list[Unreadable] = []
+    for number, (name, output) in enumerate(zip(images.names, outputs, strict=True)):
+        if output.values is None:
+            unreadable.append(Unreadable(output.path, output.error or "unreadable"))
+        else:
+            sums[position[name]] += output.values
+            counts[position[name]] += 1
+        on_image(number + 1, len(images.items))
+    if not counts.sum():
+        raise no_image(images, unreadable)
+    if by == "class":
+        groups = [(name, int(of_class[index]), [index]) for index, name in enumerate(bundle.classes)]
+    else:
+        groups = [
+            (f"task {number + 1}", number, np.flatnonzero(of_class == number).tolist())
+            for number in range(len(bundle.tasks))
+        ]
+    rows = []
+    for name, task, members in groups:
+        count = int(counts[members].sum())
+        scores = tuple((100 * sums[members].sum(axis=0) / count).tolist()) if count else None
+        rows.append(SelectionRow(name, task + 1, count, scores))
+    return Selection(str(bundle.path), images.source, by, tuple(rows), tuple(unreadable), images.left_out)
