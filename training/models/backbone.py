@@ -183,11 +183,9 @@ def _attention(attention: Attention, tokens: Tokens, prompt: BlockPrompt, read: 
     With `read` only the tokens there ask; all of them answer.
     """
     batch, heads = tokens.shape[0], attention.num_heads
-    if read is None:
-        query, key, value = _project(attention, tokens, 0, 3).unbind(0)
-    else:
-        query = _project(attention, pick(tokens, read), 0, 1)[0]
-        key, value = _project(attention, tokens, 1, 2).unbind(0)
+    # Apart, so that what keys and values were before rows joined them is not kept for the backward pass.
+    query = _project(attention, pick(tokens, read), 0, 1)[0]
+    key, value = _project(attention, tokens, 1, 2).unbind(0)
     query, key = attention.q_norm(query), attention.k_norm(key)
     if prompt.class_shift is not None:
         shift_key, shift_value = (row.view(heads, 1, -1).to(key) for row in prompt.class_shift)

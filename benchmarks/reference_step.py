@@ -1,0 +1,110 @@
+"""The loss of a training step the way the method's reference implementation computes it: the unit of training_step.py.
+
+Written from a description of it, for CODA-Prompt with KDP or no distillation, on the parameters of our own learners, so
+that losses and gradients can be compared. What it does that is not needed:
+
+* the query pass runs in the teacher and once more in the student, and computes every token to the end;
+* the frozen backbones' weights ask for gradients, which add up from step to step and are never used; so gradients flow
+  below the first prompt as well;
+* attention is a softmax between two matrix products;
+* every block computes the cosines of its tokens with each other, [B, N, N], and nobody reads them;
+* a component's weight is the cosine of two vectors, for every image and component: [B, M, Q].
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.optim import Optimizer
+
+from cdl_deploy.training.losses import distillation_loss, masked_cross_entropy
+from cdl_deploy.training.methods.coda import CodaPrompt
+from cdl_deploy.training.models.backbone import Backbone
+from cdl_deploy.training.models.learner import Learner, Role
+from cdl_deploy.training.models.pair import Pair
+
+Rows = tuple[Tensor, Tensor]
+"""Key rows and value rows, each [B or 1, p, D]."""
+
+
+def collect_backbone_gradients(pair: Pair) -> None:
+    """Let every weight of both backbones ask for a gradient, as a backbone does that nobody has frozen."""
+    for learner in pair.learners.values():
+        learner.backbone.vit.requires_grad_(True)
+
+
+def reference_step(pair: Pair, role: Role, optimizer: Optimizer, images: Tensor, labels: Tensor) -> None:
+    """One step of a learner; gradients of the backbones stay where they are."""
+    optimizer.zero_grad()
+    torch.stack(list(reference_losses(pair, role, images, labels).values())).sum().backward()
+    optimizer.step()
+
+
+def reference_losses(pair: Pair, role: Role, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """The terms that `stage_losses` gives."""
+    learner, first = pair.learners[role], pair.learners[role].first_class
+    if role == "teacher":
+        class_logits, _ = _forward(pair, learner, images)
+        return {"cross_entropy": masked_cross_entropy(class_logits, labels, first)}
+    teacher_logits = None
+    if pair.teacher is not None:
+        with torch.no_grad():
+            teacher_logits, _ = _forward(pair, pair.teacher, images)
+    class_logits, extra_logits = _forward(pair, learner, images)
+    cross_entropy = masked_cross_entropy(class_logits, labels, first)
+    if teacher_logits is None or extra_logits is None:
+        return {"cross_entropy": cross_entropy}
+    alpha, temperature = 0.5, 2.0
+    soft = distillation_loss(extra_logits[:, first:], teacher_logits[:, first:], temperature)
+    return {"cross_entropy": (1 - alpha) * cross_entropy, "distillation": alpha * soft}
+
+
+def _forward(pair: Pair, learner: Learner, images: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Class logits [B, C] and those of the KD head, by a query pass of the learner's own and a prompted pass."""
+    with torch.no_grad():
+        encoder = pair.student.backbone
+        query = encoder.final_norm(_blocks(encoder, encoder.embed(images), {}, {}))[:, 0]
+    assert isinstance(learner.method, CodaPrompt)
+    before: dict[int, Rows] = {}
+    for index, block in learner.method.own_blocks().items():
+        attended = query[:, None] * block.attentions.all()
+        weights = F.cosine_similarity(attended, block.keys.all()[None], dim=2)
+        rows = torch.einsum("bm,mpd->bpd", weights, block.prompts.all())
+        key_rows, value_rows = rows.chunk(2, dim=1)
+        before[index] = key_rows, value_rows
+    after: dict[int, Rows] = {}
+    for index, prompt in learner.distillation.block_prompts().items():
+        assert prompt.after is not None
+        after[index] = prompt.after
+    tokens = learner.distillation.append_token(learner.backbone.embed(images))
+    normalised = learner.backbone.final_norm(_blocks(learner.backbone, tokens, before, after))
+    return learner.class_head(normalised[:, 0]), learner.distillation.extra_logits(normalised)
+
+
+def _blocks(backbone: Backbone, tokens: Tensor, before: dict[int, Rows], after: dict[int, Rows]) -> Tensor:
+    """Tokens [B, N, D] through all blocks."""
+    correlations = []
+    for index in range(backbone.depth):
+        block, attention = backbone.block(index), backbone.attention(index)
+        batch, count, width = tokens.shape
+        normalised = block.norm1(tokens)
+        query, key, value = attention.qkv(normalised).chunk(3, dim=-1)
+        keys, values = [key], [value]
+        if index in before:
+            keys.insert(0, before[index][0].expand(batch, -1, -1))
+            values.insert(0, before[index][1].expand(batch, -1, -1))
+        if index in after:
+            keys.append(after[index][0].expand(batch, -1, -1))
+            values.append(after[index][1].expand(batch, -1, -1))
+        heads = [
+            part.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
+            for part in (query, torch.cat(keys, dim=1), torch.cat(values, dim=1))
+        ]
+        scores = (heads[0] @ heads[1].transpose(-2, -1)) * attention.scale
+        mixed = scores.softmax(dim=-1) @ heads[2]
+        tokens = tokens + attention.proj(mixed.transpose(1, 2).reshape(batch, count, width))
+        tokens = tokens + block.mlp(block.norm2(tokens))
+        directions = F.normalize(tokens, dim=-1)
+        correlations.append(directions @ directions.transpose(-2, -1))
+    return tokens
