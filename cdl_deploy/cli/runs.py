@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cdl_deploy.cli.run_record import read_json, read_record
 from cdl_deploy.errors import RunError
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ cdl runs runs/digits --json
 cdl runs runs/digits --latency latency.json
 """
 
-RECORD_FORMAT = 1
 PICTURES = ("accuracy_matrix", "accuracy_over_tasks", "forgetting")
 
 
@@ -32,14 +32,7 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Print the run's record as JSON.")] = False,
 ) -> None:
     """Show a run: accuracy after every task, forgetting, its history, and where its files are."""
-    record = read_json(run / "run.json", f"{run} is no run directory: it has no run.json; make one with cdl train")
-    if not isinstance(record, dict) or not isinstance(record.get("format_version"), int):
-        raise RunError(f"{run / 'run.json'} is no run record: it has no format_version")
-    if record["format_version"] > RECORD_FORMAT:
-        raise RunError(
-            f"{run / 'run.json'} has format version {record['format_version']}, "
-            f"this cdl-deploy reads up to {RECORD_FORMAT}: upgrade cdl-deploy"
-        )
+    record = read_record(run)
     if as_json:
         typer.echo(json.dumps(record, indent=2, ensure_ascii=False))
         return
@@ -96,16 +89,6 @@ def latency_table(report: dict[str, Any]) -> Table:
             f"{model['parameters']:,}" if model["parameters"] else "",
         )
     return table
-
-
-def read_json(path: Path, missing: str) -> Any:
-    """The JSON value in a file. Raises RunError with `missing` where there is no such file."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise RunError(missing) from None
-    except (OSError, ValueError) as error:
-        raise RunError(f"cannot read {path}: {error}") from None
 
 
 def _files(run: Path) -> str:

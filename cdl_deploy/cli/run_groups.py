@@ -1,0 +1,165 @@
+"""Runs side by side: those that differ only in the seed are one group, and a group has means and deviations."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from cdl_deploy.cli.run_record import read_record
+from cdl_deploy.errors import RunError
+
+ROLES = ("student", "teacher")
+METRICS = (
+    "final_average_accuracy",
+    "average_incremental_accuracy",
+    "forgetting",
+    "forgetting_standard",
+    "backward_transfer",
+)
+"""As a run record names them; percent."""
+NOT_COMPARED = {"seed", "device", "workers"}
+"""Settings of the optimisation that are no difference between two groups: what is learned does not depend on the last
+two."""
+
+
+@dataclass(frozen=True)
+class ComparedRun:
+    """One run directory with its record, and what distinguishes it from others."""
+
+    path: Path
+    record: dict[str, Any]
+    settings: dict[str, Any]
+    """Everything that counts, by name: fields of the configuration, the number of finished tasks, …"""
+    identity: str
+    """The settings, and what no name could be found for, as text: equal for runs that differ in the seed alone."""
+
+    @property
+    def seed(self) -> int:
+        """What all randomness of the run is drawn from."""
+        return int(self.record["config"]["optim"]["seed"])
+
+
+@dataclass
+class RunGroup:
+    """Runs that differ in the seed alone, each seed once."""
+
+    runs: list[ComparedRun]
+    name: str = ""
+    differs: dict[str, Any] = field(default_factory=dict)
+    """Settings in which the groups that are compared are not all alike."""
+
+    @property
+    def seeds(self) -> list[int]:
+        """In the order of the runs."""
+        return [run.seed for run in self.runs]
+
+    def roles(self) -> list[str]:
+        """Student, and teacher where there is one."""
+        return [role for role in ROLES if all(run.record.get(role) for run in self.runs)]
+
+    def values(self, role: str, metric: str) -> list[float]:
+        """One a run."""
+        return [float(run.record[role][metric]) for run in self.runs]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON. `std` is the sample's (n − 1), null for one run."""
+        roles: dict[str, Any] = dict.fromkeys(ROLES)
+        for role in self.roles():
+            roles[role] = {metric: mean_and_std(self.values(role, metric)) for metric in METRICS}
+        runs = [
+            {
+                "path": str(run.path),
+                "seed": run.seed,
+                "status": run.record["status"],
+                **{role: {m: run.record[role][m] for m in METRICS} for role in self.roles()},
+            }
+            for run in self.runs
+        ]
+        return {"name": self.name, "differs": self.differs, "seeds": self.seeds, **roles, "runs": runs}
+
+
+def mean_and_std(values: Sequence[float]) -> dict[str, float | None]:
+    """Mean and the sample's standard deviation, which one value does not have."""
+    return {"mean": fmean(values), "std": stdev(values) if len(values) > 1 else None}
+
+
+def read_run(path: Path) -> ComparedRun:
+    """A run to compare. Raises RunError where no task is finished, or the record is incomplete."""
+    record = read_record(path)
+    try:
+        if not record["tasks"]:
+            raise RunError(
+                f"{path} has no finished task yet: finish it with cdl train {path} --resume, or leave it out"
+            )
+        config = record["config"]
+        settings = {
+            name: value
+            for section in ("data", "models", "method", "optim")
+            for name, value in config[section].items()
+            if not (section == "optim" and name in NOT_COMPARED)
+        }
+        done, planned = len(record["tasks"]), len(record["plans"])
+        settings["finished tasks"] = done if done == planned else f"{done} of {planned}"
+        plans = [
+            {**plan, "classes": len(plan["classes"]), "known_classes": len(plan["known_classes"])}
+            for plan in record["plans"]
+        ]
+        weights = {role: info["sha256"] for role, info in record["backbones"].items()}
+        for role in ROLES:
+            for metric in METRICS if record.get(role) else ():
+                float(record[role][metric])
+        int(config["optim"]["seed"]), record["status"]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise RunError(f"{path / 'run.json'} is damaged: {error} is missing or no number") from None
+    return ComparedRun(path, record, settings, json.dumps([settings, plans, weights], sort_keys=True))
+
+
+def group_runs(paths: Iterable[Path]) -> list[RunGroup]:
+    """Groups in the order of their first run. A second run of the same settings and seed begins a group of its own."""
+    runs = [read_run(path) for path in {path.resolve(): path for path in paths}.values()]
+    groups: list[RunGroup] = []
+    for run in runs:
+        for group in groups:
+            if group.runs[0].identity == run.identity and run.seed not in group.seeds:
+                group.runs.append(run)
+                break
+        else:
+            groups.append(RunGroup([run]))
+    names = {name for group in groups for name in group.runs[0].settings}
+    different = [name for name in sorted(names) if len({json.dumps(g.runs[0].settings.get(name)) for g in groups}) > 1]
+    for group in groups:
+        settings = group.runs[0].settings
+        group.differs = {name: settings.get(name) for name in different}
+        parts = [f"{settings['method']} + {settings['distill']}"]
+        parts += [
+            f"{name.replace('_', '-')} {value}"
+            for name, value in group.differs.items()
+            if name not in ("method", "distill") and value is not None and value is not False
+        ]
+        group.name = ", ".join(parts)
+    taken = [group.name for group in groups]
+    for group in groups:
+        if taken.count(group.name) > 1:
+            group.name += f", {group.runs[0].path}"
+    return groups
+
+
+def groups_csv(groups: Sequence[RunGroup]) -> str:
+    """A line a group and learner; the deviation of a single run is empty."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    columns = [f"{metric}_{part}" for metric in METRICS for part in ("mean", "std")]
+    writer.writerow(["runs", "learner", "seeds", *columns, "paths"])
+    for group in groups:
+        for role in group.roles():
+            figures = [mean_and_std(group.values(role, metric)) for metric in METRICS]
+            cells = ["" if value is None else f"{value:.4f}" for figure in figures for value in figure.values()]
+            seeds, paths = (" ".join(map(str, values)) for values in (group.seeds, [run.path for run in group.runs]))
+            writer.writerow([group.name, role, seeds, *cells, paths])
+    return file.getvalue()
