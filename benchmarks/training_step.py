@@ -404,8 +404,8 @@ def main() -> None:
         for row in report["memory"]:
             unit = row["way"] == REFERENCE
             missed += [row] if not unit and row["ratio"] > MEMORY_BAR else []
-            bar = "" if unit else f"  (bar {MEMORY_BAR}×)"
-            print(f"  {row['role']:8} {row['way']:20} {row['bytes'] / 1e6:8,.0f} MB  {row['ratio']:.2f}×{bar}")
+            note = "" if unit else f"  (bar {MEMORY_BAR}×)"
+            print(f"  {row['role']:8} {row['way']:20} {row['bytes'] / 1e6:8,.0f} MB  {row['ratio']:.2f}×{note}")
     if a.part in ("all", "tasks"):
         report["tasks"] = compare_task_steps(max(1, batch // 4), rounds, a.device, a.threads)
         report["tasks"].append(compare_whole_tasks(2 * rounds if not on_gpu else 6, a.threads))

@@ -32,7 +32,7 @@ COLUMNS = {
 
 
 def command(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories.", show_default=False)],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run directories.", show_default=False)],
     as_json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
     csv: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write the comparison to this file.", show_default=False)

@@ -17,7 +17,7 @@ def write_run(
     root: Path, seed: int = 0, accuracy: float = 80.0, teacher: float | None = 90.0, done=2, **changes
 ) -> Path:
     """A finished run of two tasks; `changes` are settings by name. Every metric is another function of `accuracy`."""
-    config = {
+    config: dict[str, dict] = {
         "data": {"data": "digits", "tasks": 2},
         "models": {"teacher": "large", "student": "small"},
         "method": {"method": "coda", "distill": "kdp" if teacher is not None else "none", "alpha": 0.5},
