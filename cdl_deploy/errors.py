@@ -37,6 +37,10 @@ class BundleError(CdlError):
     """An exported model that cannot be read or run."""
 
 
+class UpdateError(CdlError):
+    """An update of an exported model that cannot be made or applied."""
+
+
 class ParityError(CdlError):
     """An exported graph that does not compute what the trained model computes."""
 

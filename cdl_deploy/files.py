@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -29,6 +30,24 @@ def atomic_path(path: Path) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def discard_abandoned(path: Path) -> None:
+    """Remove the temporary files beside `path` of processes that are gone: killed, or ended by a power cut."""
+    for temporary in path.parent.glob(f".{glob.escape(path.name)}.*.tmp{glob.escape(path.suffix)}"):
+        owner = temporary.name.removeprefix(f".{path.name}.").partition(".")[0]
+        if owner.isdecimal() and not _is_running(int(owner)):
+            temporary.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass
+    return True
 
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:

@@ -1,0 +1,116 @@
+"""`cdl update` on models that describe themselves, and what it says they bring."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+
+import pytest
+
+from cdl_deploy.bundle import Accuracy
+from cdl_deploy.cli import main
+from cdl_deploy.update import make_update
+from cdl_deploy.update_news import news
+
+
+@pytest.fixture
+def cdl(capsys):
+    """`cdl("update", ...)` → (exit code, stdout, stderr)."""
+
+    def run(*args):
+        with pytest.raises(SystemExit) as caught:
+            main([str(arg) for arg in args])
+        out, err = capsys.readouterr()
+        return caught.value.code, out, err
+
+    return run
+
+
+@pytest.fixture
+def shop(tmp_path, make_model):
+    """`old.onnx` knows two classes, `new.onnx` four; `a.cdlup` is between them."""
+    first = ("red", "green")
+    make_model("old.onnx", classes=first, tasks=(first,), accuracy=Accuracy(93.21, None), classes_in_graph=2)
+    make_model("new.onnx")
+    make_update(tmp_path / "old.onnx", tmp_path / "new.onnx", tmp_path / "a.cdlup")
+    return tmp_path
+
+
+def test_it_says_what_the_update_brings(shop, cdl):
+    told = "task 2 brings blue and grün ✓: now 4 classes in 2 tasks, accuracy 93.2 → 91.0 %"
+    code, out, err = cdl("update", shop / "old.onnx", shop / "a.cdlup", "-o", shop / "out.onnx")
+    assert (code, out, err) == (0, f"{shop}/out.onnx: {told}\n", "")
+    new = (shop / "new.onnx").read_bytes()
+    assert (shop / "out.onnx").read_bytes() == new
+    code, out, err = cdl("update", shop / "old.onnx", shop / "a.cdlup", "-o", shop / "old.onnx", "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out) == {
+        "path": str(shop / "old.onnx"),
+        "bytes": len(new),
+        "sha256": hashlib.sha256(new).hexdigest(),
+        "applied": [str(shop / "a.cdlup")],
+        "news": told,
+    }
+    code, out, err = cdl("update", shop / "old.onnx", shop / "a.cdlup", "-o", shop / "old.onnx")
+    assert (code, out, err) == (0, f"{shop}/old.onnx: up to date already\n", "")
+
+
+def test_a_result_that_cannot_run_here_is_refused(shop, cdl):
+    """The bytes are as promised, but onnxruntime cannot open them: the device keeps what works."""
+    (shop / "new.onnx").write_bytes((shop / "new.onnx").read_bytes()[:-40])
+    make_update(shop / "old.onnx", shop / "new.onnx", shop / "b.cdlup")
+    before = (shop / "old.onnx").read_bytes()
+    files = sorted(shop.iterdir())
+    code, out, err = cdl("update", shop / "old.onnx", shop / "b.cdlup", "-o", shop / "old.onnx")
+    assert (code, out) == (2, "")
+    assert err.startswith("error: the updated model cannot be used here, nothing was changed: ")
+    assert err.count("\n") == 1
+    assert ".tmp" not in err
+    assert (shop / "old.onnx").read_bytes() == before
+    assert sorted(shop.iterdir()) == files
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["new.onnx.gone", "a.cdlup", "-o", "x"], "new.onnx.gone: No such file or directory; expected a model file"),
+        (["old.onnx", "new.onnx", "-o", "x"], "new.onnx is no update: expected a .cdlup file"),
+        (["a.cdlup", "a.cdlup", "-o", "x"], "a.cdlup is not the model that a.cdlup is for: it has "),
+        (["old.onnx", "a.cdlup"], "Missing option '--output' / '-o'"),
+        (["old.onnx", "-o", "x"], "Missing argument 'UPDATE...'"),
+    ],
+)
+def test_errors_are_one_line(shop, cdl, monkeypatch, arguments, error):
+    monkeypatch.chdir(shop)
+    code, out, err = cdl("update", *arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"error: {error}")
+    assert err.count("\n") == 1
+    assert not (shop / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("ab", ["ab", "cd"], "task 2 brings c and d: now 4 classes in 2 tasks"),
+        ("ab", ["ab", "c", "d"], "task 2 brings c; task 3 brings d: now 4 classes in 3 tasks"),
+        ("ab", ["ab"], "trained anew, the same 2 classes in 1 task"),
+        ("abz", ["ab"], "without z: now 2 classes in 1 task"),
+        ("a", ["a", "bcdefghijk"], "task 2 brings b, c, d, e, f, g, h, i and 2 more: now 11 classes in 2 tasks"),
+        (None, ["a"], "now 1 class in 1 task"),
+    ],
+)
+def test_news_by_hand(tiny, old, new, expected):
+    plain = tiny.bundle(accuracy=None)
+    after = dataclasses.replace(plain, classes=tuple("".join(new)), tasks=tuple(tuple(task) for task in new))
+    before = None if old is None else dataclasses.replace(plain, classes=tuple(old), tasks=(tuple(old),))
+    assert news(before, after) == expected
+
+
+def test_news_of_accuracy(tiny):
+    plain, known = tiny.bundle(accuracy=None), tiny.bundle(accuracy=Accuracy(90.04, 1.0))
+    same = "trained anew, the same 4 classes in 2 tasks"
+    assert news(known, plain) == same
+    assert news(plain, known) == f"{same}, accuracy 90.0 %"
+    assert news(known, tiny.bundle(accuracy=Accuracy(80.06, 1.0))) == f"{same}, accuracy 90.0 → 80.1 %"
