@@ -21,9 +21,9 @@ class WorkerClient:
     Every call raises `BundleError` if the worker reports an error or dies.
     """
 
-    def __init__(self, model: ModelSpec, threads: int) -> None:
-        """Start the process; nothing is loaded yet. `threads` is the number of threads of one inference."""
-        self.model, self.threads = model, threads
+    def __init__(self, model: ModelSpec) -> None:
+        """Start the process; nothing is loaded yet."""
+        self.model = model
         # A pipe could fill and block the worker; closed in __exit__.
         self._stderr = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         self._process = subprocess.Popen(
@@ -36,22 +36,36 @@ class WorkerClient:
             encoding="utf-8",
         )
 
-    def load(self, seed: int) -> dict[str, Any]:
-        """Open the model: `load_ms`, `metadata`, `file_bytes`."""
-        return self._ask(do="load", model=str(self.model.path), threads=self.threads, seed=seed)
+    def prepare(self, job: dict[str, Any]) -> int | None:
+        """Import what the job takes (see `cdl_deploy.bench.runners.Job`): bytes of memory that this needs."""
+        bytes_before: int | None = self._ask(do="prepare", job=job)["bytes_before"]
+        return bytes_before
+
+    def load(self) -> float:
+        """Make the model ready: milliseconds."""
+        return float(self._ask(do="load")["load_ms"])
+
+    def inspect(self, batch: int) -> dict[str, Any]:
+        """What there is to know apart from times."""
+        return self._ask(do="inspect", batch=batch)
 
     def first(self, batch: int) -> float:
         """Milliseconds of the first run at a batch size."""
         return float(self._ask(do="first", batch=batch)["ms"])
 
-    def warm(self, batch: int, seconds: float) -> tuple[bool, int | None]:
+    def warm(self, batch: int, streams: int, seconds: float) -> tuple[bool, int | None]:
         """Run until steady or for `seconds`: (whether it became steady, peak memory so far in bytes)."""
-        answer = self._ask(do="warm", batch=batch, seconds=seconds)
+        answer = self._ask(do="warm", batch=batch, streams=streams, seconds=seconds)
         return bool(answer["steady"]), answer["peak_bytes"]
 
-    def burst(self, batch: int, seconds: float) -> list[float]:
-        """Milliseconds of each iteration of one burst."""
-        return list(self._ask(do="burst", batch=batch, seconds=seconds)["ms"])
+    def burst(self, batch: int, streams: int, seconds: float) -> list[float]:
+        """Milliseconds of each run of one burst."""
+        return list(self._ask(do="burst", batch=batch, streams=streams, seconds=seconds)["ms"])
+
+    def usage(self) -> tuple[float, int]:
+        """(processor seconds so far, how often it was taken from the processor for another program)."""
+        answer = self._ask(do="usage")
+        return float(answer["cpu_seconds"]), int(answer["switched"] or 0)
 
     def _ask(self, **request: Any) -> dict[str, Any]:
         assert self._process.stdin is not None and self._process.stdout is not None
@@ -65,7 +79,7 @@ class WorkerClient:
             raise BundleError(f"{self.model.path}: the process measuring it ended: {self._last_words()}")
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
-            raise BundleError(answer["error"])
+            raise BundleError(f"{self.model.path}: {answer['error']}" if "unexpected" in answer else answer["error"])
         return answer
 
     def _last_words(self) -> str:

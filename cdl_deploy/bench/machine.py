@@ -1,4 +1,4 @@
-"""The machine a benchmark ran on, and how busy it was with other work. Standard library only."""
+"""The machine a benchmark runs on: what it is, in every detail that can move a time. Standard library only."""
 
 from __future__ import annotations
 
@@ -6,15 +6,23 @@ import math
 import os
 import platform
 import sys
-import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
+
+VERSIONS = ("cdl-deploy", "onnxruntime", "numpy", "pillow", "torch", "torchvision", "timm")
+INSTRUCTIONS = (
+    *("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16"),
+    *("asimd", "asimddp", "i8mm", "sve", "bf16"),
+)
+"""Instruction sets that decide which kernels onnxruntime takes, by their names in /proc/cpuinfo."""
+SETTINGS = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "OMP_PROC_BIND", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "MKL_NUM_THREADS")
+"""Environment variables that change how many threads run, or how they wait."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Recorded in every report."""
+    """Recorded in every report. What cannot be read on a system is None or empty."""
 
     cpu: str
     """Model name of the processor."""
@@ -28,12 +36,26 @@ class Machine:
     """Python version."""
     onnxruntime: str
     """onnxruntime version."""
-    load_average: float | None
-    """One-minute load average just before the benchmark."""
-    busy_before: float | None
-    """Share of the CPU that other programs used just before the benchmark, 0 to 1; None where it cannot be read."""
-    busy_after: float | None = None
-    """The same, just after it."""
+    versions: dict[str, str] = field(default_factory=dict)
+    """Versions of the packages that take part, of those that are installed."""
+    memory_bytes: int | None = None
+    """Memory of the machine."""
+    instructions: tuple[str, ...] = ()
+    """Instruction sets that matter, of those that the processor has."""
+    governor: str | None = None
+    """How the system chooses the clock rate, such as `performance` or `powersave`."""
+    settings: dict[str, str] = field(default_factory=dict)
+    """Environment variables that change threads, of those that are set."""
+
+    def differs_from(self, other: Machine) -> list[str]:
+        """In words, what makes times of the two machines not comparable; empty where nothing does."""
+        names = ("cpu", "cores", "usable_cores")
+        words = {"cpu": "processor", "cores": "cores", "usable_cores": "usable cores"}
+        return [
+            f"{words[name]} {getattr(other, name)}, here {getattr(self, name)}"
+            for name in names
+            if getattr(self, name) != getattr(other, name)
+        ]
 
 
 def usable_cores() -> int:
@@ -58,16 +80,6 @@ def cpu_model() -> str:
     return platform.processor() or platform.machine() or "unknown"
 
 
-def busy_share(seconds: float = 0.3) -> float | None:
-    """Share of all cores' time in use during the next `seconds`, 0 to 1, while this process sleeps. Linux only."""
-    before = _cpu_ticks()
-    time.sleep(seconds)
-    after = _cpu_ticks()
-    if before is None or after is None or after[0] <= before[0]:
-        return None
-    return (after[1] - before[1]) / (after[0] - before[0])
-
-
 def peak_memory() -> int | None:
     """Peak resident memory of this process in bytes, or None where it cannot be read."""
     try:
@@ -84,8 +96,17 @@ def peak_memory() -> int | None:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def switched_away() -> int | None:
+    """How often the system has taken the processor from this process to give it to another one; None on Windows."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+
+
 def describe_machine() -> Machine:
-    """The machine now; takes 0.3 s, in which nothing should be measured."""
+    """The machine as it is now."""
     return Machine(
         cpu=cpu_model(),
         cores=os.cpu_count() or 1,
@@ -93,15 +114,42 @@ def describe_machine() -> Machine:
         platform=f"{platform.system()} {platform.release()} {platform.machine()}",
         python=platform.python_version(),
         onnxruntime=metadata.version("onnxruntime"),
-        load_average=round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
-        busy_before=busy_share(),
+        versions=_versions(),
+        memory_bytes=_memory(),
+        instructions=_instructions(),
+        governor=_read(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")),
+        settings={name: os.environ[name] for name in SETTINGS if name in os.environ},
     )
 
 
-def _cpu_ticks() -> tuple[int, int] | None:
-    """(all, not idle) ticks of all cores since boot; time stolen by other guests counts as busy."""
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in VERSIONS:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _memory() -> int | None:
     try:
-        ticks = [int(value) for value in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
-    except (OSError, ValueError):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):  # Windows
         return None
-    return sum(ticks), sum(ticks) - ticks[3] - ticks[4]
+
+
+def _instructions() -> tuple[str, ...]:
+    text = _read(Path("/proc/cpuinfo")) or ""
+    for line in text.splitlines():
+        if line.lower().startswith(("flags", "features")):
+            known = set(line.partition(":")[2].split())
+            return tuple(name for name in INSTRUCTIONS if name in known)
+    return ()
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text(errors="replace").strip()
+    except OSError:
+        return None

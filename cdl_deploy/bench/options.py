@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from cdl_deploy.bench.machine import usable_cores
-from cdl_deploy.errors import BundleError, OptionError
+from cdl_deploy.errors import OptionError, nearest
+
+STAGES = ("graph", "jpeg")
+"""Where a measurement starts: at what the graph takes, or at an image file on the disk."""
+PHOTO_SIZE = (640, 480)
+"""(width, height) of the photographs that are made up where none are given."""
 
 
 @dataclass(frozen=True)
@@ -16,73 +19,81 @@ class ModelSpec:
     """One model to measure."""
 
     path: Path
-    """The `.onnx` file: an exported model, or any model with one image input of a fixed size."""
+    """The `.onnx` file, ours or anybody's; for a PyTorch model its run directory."""
     name: str
     """Short name in the report; unique among the models measured."""
+    kind: str = "onnx"
+    """`"onnx"` or `"torch"`."""
+    role: str | None = None
+    """Which model of a run, for `"torch"`: `"student"` or `"teacher"`."""
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What a time depends on, beside the model."""
+
+    stage: str
+    """Where it starts: one of `STAGES`."""
+    threads: int
+    """Threads of one inference."""
+    streams: int
+    """Inferences at the same time in one process."""
+    batch: int
+    """Images in one inference."""
 
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """The conditions: every model runs at every batch size with every number of threads."""
+    """The conditions: every model runs at every batch size, number of threads, number of streams, and stage."""
 
     batches: tuple[int, ...] = (1, 8, 32)
     """Batch sizes."""
     threads: tuple[int, ...] = ()
     """Threads of one inference; empty: as many as the cores this process may use."""
+    streams: tuple[int, ...] = (1,)
+    """Inferences at the same time in one process, each on a thread of the caller's."""
+    stages: tuple[str, ...] = ("graph",)
+    """Where to start: `"graph"`, `"jpeg"`, or both."""
+    image_size: tuple[int, int] | None = None
+    """(width, height) of made-up images, where a model takes any. None: for the graph the size that the model scales
+    to by itself, and `PHOTO_SIZE` for JPEG."""
+    images: Path | None = None
+    """A folder with photographs to use for JPEG instead of made-up ones."""
     precision: float = 2.0
     """A median is precise enough when its 95 % interval is within ± this percentage of it."""
+    min_effect: float = 3.0
+    """A difference of fewer percent is never called faster or slower: two copies of one file can differ by as much."""
     time_limit: float = 60.0
     """Seconds for everything, loading included; the report says which medians are then still imprecise."""
     seed: int = 0
-    """Seed of the order of measurements and of the input's random values."""
+    """Seed of the order of measurements and of made-up values."""
 
     def __post_init__(self) -> None:
         if not self.threads:
             object.__setattr__(self, "threads", (usable_cores(),))
-        for name, values in (("batch", self.batches), ("threads", self.threads)):
+        for name, values in (("batch", self.batches), ("threads", self.threads), ("streams", self.streams)):
             if not values or any(value < 1 for value in values):
                 raise OptionError(f"{name} is {list(values)}, expected one or more numbers from 1, such as 1,8")
             if len(set(values)) < len(values):
                 raise OptionError(f"{name} is {list(values)}, expected each number once")
-        if not 0 < self.precision <= 100:
-            raise OptionError(f"precision is {self.precision}, expected a percentage above 0 and up to 100")
+        for stage in self.stages:
+            if stage not in STAGES:
+                raise OptionError(f"--from is {stage!r}, expected graph, jpeg or graph,jpeg{nearest(stage, STAGES)}")
+        if not self.stages or len(set(self.stages)) < len(self.stages):
+            raise OptionError(f"--from is {list(self.stages)}, expected graph, jpeg or graph,jpeg")
+        if self.image_size is not None and not all(1 <= side <= 10_000 for side in self.image_size):
+            raise OptionError(f"image size is {self.image_size}, expected width and height from 1 to 10000")
+        for name, percent in (("precision", self.precision), ("min effect", self.min_effect)):
+            if not 0 < percent <= 100:
+                raise OptionError(f"{name} is {percent}, expected a percentage above 0 and up to 100")
         if not self.time_limit > 0:
             raise OptionError(f"time limit is {self.time_limit} seconds, expected more than 0")
 
+    @property
+    def groups(self) -> list[tuple[str, int]]:
+        """(stage, threads): what one set of processes measures."""
+        return [(stage, threads) for stage in self.stages for threads in self.threads]
 
-def find_models(sources: Sequence[str | Path]) -> list[ModelSpec]:
-    """The models that `sources` name: `.onnx` files, export directories, or run directories that were exported.
-
-    A directory stands for its student.onnx and teacher.onnx (or, with neither, for every .onnx file in it); a run
-    directory stands for its `export` folder. Raises `BundleError` if a source has no model.
-    """
-    files: list[Path] = []
-    for source in map(Path, sources):
-        files += _models_in(source) if source.is_dir() else [source]
-    repeated = [str(path) for path, times in Counter(path.resolve() for path in files).items() if times > 1]
-    if repeated:
-        raise BundleError(f"{repeated[0]} is given twice; to compare it with itself, give a copy")
-    return [ModelSpec(path, name) for path, name in zip(files, _names(files), strict=True)]
-
-
-def _models_in(folder: Path) -> list[Path]:
-    pair = [path for path in (folder / "student.onnx", folder / "teacher.onnx") if path.is_file()]
-    found = pair or sorted(folder.glob("*.onnx"))
-    if found:
-        return found
-    if (folder / "run.json").is_file():
-        exported = folder / "export"
-        if exported.is_dir() and any(exported.glob("*.onnx")):
-            return _models_in(exported)
-        raise BundleError(f"{folder} is a run without an exported model; export it first: cdl export {folder} --onnx")
-    raise BundleError(f"{folder}: no .onnx file in this folder; give an export directory, a run, or .onnx files")
-
-
-def _names(files: Sequence[Path]) -> list[str]:
-    """File stems, with as many parent folders as it takes to tell them apart."""
-    stems = [path.with_suffix("").resolve().parts for path in files]
-    depth = 1
-    while len({parts[-depth:] for parts in stems}) < len(stems) and depth < max(map(len, stems)):
-        depth += 1
-    same = Counter(parts[-1] for parts in stems)
-    return ["/".join(parts[-depth:]) if same[parts[-1]] > 1 else parts[-1] for parts in stems]
+    def conditions(self, stage: str, threads: int) -> list[Condition]:
+        """The conditions of one group: small batches first."""
+        return [Condition(stage, threads, streams, batch) for streams in self.streams for batch in sorted(self.batches)]

@@ -8,10 +8,12 @@ import io
 import json
 from dataclasses import dataclass
 
+from cdl_deploy.bench.headline import headline
 from cdl_deploy.bench.machine import Machine
 from cdl_deploy.bench.options import BenchOptions
+from cdl_deploy.bench.watch import Watch
 
-REPORT_VERSION = 1
+REPORT_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -39,21 +41,38 @@ class ModelRecord:
     name: str
     """Short name, unique in the report."""
     path: str
-    """The file measured."""
+    """The file measured; for a PyTorch model its run directory."""
+    kind: str
+    """`"onnx"` or `"torch"`."""
     role: str | None
     """`"student"`, `"teacher"`, or None for a model that cdl did not export."""
     file_bytes: int
     """Size of the file, with external weights beside it if there are any."""
+    sha256: str | None
+    """Hash of the file; None for a PyTorch model."""
+    input: str
+    """What it is fed with: names, types and shapes."""
     parameters: int | None
-    """Number of parameters, if the file says."""
+    """Number of parameters: as the file says, or else counted in it; None where neither is to be had."""
+    macs: int | None
+    """Multiply-accumulate operations an image; None where they cannot be counted."""
+    uncounted: tuple[str, ...]
+    """Operators because of which they cannot."""
     accuracy: float | None
-    """Final average accuracy in percent as the run measured it, if the file says."""
+    """Final average accuracy in percent as the run measured it; for a quantised model less what quantising took on
+    held-out images. None if the file does not say."""
     classes: int | None
     """Number of classes, if the file says."""
     load_ms: float
-    """Opening the file in a fresh process (at the first thread count), without importing onnxruntime."""
+    """Opening the model, without imports: median over fresh processes."""
     first_inference_ms: float
-    """The first run after that, at the smallest batch size."""
+    """The first run after that, at the smallest batch size: median over fresh processes."""
+    loads_ms: tuple[float, ...]
+    """Every time of `load_ms`."""
+    firsts_ms: tuple[float, ...]
+    """Every time of `first_inference_ms`."""
+    bytes_before: int | None
+    """Memory of the process before the model was loaded: Python, numpy, onnxruntime or PyTorch."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +81,12 @@ class Measurement:
 
     model: str
     """Name of the model."""
+    stage: str
+    """`"graph"`: fed with what the graph takes; `"jpeg"`: from image files, decoded and preprocessed."""
     threads: int
     """Threads of one inference."""
+    streams: int
+    """Inferences at the same time in one process."""
     batch: int
     """Images in one run."""
     samples: int
@@ -89,15 +112,19 @@ class Measurement:
     mean_ms: float
     """Mean."""
     images_per_second: float
-    """Batch size over mean."""
+    """Batch size over mean, times the streams: each starts its next run when one ends."""
     drift_percent: float
     """How much slower the last third of the rounds was than the first."""
+    spread_percent: float
+    """Width of the middle half of the rounds' medians, in percent of their median: how noisy the machine was."""
     steady: bool
     """Whether warm-up ended because times had settled, rather than because its time was up."""
     peak_bytes: int | None
     """Peak memory of the process after running this and all smaller batch sizes."""
     round_medians_ms: tuple[float, ...]
     """Median of every round, in order."""
+    quantiles_ms: tuple[float, ...]
+    """The distribution: 0 %, 1 %, … 100 % of runs took at most this."""
 
 
 @dataclass(frozen=True)
@@ -108,19 +135,50 @@ class Comparison:
     """Name of the model."""
     reference: str
     """Name of the model it is compared with: the teacher, or else the last one given."""
+    stage: str
+    """Where both started: `"graph"` or `"jpeg"`."""
     threads: int
     """Threads of one inference."""
+    streams: int
+    """Inferences at the same time."""
     batch: int
     """Images in one run."""
     speedup: float
-    """Median of the reference over median of the model: above 1, the model is faster."""
+    """Median over the rounds of (the reference's time / the model's time): above 1, the model is faster."""
     low: float | None
-    """Lower end of its 95 % interval, from resampling the rounds of both together; None after a single round."""
+    """Lower end of its 95 % interval; None after too few rounds."""
     high: float | None
     """Upper end."""
     verdict: str
-    """`"faster"` or `"slower"` if the interval excludes 1 and the difference exceeds the precision asked for,
-    `"same"` if not, `"unclear"` after a single round."""
+    """`"faster"`, `"slower"`, `"same"` or `"unclear"`, as `cdl_deploy.bench.statistics.compare_rounds` decides."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """One measurement against the same one of an earlier report."""
+
+    model: str
+    """Name of the model."""
+    stage: str
+    """`"graph"` or `"jpeg"`."""
+    threads: int
+    """Threads of one inference."""
+    streams: int
+    """Inferences at the same time."""
+    batch: int
+    """Images in one run."""
+    before_ms: float
+    """Median then."""
+    now_ms: float
+    """Median now."""
+    ratio: float
+    """Median of the rounds now over then; above 1: slower."""
+    low: float | None
+    """Lower end of its 95 % interval; None after too few rounds."""
+    high: float | None
+    """Upper end."""
+    verdict: str
+    """`"slower"` is a regression; `"faster"`, `"same"`, `"unclear"`."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +187,8 @@ class BenchReport:
 
     machine: Machine
     """Where it ran."""
+    watch: Watch
+    """What else went on there meanwhile."""
     options: BenchOptions
     """What was asked for."""
     seconds: float
@@ -136,84 +196,65 @@ class BenchReport:
     models: tuple[ModelRecord, ...]
     """The models, in the order given."""
     measurements: tuple[Measurement, ...]
-    """By thread count, batch size and model."""
+    """By stage, thread count, streams, batch size and model."""
     comparisons: tuple[Comparison, ...]
     """Every model against the reference; empty for a single model."""
     notes: tuple[str, ...]
     """What cannot be trusted, and why; empty if nothing stood out."""
     created: str
     """When it began: ISO 8601, UTC."""
+    baseline: tuple[Change, ...] | None = None
+    """Every measurement against an earlier report, where one was given."""
 
     @property
     def headline(self) -> str:
-        """The result in one line: the first model against the reference, at the first batch size and thread count."""
-        if not self.comparisons:
-            m = self.measurements[0]
-            return f"{m.model}: p50 {_ms(m.p50_ms)} at {self._condition(m)}, {m.images_per_second:,.0f} images/s"
-        comparison = self.comparisons[0]
-        model, reference = (self._model(name) for name in (comparison.model, comparison.reference))
-        p50 = {m.model: m.p50_ms for m in self.measurements if self._condition(m) == self._condition(comparison)}
-        parts = [
-            f"{model.name}: {_speed(comparison)} {reference.name} at {self._condition(comparison)} "
-            f"(p50 {_ms(p50[model.name])} against {_ms(p50[reference.name])})",
-            f"{_size(model.file_bytes, reference.file_bytes)} "
-            f"({file_size(model.file_bytes)} against {file_size(reference.file_bytes)})",
-        ]
-        if model.accuracy is not None and reference.accuracy is not None:
-            parts.append(f"accuracy {model.accuracy:.1f} % against {reference.accuracy:.1f} %")
-        return ", ".join(parts)
+        """The result in one line: the first model against the reference, under the first condition."""
+        return headline(self)
+
+    @property
+    def regressions(self) -> list[Change]:
+        """What became slower since the baseline."""
+        return [change for change in self.baseline or () if change.verdict == "slower"]
+
+    def model(self, name: str) -> ModelRecord:
+        """The record of a model."""
+        return next(model for model in self.models if model.name == name)
+
+    def condition(self, item: Measurement | Comparison | Change) -> str:
+        """`batch 8, 2 threads`: the condition in words, of which those are left out that are the same everywhere."""
+        return ", ".join(
+            [
+                f"batch {item.batch}",
+                *([f"{item.threads} thread{'s' * (item.threads > 1)}"] if len(self.options.threads) > 1 else []),
+                *([f"{item.streams} stream{'s' * (item.streams > 1)}"] if len(self.options.streams) > 1 else []),
+                *(["from JPEG" if item.stage == "jpeg" else "graph only"] if len(self.options.stages) > 1 else []),
+            ]
+        )
 
     def to_json(self) -> str:
         """The whole report as indented JSON."""
         record = {"report_version": REPORT_VERSION, "headline": self.headline, **dataclasses.asdict(self)}
-        return json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False)
+        return json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False, default=str)
 
     def to_csv(self) -> str:
         """One line a measurement, with the model's own figures and its speed-up over the reference."""
-        columns = [f.name for f in dataclasses.fields(Measurement) if f.name != "round_medians_ms"]
-        facts = ["file_bytes", "parameters", "accuracy", "load_ms", "first_inference_ms"]
+        many = {"round_medians_ms", "quantiles_ms"}
+        columns = [f.name for f in dataclasses.fields(Measurement) if f.name not in many]
+        facts = ["file_bytes", "parameters", "macs", "accuracy", "load_ms", "first_inference_ms"]
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow([*columns, *facts, "reference", "speedup"])
-        compared = {(c.model, c.threads, c.batch): c for c in self.comparisons}
+        writer.writerow([*columns, *facts, "reference", "speedup", "speedup_low", "speedup_high", "verdict"])
+        compared = {key_of(comparison): comparison for comparison in self.comparisons}
         for m in self.measurements:
-            model, comparison = self._model(m.model), compared.get((m.model, m.threads, m.batch))
+            model, c = self.model(m.model), compared.get(key_of(m))
             row = [getattr(m, name) for name in columns] + [getattr(model, name) for name in facts]
-            writer.writerow(row + ([comparison.reference, comparison.speedup] if comparison else ["", ""]))
+            writer.writerow(row + ([c.reference, c.speedup, c.low, c.high, c.verdict] if c else [""] * 5))
         return text.getvalue()
 
-    def _model(self, name: str) -> ModelRecord:
-        return next(model for model in self.models if model.name == name)
 
-    def _condition(self, item: Measurement | Comparison) -> str:
-        threads = f", {item.threads} thread{'s' * (item.threads > 1)}" if len(self.options.threads) > 1 else ""
-        return f"batch {item.batch}{threads}"
+Key = tuple[str, str, int, int, int]
 
 
-def _speed(comparison: Comparison) -> str:
-    if comparison.verdict == "same":
-        return "no measurable difference in speed from"
-    about = "about " if comparison.verdict == "unclear" else ""
-    return f"{about}{_ratio(comparison.speedup, 1, 'faster', 'slower')} than"
-
-
-def _ratio(numerator: float, denominator: float, above: str, below: str) -> str:
-    """`3.1x faster` or `1.25x slower`: two decimals where one would hide the difference."""
-    ratio, word = (numerator / denominator, above) if numerator >= denominator else (denominator / numerator, below)
-    return f"{ratio:.2f}x {word}" if ratio < 1.995 else f"{ratio:.1f}x {word}"
-
-
-def _size(model: int, reference: int) -> str:
-    if abs(model / reference - 1) < 0.005:
-        return "the same size"
-    return _ratio(reference, model, "smaller", "larger")
-
-
-def _ms(milliseconds: float) -> str:
-    digits = 3 if milliseconds < 0.1 else 2 if milliseconds < 100 else 0
-    return f"{milliseconds:,.{digits}f} ms"
-
-
-def file_size(size: int) -> str:
-    """`4.1 MB`, or kB below a tenth of one; 1 MB is a million bytes."""
-    return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
+def key_of(item: Measurement | Comparison | Change) -> Key:
+    """Model and condition: what tells two measurements of a report apart."""
+    return item.model, item.stage, item.threads, item.streams, item.batch

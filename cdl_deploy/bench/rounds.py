@@ -2,45 +2,53 @@
 
 from __future__ import annotations
 
+import json
 import random
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from itertools import product
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 from cdl_deploy.bench import statistics as stats
+from cdl_deploy.bench.cells import Cell, compare, compare_all, summarise
 from cdl_deploy.bench.client import WorkerClient
-from cdl_deploy.bench.machine import busy_share, describe_machine
+from cdl_deploy.bench.inputs import photos_in, write_photos
+from cdl_deploy.bench.machine import describe_machine
 from cdl_deploy.bench.notes import make_notes
-from cdl_deploy.bench.options import BenchOptions, ModelSpec
-from cdl_deploy.bench.report import BenchReport, Comparison, Measurement, ModelRecord, Progress
+from cdl_deploy.bench.options import PHOTO_SIZE, BenchOptions, ModelSpec
+from cdl_deploy.bench.report import BenchReport, ModelRecord, Progress
+from cdl_deploy.bench.watch import Watcher
 from cdl_deploy.bundle import FORMAT_KEY, Bundle, decode_metadata
-from cdl_deploy.errors import OptionError
+from cdl_deploy.errors import BundleError, OptionError
 
-BURST_SECONDS = 0.1
-WARM_SHARE = 0.25
-"""Share of the time limit that warming up may take at most."""
+BURST_SECONDS = 0.05
+LOADS = 3
+"""So many fresh processes load each model, where the time allows it."""
+LOAD_SHARE, WARM_SHARE = 0.15, 0.25
+"""Shares of the time limit: repeated loading ends at the first, warming up takes at most the second."""
 CHECK_GROWTH = 1.2
 """Intervals are computed anew when there are this many times as many rounds as at the last check."""
 
 
 @dataclass
-class _Cell:
-    """One model under one condition, while it is measured."""
+class _Model:
+    """What is known about a model before and while it is measured."""
 
-    client: WorkerClient
-    batch: int
-    steady: bool = False
-    peak_bytes: int | None = None
-    bursts: list[list[float]] = field(default_factory=list)
+    spec: ModelSpec
+    facts: dict[str, Any]
+    bundle: Bundle | None
+    loads: list[float] = field(default_factory=list)
+    firsts: list[float] = field(default_factory=list)
+    bytes_before: int | None = None
 
-    @property
-    def name(self) -> str:
-        return f"{self.client.model.name} at batch {self.batch}, threads {self.client.threads}"
+    def takes(self, batch: int) -> bool:
+        """Whether its input allows this batch size."""
+        return self.facts["fixed_batch"] in (None, batch)
 
 
 def bench_latency(
@@ -48,7 +56,7 @@ def bench_latency(
     options: BenchOptions | None = None,
     on_progress: Callable[[Progress], object] | None = None,
 ) -> BenchReport:
-    """Measure every model at every batch size and thread count; see `cdl_deploy.bench` for how and why.
+    """Measure every model under every condition; see `cdl_deploy.bench` for how and why.
 
     `on_progress` is called between measurements. Raises `BundleError` for a model that cannot be read or run, or whose
     process dies; `OptionError` without models or for a name given twice. No process is left behind.
@@ -56,185 +64,237 @@ def bench_latency(
     options = options if options is not None else BenchOptions()
     if not models or len({model.name for model in models}) < len(models):
         raise OptionError(f"models are {[m.name for m in models]}, expected at least one, each with a name of its own")
-    bench = _Bench(options, on_progress)
     created = datetime.now(UTC).isoformat(timespec="seconds")
     machine = describe_machine()
-    with ExitStack() as stack:
-        records, bundles = bench.load(models, stack)
-        bench.warm_up()
-        bench.measure()
-    machine = replace(machine, busy_after=busy_share())
-    measurements = bench.measurements()
+    with tempfile.TemporaryDirectory(prefix="cdl-bench-") as folder:
+        bench = _Bench(options, on_progress, _photos(options, Path(folder)))
+        bench.inspect(models)
+        bench.load_again()
+        watcher = Watcher()
+        for number, group in enumerate(options.groups):
+            bench.measure(*group, share=1 / (len(options.groups) - number), watcher=watcher)
+    watch = watcher.end(bench.worker_seconds, bench.switched)
+    records = [_record(model) for model in bench.models]
+    measurements = tuple(summarise(cell, options) for cell in bench.cells)
     return BenchReport(
         machine=machine,
+        watch=watch,
         options=options,
         seconds=round(bench.elapsed(), 1),
         models=tuple(records),
         measurements=measurements,
-        comparisons=bench.comparisons(_reference(records)),
-        notes=tuple(make_notes(machine, options, measurements, bundles)),
+        comparisons=tuple(compare_all(bench.cells, bench.reference, options)),
+        notes=tuple(make_notes(machine, watch, options, measurements, records, bench.bundles, bench.elapsed())),
         created=created,
     )
 
 
-def _reference(records: Sequence[ModelRecord]) -> str:
-    """The teacher if there is exactly one, otherwise the last model."""
-    teachers = [record.name for record in records if record.role == "teacher"]
-    return teachers[0] if len(teachers) == 1 else records[-1].name
+def _photos(options: BenchOptions, folder: Path) -> list[Path]:
+    if "jpeg" not in options.stages:
+        return []
+    if options.images is not None:
+        return photos_in(options.images)
+    return write_photos(folder, options.image_size or PHOTO_SIZE, options.seed)
 
 
 class _Bench:
     """The state of one benchmark."""
 
-    def __init__(self, options: BenchOptions, on_progress: Callable[[Progress], object] | None) -> None:
-        self._options, self._on_progress = options, on_progress
+    def __init__(
+        self, options: BenchOptions, on_progress: Callable[[Progress], object] | None, photos: Sequence[Path]
+    ) -> None:
+        self._options, self._on_progress, self._photos = options, on_progress, photos
         self._begin = time.monotonic()
-        self._conditions: dict[tuple[int, int], list[_Cell]] = {}
-        self._within: dict[str, float] = {}
+        self._within: dict[int, float] = {}
         self._rounds = 0
+        self.models: list[_Model] = []
+        self.cells: list[Cell] = []
+        self.worker_seconds, self.switched = 0.0, 0
+
+    @property
+    def bundles(self) -> dict[str, Bundle | None]:
+        return {model.spec.name: model.bundle for model in self.models}
+
+    @property
+    def reference(self) -> str:
+        """The exported teacher if there is exactly one, otherwise the last model."""
+        teachers = [m.spec.name for m in self.models if m.bundle is not None and m.bundle.role == "teacher"]
+        return teachers[0] if len(teachers) == 1 else self.models[-1].spec.name
 
     def elapsed(self) -> float:
         return time.monotonic() - self._begin
 
-    def load(self, models: Sequence[ModelSpec], stack: ExitStack) -> tuple[list[ModelRecord], dict[str, Bundle | None]]:
-        """Start every worker, one after the other, so that none loads while another is timed."""
-        records, bundles = [], {}
-        for threads, model in product(self._options.threads, models):
-            self._tell("load", model.name)
-            client = stack.enter_context(WorkerClient(model, threads))
-            loaded = client.load(self._options.seed)
-            first = client.first(min(self._options.batches))
-            for batch in self._options.batches:
-                self._conditions.setdefault((threads, batch), []).append(_Cell(client, batch))
-            if threads == self._options.threads[0]:
-                bundle = decode_metadata(model.path, loaded["metadata"]) if FORMAT_KEY in loaded["metadata"] else None
-                bundles[model.name] = bundle
-                records.append(_record(model, bundle, loaded, first))
-        return records, bundles
+    def inspect(self, specs: Sequence[ModelSpec]) -> None:
+        """A process of its own for what is there to know apart from times; whatever cannot be run is found here."""
+        batch = min(self._options.batches)
+        for spec in specs:
+            self._tell("load", spec.name)
+            with WorkerClient(spec) as client:
+                before = client.prepare(self._job(spec, *self._options.groups[0], photos=False))
+                client.load()
+                facts = client.inspect(batch)
+                metadata = facts["metadata"]
+                bundle = decode_metadata(spec.path, metadata) if FORMAT_KEY in metadata else None
+                model = _Model(spec, facts, bundle, bytes_before=before)
+                if not any(model.takes(size) for size in self._options.batches):
+                    raise BundleError(
+                        f"{spec.path}: takes batches of {facts['fixed_batch']} only, asked for "
+                        f"{', '.join(map(str, self._options.batches))} (--batch)"
+                    )
+                self.models.append(model)
 
-    def warm_up(self) -> None:
+    def load_again(self) -> None:
+        """Time loading and the first run in fresh processes, while the share of the time that is meant for it lasts."""
+        for _ in range(LOADS - 1):
+            for model in self.models:
+                if self.elapsed() > LOAD_SHARE * self._options.time_limit:
+                    return
+                self._tell("load", model.spec.name)
+                with WorkerClient(model.spec) as client:
+                    client.prepare(self._job(model.spec, *self._options.groups[0], photos=False))
+                    self._load(model, client, keep=True)
+
+    def measure(self, stage: str, threads: int, share: float, watcher: Watcher) -> None:
+        """One group: a fresh process for each model, one after the other loaded and warmed up; then rounds.
+
+        It may use `share` of the time that is left.
+        """
+        limit = self.elapsed() + share * (self._options.time_limit - self.elapsed())
+        with ExitStack() as stack:
+            clients = {model.spec.name: stack.enter_context(WorkerClient(model.spec)) for model in self.models}
+            for model in self.models:  # all of them import at once; then none loads while another is timed
+                ours = model.bundle is not None
+                clients[model.spec.name].prepare(self._job(model.spec, stage, threads, stage == "jpeg", ours))
+            for model in self.models:
+                self._tell("load", model.spec.name)
+                keep = (stage, threads) == self._options.groups[0]
+                self._load(model, clients[model.spec.name], keep and (stage == "graph" or not model.loads))
+            conditions = [
+                [Cell(model.spec.name, condition) for model in self.models if model.takes(condition.batch)]
+                for condition in self._options.conditions(stage, threads)
+            ]
+            conditions = [cells for cells in conditions if cells]
+            before = self._usage(clients)
+            self._warm_up(conditions, clients)
+            self._take_turns(conditions, clients, limit, watcher)
+            after = self._usage(clients)
+        self.worker_seconds += after[0] - before[0]
+        self.switched += after[1] - before[1]
+        self.cells += [cell for cells in conditions for cell in cells]
+
+    def _load(self, model: _Model, client: WorkerClient, keep: bool) -> None:
+        """Load and run once; `keep` what both took: graph only, and at the first number of threads."""
+        loading = client.load()
+        first = client.first(min(size for size in self._options.batches if model.takes(size)))
+        if keep:
+            model.loads.append(loading)
+            model.firsts.append(first)
+
+    def _job(self, spec: ModelSpec, stage: str, threads: int, photos: bool, ours: bool = False) -> dict[str, Any]:
+        return {
+            "model": str(spec.path),
+            "kind": spec.kind,
+            "role": spec.role,
+            "threads": threads,
+            "seed": self._options.seed,
+            "size": None if photos else self._options.image_size,  # that of the photographs, which are there already
+            "photos": [str(photo) for photo in self._photos] if photos else [],
+            "ours": ours,
+        }
+
+    def _warm_up(self, conditions: list[list[Cell]], clients: dict[str, WorkerClient]) -> None:
         """Small batches first, so that the peak memory seen after each belongs to it."""
-        cells = sorted((cell for cells in self._conditions.values() for cell in cells), key=lambda cell: cell.batch)
+        cells = sorted((cell for cells in conditions for cell in cells), key=lambda cell: cell.condition.batch)
+        groups = len(self._options.groups)
         for cell in cells:
             self._tell("warm up", cell.name)
-            seconds = WARM_SHARE * self._options.time_limit / len(cells)
-            cell.steady, cell.peak_bytes = cell.client.warm(cell.batch, seconds)
+            seconds = WARM_SHARE * self._options.time_limit / groups / len(cells)
+            at = cell.condition
+            cell.steady, cell.peak_bytes = clients[cell.model].warm(at.batch, at.streams, seconds)
 
-    def measure(self) -> None:
+    def _take_turns(
+        self, conditions: list[list[Cell]], clients: dict[str, WorkerClient], limit: float, watcher: Watcher
+    ) -> None:
         """Rounds in random order until every median is precise or the time is up; at least one round."""
-        order, limit = random.Random(self._options.seed), self._options.time_limit
-        cells = sum(map(len, self._conditions.values()))
+        order = random.Random(self._options.seed)
         # Short bursts if the time is short, so that there are enough rounds for an interval.
-        seconds = max(0.005, min(BURST_SECONDS, 0.5 * (limit - self.elapsed()) / (cells * stats.MIN_ROUNDS)))
-        cost: dict[tuple[int, int], float] = {}
-        unfinished, check = list(self._conditions), stats.MIN_ROUNDS
+        share = (limit - self.elapsed()) / (sum(map(len, conditions)) * stats.MIN_ROUNDS)
+        seconds = max(0.005, min(BURST_SECONDS, 0.5 * share))
+        cost: dict[int, float] = {}
+        unfinished, check, rounds = list(range(len(conditions))), stats.MIN_ROUNDS, 0
         while unfinished:
             order.shuffle(unfinished)
-            for condition in unfinished:
-                if self.elapsed() + cost.get(condition, 0) > limit and self._rounds:
+            watcher.tick()
+            for number in unfinished:
+                if self.elapsed() + cost.get(number, 0) > limit and rounds:
                     return
                 begin = self.elapsed()
                 # The models of one condition run side by side in time: their ratio sees the same disturbances.
-                for cell in order.sample(self._conditions[condition], len(self._conditions[condition])):
+                for cell in order.sample(conditions[number], len(conditions[number])):
                     self._tell("measure", cell.name)
-                    cell.bursts.append(cell.client.burst(cell.batch, seconds))
-                cost[condition] = self.elapsed() - begin
+                    at = cell.condition
+                    cell.bursts.append(clients[cell.model].burst(at.batch, at.streams, seconds))
+                cost[number] = self.elapsed() - begin
+            rounds += 1
             self._rounds += 1
-            if self._rounds >= check:
-                unfinished = [condition for condition in unfinished if not self._precise(condition)]
-                check = int(self._rounds * CHECK_GROWTH) + 1
+            if rounds >= check:
+                unfinished = [number for number in unfinished if not self._settled(conditions[number])]
+                check = int(rounds * CHECK_GROWTH) + 1
 
-    def _precise(self, condition: tuple[int, int]) -> bool:
-        for cell in self._conditions[condition]:
-            within = _interval(cell.bursts, self._options.seed)[2]
-            self._within[cell.name] = within if within is not None else float("inf")
-        return all(self._within[cell.name] <= self._options.precision for cell in self._conditions[condition])
-
-    def measurements(self) -> tuple[Measurement, ...]:
-        return tuple(
-            _summary(cell, self._options) for condition in self._conditions for cell in self._conditions[condition]
+    def _settled(self, cells: list[Cell]) -> bool:
+        """Whether the medians are precise enough, and the models told apart or known to be alike."""
+        for cell in cells:
+            found = cell.interval(self._options.seed)
+            self._within[id(cell)] = found[2] if found else float("inf")
+        if any(self._within[id(cell)] > self._options.precision for cell in cells):
+            return False
+        against = next((cell for cell in cells if cell.model == self.reference), None)
+        return against is None or all(
+            compare(cell, against, self._options).verdict != "unclear" for cell in cells if cell is not against
         )
 
-    def comparisons(self, reference: str) -> tuple[Comparison, ...]:
-        found = []
-        for cells in self._conditions.values():
-            against = next(cell for cell in cells if cell.client.model.name == reference)
-            found += [_compare(cell, against, self._options) for cell in cells if cell is not against]
-        return tuple(found)
+    def _usage(self, clients: dict[str, WorkerClient]) -> tuple[float, int]:
+        found = [client.usage() for client in clients.values()]
+        return sum(used for used, _ in found), sum(switched for _, switched in found)
 
     def _tell(self, phase: str, detail: str) -> None:
         if self._on_progress is not None:
             precise = sum(within <= self._options.precision for within in self._within.values())
-            medians = sum(map(len, self._conditions.values()))
+            medians = len(self.models) * len(self._options.groups) * len(self._options.conditions("graph", 1))
             self._on_progress(Progress(phase, detail, self.elapsed(), self._rounds, precise, medians))
 
 
-def _record(model: ModelSpec, bundle: Bundle | None, loaded: dict[str, Any], first_ms: float) -> ModelRecord:
+def _record(model: _Model) -> ModelRecord:
+    facts, bundle = model.facts, model.bundle
     return ModelRecord(
-        name=model.name,
-        path=str(model.path),
-        role=bundle.role if bundle else None,
-        file_bytes=loaded["file_bytes"],
-        parameters=bundle.parameters if bundle else None,
-        accuracy=bundle.accuracy.final_average_accuracy if bundle and bundle.accuracy else None,
-        classes=len(bundle.classes) if bundle else None,
-        load_ms=loaded["load_ms"],
-        first_inference_ms=first_ms,
+        name=model.spec.name,
+        path=str(model.spec.path),
+        kind=model.spec.kind,
+        role=bundle.role if bundle else model.spec.role,
+        file_bytes=facts["file_bytes"],
+        sha256=facts["sha256"],
+        input=facts["inputs"],
+        parameters=bundle.parameters if bundle else facts["parameters"],
+        macs=facts["macs"],
+        uncounted=tuple(facts["uncounted"]),
+        accuracy=_accuracy(bundle, facts),
+        classes=len(bundle.classes) if bundle else facts["classes"],
+        load_ms=median(model.loads),
+        first_inference_ms=median(model.firsts),
+        loads_ms=tuple(model.loads),
+        firsts_ms=tuple(model.firsts),
+        bytes_before=model.bytes_before,
     )
 
 
-def _interval(bursts: list[list[float]], seed: int) -> tuple[float | None, float | None, float | None]:
-    """(low, high, half the width in percent of the median) of the median's 95 % interval; None after one round."""
-    if len(bursts) < 2:
-        return None, None, None
-    medians = stats.resampled_medians(bursts, stats.draw_rounds(len(bursts), seed))
-    low, high = stats.interval(medians)
-    return low, high, stats.half_width_percent(low, high, median(t for burst in bursts for t in burst))
-
-
-def _summary(cell: _Cell, options: BenchOptions) -> Measurement:
-    times = [t for burst in cell.bursts for t in burst]
-    low, high, within = _interval(cell.bursts, options.seed)
-    round_medians = tuple(median(burst) for burst in cell.bursts)
-    mean = sum(times) / len(times)
-    return Measurement(
-        model=cell.client.model.name,
-        threads=cell.client.threads,
-        batch=cell.batch,
-        samples=len(times),
-        rounds=len(cell.bursts),
-        p50_ms=stats.percentile(times, 50),
-        low_ms=low,
-        high_ms=high,
-        within_percent=within,
-        precise=within is not None and within <= options.precision and len(cell.bursts) >= stats.MIN_ROUNDS,
-        p90_ms=stats.percentile(times, 90),
-        p95_ms=stats.percentile(times, 95),
-        p99_ms=stats.percentile(times, 99),
-        mean_ms=mean,
-        images_per_second=cell.batch / mean * 1000,
-        drift_percent=stats.drift_percent(round_medians),
-        steady=cell.steady,
-        peak_bytes=cell.peak_bytes,
-        round_medians_ms=round_medians,
-    )
-
-
-def _compare(cell: _Cell, against: _Cell, options: BenchOptions) -> Comparison:
-    speedup = median(t for b in against.bursts for t in b) / median(t for b in cell.bursts for t in b)
-    low = high = None
-    verdict = "unclear"
-    if len(cell.bursts) > 1:
-        # One set of draws for both: a round that was disturbed counts for both or for neither.
-        draws = stats.draw_rounds(len(cell.bursts), options.seed)
-        ratios = stats.resampled_medians(against.bursts, draws) / stats.resampled_medians(cell.bursts, draws)
-        low, high = stats.interval(ratios)
-        margin = 1 + options.precision / 100
-        verdict = "same"
-        if low > 1 and speedup > margin:
-            verdict = "faster"
-        elif high < 1 and speedup < 1 / margin:
-            verdict = "slower"
-    return Comparison(
-        cell.client.model.name, against.client.model.name, cell.client.threads, cell.batch, speedup, low, high, verdict
-    )
+def _accuracy(bundle: Bundle | None, facts: dict[str, Any]) -> float | None:
+    """Final average accuracy in percent, less what quantising took."""
+    if bundle is None:
+        accuracy = facts["accuracy"]
+        return float(accuracy) if accuracy is not None else None
+    if bundle.accuracy is None:
+        return None
+    quantised = json.loads(facts["metadata"].get("cdl.quantization") or "null") or {}
+    before, after = quantised.get("accuracy_before"), quantised.get("accuracy_after")
+    lost = before - after if before is not None and after is not None else 0.0
+    return bundle.accuracy.final_average_accuracy - lost

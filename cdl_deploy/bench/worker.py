@@ -1,9 +1,12 @@
 """The process in which one model runs: `python -m cdl_deploy.bench.worker`, one JSON object a line in and out.
 
-    {"do": "load", "model": PATH, "threads": N, "seed": S}            → {"load_ms", "metadata", "file_bytes"}
-    {"do": "first", "batch": B}                                       → {"ms"}: the first run at this batch size
-    {"do": "warm", "batch": B, "seconds": S}                          → {"steady", "peak_bytes"}
-    {"do": "burst", "batch": B, "seconds": S}                         → {"ms": [one number an iteration]}
+    {"do": "prepare", "job": {…}}                           → {"bytes_before"}: everything is imported
+    {"do": "load"}                                          → {"load_ms"}
+    {"do": "inspect", "batch": B}                           → what there is to know apart from times
+    {"do": "first", "batch": B}                             → {"ms"}: the first run at this batch size
+    {"do": "warm", "batch": B, "streams": N, "seconds": S}  → {"steady", "peak_bytes"}
+    {"do": "burst", "batch": B, "streams": N, "seconds": S} → {"ms": [one number a run]}
+    {"do": "usage"}                                         → {"cpu_seconds", "switched"}
 
 An error is `{"error": text}`; the process ends when its standard input does.
 """
@@ -16,107 +19,122 @@ import os
 import signal
 import statistics
 import sys
+import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from cdl_deploy.bench.machine import peak_memory
-from cdl_deploy.bundle import open_session
-from cdl_deploy.errors import BundleError, CdlError
+from cdl_deploy.bench.machine import peak_memory, switched_away
+from cdl_deploy.bench.runners import Job, Run, Runner, make_runner
+from cdl_deploy.errors import CdlError
 
 STEADY = 0.05
 """Two windows of warm-up in a row agree when their medians differ by less than this share."""
 WARM_WINDOW = 0.1
-"""Seconds of one window of warm-up (at least one iteration)."""
+"""Seconds of one window of warm-up (at least one run)."""
 UNCOUNTED = 0.2
-"""Share of a burst's time that runs before its counted part (at least one iteration)."""
-TYPES: dict[str, type[np.generic]] = {
-    "tensor(float)": np.float32,
-    "tensor(float16)": np.float16,
-    "tensor(uint8)": np.uint8,
-}
+"""Share of a burst's time that runs before its counted part: another process has just used the caches."""
+LONG_MS = 250.0
+"""A run of this length refills the caches by itself: nothing needs to run uncounted before it."""
 
 
 class Worker:
-    """One onnxruntime session and the inputs it is measured with."""
+    """One model and the inputs it is measured with."""
 
-    def load(self, model: str, threads: int, seed: int) -> dict[str, Any]:
-        """Open the model. The time covers reading the file and preparing the session, not importing onnxruntime."""
-        import onnxruntime  # noqa: F401  (imported here so that the clock below does not see it)
+    def prepare(self, job: dict[str, Any]) -> dict[str, Any]:
+        """Import what the job takes."""
+        self._runs: dict[int, Run] = {}
+        self._last_ms: dict[tuple[int, int], float] = {}
+        self._runner: Runner = make_runner(Job(**{**job, "photos": tuple(job["photos"])}))
+        return {"bytes_before": peak_memory()}
 
+    def load(self) -> dict[str, Any]:
+        """Make the model ready. The time covers reading the file and preparing the session, not imports."""
         begin = time.perf_counter()
-        self._session = open_session(model, threads=threads)
-        seconds = time.perf_counter() - begin
-        self._path, self._random = Path(model), np.random.default_rng(seed)
-        self._inputs: dict[int, dict[str, Any]] = {}
-        external = Path(model + ".data")  # where torch.onnx puts weights that are not in the file itself
-        return {
-            "load_ms": seconds * 1e3,
-            "metadata": dict(self._session.get_modelmeta().custom_metadata_map),
-            "file_bytes": self._path.stat().st_size + (external.stat().st_size if external.is_file() else 0),
-        }
+        self._runner.load()
+        return {"load_ms": (time.perf_counter() - begin) * 1e3}
+
+    def inspect(self, batch: int) -> dict[str, Any]:
+        """What the runner knows about the model."""
+        return self._runner.inspect(batch)
 
     def first(self, batch: int) -> dict[str, Any]:
         """The first run at this batch size, in milliseconds."""
-        milliseconds = self._run(self._feed(batch))
+        milliseconds = _run(self._run_of(batch))
         settle()  # the next worker is about to be loaded and timed
         return {"ms": milliseconds}
 
-    def warm(self, batch: int, seconds: float) -> dict[str, Any]:
+    def warm(self, batch: int, streams: int, seconds: float) -> dict[str, Any]:
         """Run until two windows in a row agree, or for `seconds`."""
-        feed, deadline = self._feed(batch), time.perf_counter() + seconds
+        run, deadline = self._run_of(batch), time.perf_counter() + seconds
         before, steady = None, False
         while not steady and (before is None or time.perf_counter() < deadline):
-            median = statistics.median(self._timed(feed, WARM_WINDOW))
+            median = statistics.median(timed(run, WARM_WINDOW, streams))
             steady = before is not None and abs(median / before - 1) < STEADY
             before = median
+        self._last_ms[batch, streams] = before or 0.0
         settle()
         return {"steady": steady, "peak_bytes": peak_memory()}
 
-    def burst(self, batch: int, seconds: float) -> dict[str, Any]:
-        """Milliseconds of every counted iteration."""
-        feed = self._feed(batch)
+    def burst(self, batch: int, streams: int, seconds: float) -> dict[str, Any]:
+        """Milliseconds of every counted run."""
+        run = self._run_of(batch)
         gc.disable()
         try:
-            self._timed(feed, seconds * UNCOUNTED)
-            milliseconds = self._timed(feed, seconds)
+            if self._last_ms.get((batch, streams), 0.0) < LONG_MS:
+                timed(run, seconds * UNCOUNTED, streams)
+            milliseconds = timed(run, seconds, streams)
         finally:
             gc.enable()
         settle()
         return {"ms": milliseconds}
 
-    def _timed(self, feed: dict[str, Any], seconds: float) -> list[float]:
-        """Milliseconds of at least one iteration, until `seconds` have passed."""
-        milliseconds, end = [self._run(feed)], time.perf_counter() + seconds
-        while time.perf_counter() < end:
-            milliseconds.append(self._run(feed))
-        return milliseconds
+    def usage(self) -> dict[str, Any]:
+        """Processor time of this process so far, and how often it was taken from the processor for another one."""
+        return {"cpu_seconds": time.process_time(), "switched": switched_away()}
 
-    def _run(self, feed: dict[str, Any]) -> float:
-        begin = time.perf_counter_ns()
-        self._session.run(None, feed)
-        return (time.perf_counter_ns() - begin) / 1e6
+    def _run_of(self, batch: int) -> Run:
+        if batch not in self._runs:
+            self._runs[batch] = self._runner.run_of(batch)
+        return self._runs[batch]
 
-    def _feed(self, batch: int) -> dict[str, Any]:
-        """Random values: the time of dense layers does not depend on what they multiply."""
-        if batch not in self._inputs:
-            nodes = self._session.get_inputs()
-            if len(nodes) != 1 or nodes[0].type not in TYPES:
-                found = ", ".join(f"{node.name}: {node.type}" for node in nodes)
-                raise BundleError(f"{self._path}: inputs are ({found}), expected one image as float or uint8")
-            name, shape, kind = nodes[0].name, nodes[0].shape, TYPES[nodes[0].type]
-            free = [size for size in shape[1:] if not isinstance(size, int)]
-            if free or len(shape) < 2:
-                raise BundleError(f"{self._path}: input {name} has shape {shape}, expected only the batch to be free")
-            if isinstance(shape[0], int) and shape[0] != batch:
-                raise BundleError(f"{self._path}: takes batches of {shape[0]} only, asked for {batch}")
-            values = self._random.uniform(0, 255, (batch, *shape[1:])) if kind is np.uint8 else None
-            values = self._random.standard_normal((batch, *shape[1:])) if values is None else values
-            self._inputs[batch] = {name: np.ascontiguousarray(values.astype(kind))}
-        return self._inputs[batch]
+
+def timed(run: Run, seconds: float, streams: int) -> list[float]:
+    """Milliseconds of each run until `seconds` have passed, at least one in each of `streams` threads at once."""
+    if streams == 1:
+        return _loop(run, time.perf_counter() + seconds)
+    found: list[list[float]] = [[] for _ in range(streams)]
+    failures: list[BaseException] = []
+    together = threading.Barrier(streams)
+
+    def stream(place: int) -> None:
+        try:
+            together.wait()
+            found[place] = _loop(run, time.perf_counter() + seconds)
+        except BaseException as error:  # noqa: BLE001  raised again below, in the thread that answers
+            failures.append(error)
+
+    threads = [threading.Thread(target=stream, args=(place,)) for place in range(streams)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[0]
+    return [milliseconds for times in found for milliseconds in times]
+
+
+def _loop(run: Run, end: float) -> list[float]:
+    milliseconds = [_run(run)]
+    while time.perf_counter() < end:
+        milliseconds.append(_run(run))
+    return milliseconds
+
+
+def _run(run: Run) -> float:
+    begin = time.perf_counter_ns()
+    run()
+    return (time.perf_counter_ns() - begin) / 1e6
 
 
 def settle(quiet: float = 0.01, limit: float = 1.0) -> None:
@@ -136,10 +154,13 @@ def main() -> None:
     os.dup2(2, 1)  # nothing that native code prints may come between the answers
     worker = Worker()
     actions: dict[str, Callable[..., dict[str, Any]]] = {
+        "prepare": worker.prepare,
         "load": worker.load,
+        "inspect": worker.inspect,
         "first": worker.first,
         "warm": worker.warm,
         "burst": worker.burst,
+        "usage": worker.usage,
     }
     for line in sys.stdin:
         request = json.loads(line)
@@ -149,7 +170,7 @@ def main() -> None:
         except CdlError as error:
             answer = {"error": str(error)}
         except Exception as error:  # noqa: BLE001  onnxruntime's share no base class; the parent shows the text
-            answer = {"error": f"{request.get('model', '')} {type(error).__name__}: {' '.join(str(error).split())}"}
+            answer = {"error": f"{type(error).__name__}: {' '.join(str(error).split())}", "unexpected": True}
         print(json.dumps(answer), file=answers, flush=True)
 
 

@@ -83,7 +83,8 @@ for _name, _module in COMMANDS.items():
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """Run `cdl` with `args` (default: the process's own) and exit.
 
-    Exit codes: 0 done; 1 done, but some items failed; 2 an error the user can put right, on one line; 130 Ctrl-C.
+    Exit codes: 0 done; 1 done, but some items failed; 2 an error the user can put right, on one line; 3 slower than the
+    baseline; 130 Ctrl-C.
     """
     try:
         code = app(args=list(args) if args is not None else None, prog_name="cdl", standalone_mode=False)

@@ -73,8 +73,11 @@ def latency_table(report: dict[str, Any]) -> Table:
     """Median latency and size of every model in a report of `cdl bench-latency --json`."""
     from rich.table import Table
 
-    conditions = sorted({(row["threads"], row["batch"]) for row in report["measurements"]})
-    medians = {(row["model"], row["threads"], row["batch"]): row["p50_ms"] for row in report["measurements"]}
+    # Of a report over several stages or streams, the first of them.
+    first = report["measurements"][0]
+    rows = [row for row in report["measurements"] if all(row[name] == first[name] for name in ("stage", "streams"))]
+    conditions = sorted({(row["threads"], row["batch"]) for row in rows})
+    medians = {(row["model"], row["threads"], row["batch"]): f"{row['p50_ms']:.2f}" for row in rows}
     table = Table(title="latency (median, ms) and size", title_justify="left")
     table.add_column("model")
     for threads, batch in conditions:
@@ -84,7 +87,7 @@ def latency_table(report: dict[str, Any]) -> Table:
     for model in report["models"]:
         table.add_row(
             model["name"],
-            *[f"{medians[model['name'], threads, batch]:.2f}" for threads, batch in conditions],
+            *[medians.get((model["name"], threads, batch), "") for threads, batch in conditions],
             f"{model['file_bytes'] / 1e6:.2f}",
             f"{model['parameters']:,}" if model["parameters"] else "",
         )

@@ -80,6 +80,10 @@ def set_metadata(model: onnx.ModelProto, metadata: dict[str, str]) -> onnx.Model
     return model
 
 
+def save_model(model: onnx.ModelProto, path: Path, metadata: dict[str, str]) -> None:
+    onnx.save(set_metadata(model, metadata), path)
+
+
 MakeModel = Callable[..., Path]
 
 

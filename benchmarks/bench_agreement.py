@@ -1,0 +1,232 @@
+"""Whether `cdl bench-latency` can be believed: against a bare loop, on a slowed model, and on a copy.
+
+    python benchmarks/bench_agreement.py agreement --pairs 10
+    python benchmarks/bench_agreement.py trials --trials 20 --slower 10
+
+`agreement`: the median of `cdl bench-latency` against that of a bare loop of 15 lines in a fresh process, taking turns
+in random order; exits 1 if they differ by more than 3 %. onnxruntime's own `onnxruntime_perf_test` runs as well where
+it is on the path; no package on PyPI brings it.
+
+`trials`: each trial benchmarks a model, a copy of its file, and the same model with a few percent more work inside,
+for a few seconds. Exits 1 if the slowed one is not called slower in every trial, or the copy ever is.
+
+Without --model, the model is a plain timm ViT with random weights, exported here (64×64, 6 blocks of width 192).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from cdl_deploy.bench import BenchOptions, ModelSpec, bench_latency, describe_machine
+
+TOLERANCE = 0.03
+LOOP = """
+import sys, time
+import numpy, onnxruntime
+path, threads, batch, seconds = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads = threads
+session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+image = session.get_inputs()[0]
+shape = [batch, *[side if isinstance(side, int) else 224 for side in image.shape[1:]]]
+feed = {image.name: numpy.random.default_rng(0).standard_normal(shape).astype(numpy.float32)}
+times, begin = [], time.perf_counter()
+while time.perf_counter() < begin + 1.2 * seconds:
+    start = time.perf_counter()
+    session.run(None, feed)
+    times += [time.perf_counter() - start] if start > begin + 0.2 * seconds else []
+print(1000 * numpy.median(times))
+"""
+
+
+def make_model(folder: Path) -> Path:
+    """A plain ViT with random weights and a free batch."""
+    import timm
+    import torch
+
+    sizes = {"img_size": 64, "patch_size": 8, "embed_dim": 192, "depth": 6, "num_heads": 3, "num_classes": 10}
+    torch.manual_seed(0)
+    network = timm.models.vision_transformer.VisionTransformer(**sizes).eval()
+    path = folder / "model.onnx"
+    torch.onnx.export(
+        network,
+        (torch.zeros(2, 3, 64, 64),),
+        str(path),
+        dynamo=True,
+        input_names=["image"],
+        output_names=["logits"],
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        external_data=False,
+        verbose=False,
+    )
+    return path
+
+
+def slow_down(path: Path, out: Path, products: int, width: int = 256) -> None:
+    """The same model with some matrix products between its input and its first output: they add zero to it."""
+    model = onnx.load(path)
+    graph = model.graph
+    rng = np.random.default_rng(0)
+    weight = (rng.standard_normal((width, width)) / width**0.5).astype(np.float32)
+    graph.initializer.append(numpy_helper.from_array(weight, "more_weight"))
+    graph.initializer.append(numpy_helper.from_array(np.zeros((1, 1), np.float32), "more_zero"))
+    graph.initializer.append(numpy_helper.from_array(np.array([-1, width], np.int64), "more_shape"))
+    first, last = graph.input[0].name, graph.output[0].name
+    nodes = [helper.make_node("Reshape", [first, "more_shape"], ["more_0"])]
+    nodes += [helper.make_node("MatMul", [f"more_{i}", "more_weight"], [f"more_{i + 1}"]) for i in range(products)]
+    nodes += [
+        helper.make_node("ReduceMean", [f"more_{products}"], ["more_mean"], keepdims=1),
+        helper.make_node("Mul", ["more_mean", "more_zero"], ["more_nothing"]),
+        helper.make_node("Add", ["more_before", "more_nothing"], [last]),
+    ]
+    for node in graph.node:
+        node.output[:] = ["more_before" if name == last else name for name in node.output]
+        node.input[:] = ["more_before" if name == last else name for name in node.input]
+    graph.node.extend(nodes)
+    onnx.save(model, out)
+
+
+def bare_loop(path: Path, threads: int, batch: int, seconds: float) -> float:
+    """Median milliseconds of a loop over `session.run`, in a fresh process."""
+    command = [sys.executable, "-c", LOOP, str(path), str(threads), str(batch), str(seconds)]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def perf_test(path: Path, threads: int, seconds: float) -> float | None:
+    """Median milliseconds of onnxruntime_perf_test at batch 1, or None where there is none."""
+    program = shutil.which("onnxruntime_perf_test")
+    if program is None:
+        return None
+    command = [program, "-I", "-t", str(int(seconds)), "-x", str(threads), "-f", "batch:1", str(path)]
+    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    found = re.search(r"P50 Latency: ([0-9.e+-]+) s", text)
+    return float(found.group(1)) * 1000 if found else None
+
+
+def benchmark(path: Path, threads: int, batch: int, seconds: float, seed: int) -> float:
+    """The median that `cdl bench-latency` prints."""
+    command = [sys.executable, "-m", "cdl_deploy.cli", "bench-latency", str(path), "--json"]
+    command += ["--batch", str(batch), "--threads", str(threads), "--time-limit", str(seconds), "--seed", str(seed)]
+    command += ["--precision", "0.01"]  # use the whole time
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return float(json.loads(done.stdout)["measurements"][0]["p50_ms"])
+
+
+def agreement(path: Path, threads: int, batch: int, pairs: int, seconds: float, seed: int) -> bool:
+    order, found = random.Random(seed), {"loop": [], "cdl": [], "perf_test": []}  # type: ignore[var-annotated]
+    for number in range(pairs):
+        for name in order.sample(["loop", "cdl", "perf_test"], 3):
+            if name == "loop":
+                found["loop"].append(bare_loop(path, threads, batch, seconds))
+            elif name == "cdl":
+                found["cdl"].append(benchmark(path, threads, batch, 2 * seconds, seed + number))
+            elif batch == 1 and (value := perf_test(path, threads, seconds)) is not None:
+                found["perf_test"].append(value)
+    reference = found["perf_test"] or found["loop"]
+    for name, values in found.items():
+        if values:
+            print(f"  {name:9} p50 {median(values):8.4f} ms, of {' '.join(f'{value:.3f}' for value in values)}")
+        else:
+            print(f"  {name:9} not on this machine")
+    ratio = median(found["cdl"]) / median(reference)
+    paired = median(own / other for own, other in zip(found["cdl"], reference, strict=True))
+    good = abs(paired - 1) <= TOLERANCE
+    print(f"  cdl bench-latency / {'perf_test' if found['perf_test'] else 'bare loop'}: {paired:.3f} (median of the")
+    print(f"  {pairs} pairs; ratio of the medians {ratio:.3f}), {'within' if good else 'NOT within'} {TOLERANCE:.0%}")
+    return good
+
+
+def products_for(path: Path, percent: float, folder: Path, threads: int) -> tuple[int, float]:
+    """How many products slow the model down by about `percent`, and what a bare loop says they do, in percent."""
+    trial = folder / "trial.onnx"
+    slow_down(path, trial, 64)
+    pairs = [(bare_loop(path, threads, 1, 1), bare_loop(trial, threads, 1, 1)) for _ in range(3)]
+    each = median(slow / plain - 1 for plain, slow in pairs) / 64
+    number = max(1, round(percent / 100 / each))
+    return number, number * each * 100
+
+
+def trials(path: Path, folder: Path, count: int, percent: float, threads: int, seconds: float, seed: int) -> bool:
+    products, expected = products_for(path, percent, folder, threads)
+    copy, slowed = folder / "copy.onnx", folder / "slowed.onnx"
+    shutil.copy(path, copy)
+    slow_down(path, slowed, products)
+    print(f"  slowed by {products} matrix products, {expected:.0f} % by a bare loop; {seconds:g} s a trial")
+    verdicts: dict[str, Counter[str]] = {"copy": Counter(), "slowed": Counter()}
+    ratios: dict[str, list[float]] = {"copy": [], "slowed": []}
+    models = [ModelSpec(copy, "copy"), ModelSpec(slowed, "slowed"), ModelSpec(path, "model")]
+    for number in range(count):
+        options = BenchOptions((1,), (threads,), time_limit=seconds, seed=seed + number)
+        report = bench_latency(models, options)
+        for comparison in report.comparisons:
+            verdicts[comparison.model][comparison.verdict] += 1
+            ratios[comparison.model].append(1 / comparison.speedup)
+        rounds = report.measurements[0].rounds
+        print(
+            f"  trial {number + 1:2}: {rounds} rounds, "
+            + ", ".join(f"{c.model} {1 / c.speedup:.3f} {c.verdict}" for c in report.comparisons),
+            flush=True,
+        )
+    for name, counted in verdicts.items():
+        low, high = min(ratios[name]), max(ratios[name])
+        print(f"  {name:6} of {count}: {dict(counted)}; time against the model {low:.3f} to {high:.3f}")
+    good = verdicts["slowed"]["slower"] == count and not verdicts["copy"]["slower"]
+    print(f"  slowed found {verdicts['slowed']['slower']} of {count}, copy called slower {verdicts['copy']['slower']}")
+    return good
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["agreement", "trials"])
+    parser.add_argument("--model", type=Path, help="an .onnx file with one float32 input")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--pairs", type=int, default=10)
+    parser.add_argument("--trials", type=int, default=20)
+    parser.add_argument("--slower", type=float, default=10, help="percent")
+    parser.add_argument("--seconds", type=float, default=0, help="of a loop, or of a trial")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    machine = describe_machine()
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    with tempfile.TemporaryDirectory(prefix="cdl-agreement-") as name:
+        folder = Path(name)
+        path = arguments.model or make_model(folder)
+        print(
+            f"{path.name}, batch {arguments.batch}, {arguments.threads} threads, seed {arguments.seed}; {machine.cpu},"
+        )
+        print(f"{machine.usable_cores} cores, onnxruntime {version('onnxruntime')}, commit {commit}")
+        if arguments.what == "agreement":
+            good = agreement(
+                path, arguments.threads, arguments.batch, arguments.pairs, arguments.seconds or 2, arguments.seed
+            )
+        else:
+            good = trials(
+                path,
+                folder,
+                arguments.trials,
+                arguments.slower,
+                arguments.threads,
+                arguments.seconds or 9,
+                arguments.seed,
+            )
+    sys.exit(0 if good else 1)
+
+
+if __name__ == "__main__":
+    main()
