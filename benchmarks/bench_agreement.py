@@ -59,12 +59,13 @@ def make_model(folder: Path) -> Path:
     import timm
     import torch
 
-    sizes = {"img_size": 64, "patch_size": 8, "embed_dim": 192, "depth": 6, "num_heads": 3, "num_classes": 10}
     torch.manual_seed(0)
-    network = timm.models.vision_transformer.VisionTransformer(**sizes).eval()
+    network = timm.models.vision_transformer.VisionTransformer(
+        img_size=64, patch_size=8, embed_dim=192, depth=6, num_heads=3, num_classes=10
+    )
     path = folder / "model.onnx"
     torch.onnx.export(
-        network,
+        network.eval(),
         (torch.zeros(2, 3, 64, 64),),
         str(path),
         dynamo=True,
@@ -128,7 +129,8 @@ def benchmark(path: Path, threads: int, batch: int, seconds: float, seed: int) -
 
 
 def agreement(path: Path, threads: int, batch: int, pairs: int, seconds: float, seed: int) -> bool:
-    order, found = random.Random(seed), {"loop": [], "cdl": [], "perf_test": []}  # type: ignore[var-annotated]
+    order = random.Random(seed)
+    found: dict[str, list[float]] = {"loop": [], "cdl": [], "perf_test": []}
     for number in range(pairs):
         for name in order.sample(["loop", "cdl", "perf_test"], 3):
             if name == "loop":

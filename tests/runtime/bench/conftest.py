@@ -19,6 +19,7 @@ from cdl_deploy.bench import (
 )
 from cdl_deploy.bench.rounds import bench_latency
 from cdl_deploy.bench.sources import find_models
+from cdl_deploy.bundle import encode_metadata
 
 QUIET = Machine("cpu", 2, 2, "Linux", "3.11", "1.32", {"numpy": "2.0"})
 CALM = Watch(0.01, 0.0, 0.1, 0, 3.0, (0.5,) * 30)
@@ -56,10 +57,10 @@ def made_up_report(verdict: str = "faster", speedup: float = 3.096, **changes: A
     return replace(BenchReport(**values), **changes)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[BenchReport, list[Any]]:
     """A real report of two tiny models at two batch sizes, and all that was told meanwhile."""
-    from tests.runtime.conftest import build_model, encode_metadata, example_bundle, save_model
+    from tests.runtime.conftest import build_model, example_bundle, save_model
 
     folder: Path = tmp_path_factory.mktemp("models")
     for role, layers in (("student", 0), ("teacher", 40)):
