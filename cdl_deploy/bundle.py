@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import typing
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -28,9 +29,16 @@ KEY_PREFIX = "cdl."
 FORMAT_KEY = "cdl.format_version"
 ROLES = ("student", "teacher")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
+INPUTS = ("image", "tensor")
+TASK_SCORES = ("selected",)
+QUANTIZATIONS = ("int8", "int8-dynamic", "fp16")
+MAX_TOP_K = 5
 INPUT_NAME = "image"
 LOGITS_NAME = "logits"
 PROBABILITIES_NAME = "probabilities"
+TOPK_PROBABILITY_NAME = "topk_probability"
+TOPK_LABEL_NAME = "topk_label"
+TASK_SCORES_NAME = "task_scores"
 
 
 @dataclass(frozen=True)
@@ -45,12 +53,12 @@ class Producer:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How pixels become the graph's input; see `cdl_deploy.images.to_tensor`."""
+    """From a decoded image to what the network sees: who does it is `input`; see `cdl_deploy.images`."""
 
     height: int
-    """Rows of the input tensor, in pixels."""
+    """Rows the network sees, in pixels."""
     width: int
-    """Columns of the input tensor, in pixels."""
+    """Columns the network sees, in pixels."""
     resize: int
     """Length of the shorter edge after resizing and before the centre crop, in pixels."""
     interpolation: str
@@ -60,11 +68,13 @@ class Preprocessing:
     std: tuple[float, float, float]
     """Divides each channel (R, G, B) after the mean is subtracted."""
     input: str = "tensor"
-    """What the graph takes; `"tensor"` is normalised float32 [B, 3, height, width]."""
+    """What the graph takes. `"image"`: uint8 RGB [B, any height, any width, 3]; the graph resizes, crops, normalises.
+    `"tensor"`: normalised float32 [B, 3, height, width]; the caller has done all that."""
 
     def __post_init__(self) -> None:
-        if self.input != "tensor":
-            raise BundleError(f"input is {self.input!r}, expected 'tensor'; a newer cdl-deploy may know it")
+        if self.input not in INPUTS:
+            known = " or ".join(map(repr, INPUTS))
+            raise BundleError(f"input is {self.input!r}, expected {known}; a newer cdl-deploy may know it")
         for name in ("height", "width", "resize"):
             if getattr(self, name) < 1:
                 raise BundleError(f"{name} is {getattr(self, name)}, expected at least 1")
@@ -72,6 +82,8 @@ class Preprocessing:
             raise BundleError(f"interpolation is {self.interpolation!r}, expected one of {', '.join(INTERPOLATIONS)}")
         if not all(value > 0 for value in self.std):
             raise BundleError(f"std is {list(self.std)}, expected three numbers above 0")
+        if self.input == "image" and self.resize < max(self.height, self.width):
+            raise BundleError(f"resize is {self.resize}, expected at least height and width: the graph pads nothing")
 
 
 @dataclass(frozen=True)
@@ -85,7 +97,37 @@ class Method:
     query: str | None = None
     """Where the query of prompt selection comes from, such as `"full"`."""
     select: str | None = None
-    """Where prompts are selected, such as `"in-graph"`."""
+    """Where prompts are selected: `"in-graph"` by each image; at export, `"task:K"` for one task's or `"images"` by
+    sample images; null where nothing is ever selected."""
+    task_scores: str | None = None
+    """`"selected"`: the output `task_scores` says how strongly each task's prompts were selected. Null: prompts belong
+    to no task, and every score is 1 / tasks."""
+
+    def __post_init__(self) -> None:
+        if self.select is not None and not re.fullmatch(r"in-graph|images|task:[1-9][0-9]*", self.select):
+            raise BundleError(f"select is {self.select!r}, expected 'in-graph', 'images', 'task:K' or null")
+        if self.task_scores is not None and self.task_scores not in TASK_SCORES:
+            raise BundleError(f"task_scores is {self.task_scores!r}, expected 'selected' or null")
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """How the model was made smaller, and what that did."""
+
+    kind: str
+    """`"int8"`: scales fixed by calibration images. `"int8-dynamic"`: scales from each batch. `"fp16"`."""
+    batch_invariant: bool
+    """Whether an image's logits are the same whatever else is in its batch."""
+    kept_float: tuple[str, ...] = ()
+    """Names of the matrix products that stayed float32."""
+    accuracy_before: float | None = None
+    """Of the float32 model on the images compared, in percent."""
+    accuracy_after: float | None = None
+    """Of this model on the same images, in percent."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in QUANTIZATIONS:
+            raise BundleError(f"kind is {self.kind!r}, expected one of {', '.join(QUANTIZATIONS)}")
 
 
 @dataclass(frozen=True)
@@ -154,6 +196,10 @@ class Bundle:
     """The training run."""
     parameters: int
     """Number of parameters, prompts and heads included."""
+    top_k: int
+    """Columns of the outputs `topk_probability` and `topk_label`."""
+    quantization: Quantization | None = None
+    """How the model was made smaller, if it was."""
     accuracy: Accuracy | None = None
     """Accuracy as the run measured it, if it did."""
     parity: Parity | None = None
@@ -173,6 +219,8 @@ class Bundle:
         odd = [name for name in {*self.classes, *in_tasks} if name not in self.classes or in_tasks[name] != 1]
         if odd:
             raise BundleError(f"cdl.tasks and cdl.classes disagree about {min(odd)!r}: each class belongs to one task")
+        if not 1 <= self.top_k <= len(self.classes):
+            raise BundleError(f"cdl.top_k is {self.top_k}, expected 1 to {len(self.classes)}, the number of classes")
 
     def task_of(self, index: int) -> int:
         """The 1-based task that taught the class with logit `index`."""
@@ -185,14 +233,25 @@ _STORED = [f for f in dataclasses.fields(Bundle) if f.name != "path"]
 
 def encode_metadata(bundle: Bundle) -> dict[str, str]:
     """Every `cdl.*` key with its JSON text, for the model's `metadata_props`. Raises `BundleError` for NaN."""
-    values: dict[str, Any] = {FORMAT_KEY: FORMAT_VERSION}
-    for item in _STORED:
-        value = getattr(bundle, item.name)
-        values[KEY_PREFIX + item.name] = dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value  # type: ignore[arg-type]
+    values = {KEY_PREFIX + name: value for name, value in description(bundle).items()}
     try:
         return {key: json.dumps(value, ensure_ascii=False, allow_nan=False) for key, value in values.items()}
     except ValueError as error:
         raise BundleError(f"metadata of {bundle.path.name} cannot be written as JSON: {error}") from error
+
+
+def description(bundle: Bundle) -> dict[str, Any]:
+    """The same as plain values, keys without their prefix: what lies beside the model as readable JSON."""
+    values: dict[str, Any] = {FORMAT_KEY.removeprefix(KEY_PREFIX): FORMAT_VERSION}
+    for item in _STORED:
+        value = getattr(bundle, item.name)
+        values[item.name] = dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value  # type: ignore[arg-type]
+    return values
+
+
+def description_file(model: Path) -> Path:
+    """Where that JSON lies: `student.json` beside `student.onnx`."""
+    return model.with_suffix(".json")
 
 
 def decode_metadata(path: Path, metadata: Mapping[str, str]) -> Bundle:
@@ -222,7 +281,7 @@ def decode_metadata(path: Path, metadata: Mapping[str, str]) -> Bundle:
                 values[item.name] = typed(hints[item.name], _parse(path, key, metadata[key]), key)
             except BundleError as error:
                 raise BundleError(str(error) if str(error).startswith(str(path)) else f"{path}: {error}") from error
-        elif item.name not in ("accuracy", "parity", "producer"):
+        elif item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING:
             raise BundleError(f"{path}: {key} is missing from the model's metadata; export the model again")
     try:
         return Bundle(path=path, **values)
@@ -243,22 +302,33 @@ def bundle_of(session: onnxruntime.InferenceSession, path: Path) -> Bundle:
     size = bundle.preprocessing
     inputs = {node.name: node for node in session.get_inputs()}
     outputs = {node.name: node for node in session.get_outputs()}
-    expected = (3, size.height, size.width)
+    kinds: dict[str, tuple[str, tuple[int | str, ...]]] = {
+        "image": ("tensor(uint8)", ("B", "height", "width", 3)),
+        "tensor": ("tensor(float)", ("B", 3, size.height, size.width)),
+    }
+    kind, expected = kinds[size.input]
     found = inputs.get(INPUT_NAME)
     if found is None or len(inputs) != 1:
         raise BundleError(f"{path}: its inputs are {list(inputs)}, expected ['{INPUT_NAME}']; export the model again")
-    if found.type != "tensor(float)" or len(found.shape) != 4 or not _fits(found.shape[1:], expected):
+    if found.type != kind or not _fits(found.shape, expected):
         raise BundleError(
-            f"{path}: input {INPUT_NAME} is {found.type} {found.shape}, expected tensor(float) "
-            f"['B', {', '.join(map(str, expected))}] as cdl.preprocessing says; export the model again"
+            f"{path}: input {INPUT_NAME} is {found.type} {found.shape}, expected {kind} {list(expected)} "
+            "as cdl.preprocessing says; export the model again"
         )
-    for name in (LOGITS_NAME, PROBABILITIES_NAME):
+    classes, tasks = len(bundle.classes), len(bundle.tasks)
+    for name, kind, columns, what in (
+        (LOGITS_NAME, "tensor(float)", classes, "a class"),
+        (PROBABILITIES_NAME, "tensor(float)", classes, "a class"),
+        (TOPK_PROBABILITY_NAME, "tensor(float)", bundle.top_k, "a place among the best"),
+        (TOPK_LABEL_NAME, "tensor(string)", bundle.top_k, "a place among the best"),
+        (TASK_SCORES_NAME, "tensor(float)", tasks, "a task"),
+    ):
         if name not in outputs:
             raise BundleError(f"{path}: it has no output {name!r} (outputs: {list(outputs)}); export the model again")
-        if not _fits(outputs[name].shape[1:], (len(bundle.classes),)):
+        if outputs[name].type != kind or not _fits(outputs[name].shape, ("B", columns)):
             raise BundleError(
-                f"{path}: output {name} has shape {outputs[name].shape}, expected ['B', {len(bundle.classes)}], "
-                "one column a class; export the model again"
+                f"{path}: output {name} is {outputs[name].type} {outputs[name].shape}, "
+                f"expected {kind} ['B', {columns}], one column {what}; export the model again"
             )
     return bundle
 
@@ -303,8 +373,8 @@ def open_session(
         ) from error
 
 
-def _fits(shape: Sequence[Any], expected: tuple[int, ...]) -> bool:
-    """Whether a declared shape allows `expected`; a dimension with a name (or None) allows any size."""
+def _fits(shape: Sequence[Any], expected: tuple[int | str, ...]) -> bool:
+    """Whether a declared shape allows `expected`. A dimension with a name must be free, and a free one allows any."""
     return len(shape) == len(expected) and all(
         not isinstance(got, int) or got == want for got, want in zip(shape, expected, strict=True)
     )

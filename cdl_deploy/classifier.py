@@ -15,7 +15,7 @@ from PIL import Image
 
 from cdl_deploy.bundle import INPUT_NAME, PROBABILITIES_NAME, Bundle, bundle_of, open_session
 from cdl_deploy.errors import DataError, OptionError, nearest
-from cdl_deploy.images import FloatArray, load_image, to_tensor
+from cdl_deploy.images import ByteArray, FloatArray, load_image, to_input
 
 ImageSource = str | Path | Image.Image | NDArray[Any]
 """A path, a PIL image, or a uint8 array [H, W, 3]."""
@@ -83,7 +83,7 @@ class Classifier:
     def _predict(self, images: Iterator[ImageSource], batch_size: int, top_k: int) -> Iterator[Prediction]:
         failure: DataError | None = None
         while failure is None:
-            tensors: list[FloatArray] = []
+            tensors: list[FloatArray | ByteArray] = []
             try:
                 for image in islice(images, batch_size):
                     tensors.append(self.prepare(image))
@@ -95,17 +95,17 @@ class Classifier:
                 return
         raise failure
 
-    def prepare(self, image: ImageSource) -> FloatArray:
-        """Preprocessed float32 [3, height, width] of one image. Raises `DataError` if it cannot be read."""
-        return to_tensor(load_image(image), self.bundle.preprocessing)
+    def prepare(self, image: ImageSource) -> FloatArray | ByteArray:
+        """What the graph takes of one image, all of one shape. Raises `DataError` if it cannot be read."""
+        return to_input(load_image(image), self.bundle.preprocessing)
 
-    def probabilities(self, batch: FloatArray) -> FloatArray:
-        """Run the graph: preprocessed [B, 3, height, width] → probabilities [B, C]."""
+    def probabilities(self, batch: NDArray[Any]) -> FloatArray:
+        """Run the graph: a batch of what `prepare` gives → probabilities [B, C]."""
         result: FloatArray = self._session.run([PROBABILITIES_NAME], {INPUT_NAME: batch})[0]
         return result
 
-    def classify(self, batch: FloatArray, top_k: int = 5) -> list[Prediction]:
-        """Predictions of a preprocessed batch [B, 3, height, width], in order."""
+    def classify(self, batch: NDArray[Any], top_k: int = 5) -> list[Prediction]:
+        """Predictions of a batch of what `prepare` gives, in order."""
         names, results = self.bundle.classes, []
         for row in self.probabilities(batch):
             best = np.argsort(-row, kind="stable")[:top_k]

@@ -1,7 +1,8 @@
-"""Any image file → RGB pixels → the tensor a bundle asks for, equal to torchvision's evaluation transforms.
+"""Any image file → RGB pixels → what a bundle's graph takes, equal to torchvision's evaluation transforms.
 
-`load_image` turns whatever PIL can open into upright 8-bit RGB; `to_tensor` resizes, crops and normalises it as
-`cdl.preprocessing` says. Alpha is dropped rather than blended, as `convert("RGB")` does in every training loader.
+`load_image` turns whatever PIL can open into upright 8-bit RGB; `to_input` makes of it what the graph takes: pixels for
+a graph that preprocesses, otherwise the tensor, resized, cropped and normalised as `cdl.preprocessing` says. Alpha is
+dropped rather than blended, as `convert("RGB")` does in every training loader.
 """
 
 from __future__ import annotations
@@ -57,12 +58,29 @@ def load_image(source: str | Path | Image.Image | NDArray[Any]) -> Image.Image:
         raise DataError(f"{path}: damaged image ({type(error).__name__}: {' '.join(str(error).split())})") from error
 
 
+def to_input(image: Image.Image, preprocessing: Preprocessing) -> FloatArray | ByteArray:
+    """What the graph takes of an RGB image, without the batch dimension; all images give the same shape."""
+    return to_square(image, preprocessing) if preprocessing.input == "image" else to_tensor(image, preprocessing)
+
+
+def to_square(image: Image.Image, preprocessing: Preprocessing) -> ByteArray:
+    """The middle [resize, resize, 3] uint8 of the resized image, for a graph that preprocesses.
+
+    The graph then has nothing to resize and crops what it would have cropped: the same pixels as from the whole image,
+    but images of any size can share a batch, and PIL is faster.
+    """
+    side = preprocessing.resize
+    inner = preprocessing.width, preprocessing.height
+    return np.asarray(_resize_and_crop(image, preprocessing, (side, side), inner), dtype=np.uint8)
+
+
 def to_tensor(image: Image.Image, preprocessing: Preprocessing) -> FloatArray:
     """Normalised float32 [3, height, width] of an RGB image, bit for bit what torchvision computes from
 
     Resize(resize, interpolation), CenterCrop((height, width)), ToTensor(), Normalize(mean, std)
     """
-    pixels = np.asarray(_resize_and_crop(image, preprocessing), dtype=np.uint8)
+    crop = preprocessing.width, preprocessing.height
+    pixels = np.asarray(_resize_and_crop(image, preprocessing, crop, crop), dtype=np.uint8)
     scaled = pixels.astype(np.float32) / np.float32(255)
     mean = np.asarray(preprocessing.mean, dtype=np.float32)
     std = np.asarray(preprocessing.std, dtype=np.float32)
@@ -81,11 +99,17 @@ def crop_offset(size: int, crop: int) -> int:
     return round((size - crop) / 2.0) if size >= crop else -((crop - size) // 2)
 
 
-def _resize_and_crop(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
+def _resize_and_crop(
+    image: Image.Image, preprocessing: Preprocessing, crop: tuple[int, int], inner: tuple[int, int]
+) -> Image.Image:
+    """The part `crop` (width, height) of the resized image whose own centre crop `inner` is that of the whole."""
     resample = Image.Resampling[preprocessing.interpolation.upper()]
     width, height = resized_size(*image.size, preprocessing.resize)
-    left, top = crop_offset(width, preprocessing.width), crop_offset(height, preprocessing.height)
-    right, bottom = left + preprocessing.width, top + preprocessing.height
+    left, top = (
+        crop_offset(size, middle) - crop_offset(outer, middle)
+        for size, middle, outer in zip((width, height), inner, crop, strict=True)
+    )
+    right, bottom = left + crop[0], top + crop[1]
     if width * height <= MAX_RESIZED_PIXELS:
         resized = image if (width, height) == image.size else image.resize((width, height), resample)
         # A box that reaches outside the image is filled with black, which is also torchvision's padding.
@@ -99,7 +123,7 @@ def _resize_and_crop(image: Image.Image, preprocessing: Preprocessing) -> Image.
         min(inside[3] * scale_y, image.height),
     )
     part = image.resize((inside[2] - inside[0], inside[3] - inside[1]), resample, box=box)
-    canvas = Image.new("RGB", (preprocessing.width, preprocessing.height))
+    canvas = Image.new("RGB", crop)
     canvas.paste(part, (inside[0] - left, inside[1] - top))
     return canvas
 

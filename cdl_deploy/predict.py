@@ -19,7 +19,7 @@ import numpy as np
 
 from cdl_deploy.classifier import Classifier, Prediction, check_at_least_one
 from cdl_deploy.errors import DataError
-from cdl_deploy.images import SUFFIXES, FloatArray
+from cdl_deploy.images import SUFFIXES, ByteArray, FloatArray
 
 STDIN = "-"
 
@@ -58,14 +58,14 @@ def predict_rows(
 def _rows(
     classifier: Classifier, paths: Iterator[str | Path], batch_size: int, top_k: int, workers: int
 ) -> Generator[Row, None, None]:
-    def decode(path: str | Path) -> FloatArray | str:
+    def decode(path: str | Path) -> FloatArray | ByteArray | str:
         try:
             return classifier.prepare(path)
         except DataError as error:
             return str(error)
 
     ahead = 2 * max(batch_size, workers)
-    waiting: deque[tuple[str, Future[FloatArray | str]]] = deque()
+    waiting: deque[tuple[str, Future[FloatArray | ByteArray | str]]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="cdl-decode")
     try:
         while True:

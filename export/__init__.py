@@ -1,5 +1,5 @@
 """Run directory → folded ONNX bundle (torch, onnx)."""
 
-from cdl_deploy.export.export import Exported, export_run
+from cdl_deploy.export.export import Exported, ExportOptions, export_run
 
-__all__ = ["Exported", "export_run"]
+__all__ = ["ExportOptions", "Exported", "export_run"]

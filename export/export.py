@@ -11,13 +11,27 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
+from torch import Tensor
 
-from cdl_deploy.bundle import Accuracy, Bundle, Method, Preprocessing, RunRecord, Weights, encode_metadata
-from cdl_deploy.errors import RunError
+from cdl_deploy.bundle import (
+    INPUTS,
+    MAX_TOP_K,
+    Accuracy,
+    Bundle,
+    Method,
+    Preprocessing,
+    RunRecord,
+    Weights,
+    description,
+    description_file,
+    encode_metadata,
+)
+from cdl_deploy.errors import OptionError, RunError, nearest
 from cdl_deploy.export.graph import ExportGraph
-from cdl_deploy.export.onnx_file import EXAMPLE_BATCH, export_onnx, save_onnx
-from cdl_deploy.export.parity import check_parity
+from cdl_deploy.export.onnx_file import OPSET, check_opset, export_onnx, save_onnx
+from cdl_deploy.export.parity import check_parity, trained_logits
+from cdl_deploy.export.preprocessing import check_filter
+from cdl_deploy.files import write_json
 from cdl_deploy.training import metrics
 from cdl_deploy.training.models.learner import Learner, Role
 from cdl_deploy.training.models.pair import Pair
@@ -42,49 +56,77 @@ class Exported:
         return {**description, "path": str(self.bundle.path), "bytes": self.bytes, "nodes": self.nodes}
 
 
-def export_run(run: Path, out: Path, teacher: bool = True, on_step: OnStep = lambda text: None) -> list[Exported]:
+@dataclass(frozen=True)
+class ExportOptions:
+    """What the files are to be like."""
+
+    teacher: bool = True
+    """Export the teacher as well, where there is one."""
+    input: str = "image"
+    """`"image"`: the graph resizes, crops and normalises. `"tensor"`: the caller does."""
+    opset: int = OPSET
+    """ONNX opset of the files."""
+
+    def __post_init__(self) -> None:
+        if self.input not in INPUTS:
+            raise OptionError(
+                f"unknown --input '{self.input}', expected {' or '.join(INPUTS)}{nearest(self.input, INPUTS)}"
+            )
+        check_opset(self.opset)
+
+
+def export_run(
+    run: Path, out: Path, options: ExportOptions | None = None, on_step: OnStep = lambda text: None
+) -> list[Exported]:
     """Export the learners of `run` after its last finished task into the folder `out`.
 
     All files are written and compared with the trained model in a temporary folder first; only when every one has
     passed do they replace those in `out`. Raises RunError for a run without a finished task, ParityError where they
     differ.
     """
+    options = options or ExportOptions()
     record, pair = load_run(run)
     images, _ = load_heldout(run, record)
     roles: list[Role] = ["student"]
-    if teacher and pair.teacher is not None:
+    if options.teacher and pair.teacher is not None:
         roles.append("teacher")
+    if options.input == "image":
+        check_filter(record.preprocessing["interpolation"])
     if out.exists() and not out.is_dir():
         raise RunError(f"--out {out} is a file, expected a folder: choose another")
     out.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=".cdl-export-", dir=out.parent))
     try:
-        exported = [_export_role(record, pair, role, images, staging, on_step) for role in roles]
+        exported = [_export_role(record, pair, role, images, staging, options, on_step) for role in roles]
         out.mkdir(exist_ok=True)
-        for item in exported:
-            item.bundle.path.replace(out / item.bundle.path.name)
+        for path in sorted(staging.iterdir()):
+            path.replace(out / path.name)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return [replace(item, bundle=replace(item.bundle, path=out / item.bundle.path.name)) for item in exported]
 
 
 def _export_role(
-    record: Record, pair: Pair, role: Role, images: torch.Tensor, folder: Path, on_step: OnStep
+    record: Record, pair: Pair, role: Role, images: Tensor, folder: Path, options: ExportOptions, on_step: OnStep
 ) -> Exported:
     learner = pair.learners[role]
     path = folder / f"{role}.onnx"
     on_step(f"{role}: building the graph")
-    example = torch.zeros(EXAMPLE_BATCH, *images.shape[1:])
-    model = export_onnx(ExportGraph(pair, learner), example)
-    bundle = describe(record, learner, role, path)
+    graph = ExportGraph(pair, learner, pixels=options.input == "image")
+    bundle = describe(record, learner, role, path, options, graph)
+    model = export_onnx(graph, bundle, options.opset)
     save_onnx(model, path, encode_metadata(bundle))
     on_step(f"{role}: comparing with the trained model on {len(images)} held-out images")
-    bundle = replace(bundle, parity=check_parity(path, pair.encoder, learner, images))
+    expected = trained_logits(pair.encoder, learner, images)
+    bundle = replace(bundle, parity=check_parity(path, bundle.preprocessing, expected, images))
     save_onnx(model, path, encode_metadata(bundle))
+    write_json(description_file(path), description(bundle))
     return Exported(bundle, path.stat().st_size, len(model.graph.node))
 
 
-def describe(record: Record, learner: Learner, role: Role, path: Path) -> Bundle:
+def describe(
+    record: Record, learner: Learner, role: Role, path: Path, options: ExportOptions, graph: ExportGraph
+) -> Bundle:
     """What the file says about itself."""
     matrix = record.matrices[role]
     info = record.backbones[role]
@@ -103,18 +145,21 @@ def describe(record: Record, learner: Learner, role: Role, path: Path) -> Bundle
             interpolation=preprocessing["interpolation"],
             mean=tuple(info["mean"]),
             std=tuple(info["std"]),
+            input=options.input,
         ),
         method=Method(
             continual=record.config["method"]["method"],
             distillation=record.config["method"]["distill"] if role == "student" else None,
             query=record.config["method"].get("query", "full") if uses_query else None,
             select="in-graph" if uses_query else None,
+            task_scores="selected" if graph.selection.by_task else None,
         ),
         weights=Weights(model=info["model"], sha256=info["sha256"]),
         run=RunRecord(
             seed=record.config["optim"]["seed"], tasks=len(record.tasks), fingerprint=run_fingerprint(record)
         ),
         parameters=info["parameters"] + trained,
+        top_k=min(MAX_TOP_K, len(record.classes)),
         accuracy=Accuracy(metrics.final_average_accuracy(matrix), metrics.forgetting(matrix)),
     )
 

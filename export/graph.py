@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from cdl_deploy.export.embedding import fold_embedding
 from cdl_deploy.export.heads import fold_heads
 from cdl_deploy.export.selection import HeadRows, fold_selection, split_rows
 from cdl_deploy.training.models.backbone import Backbone, BlockPrompt
@@ -27,25 +28,24 @@ from cdl_deploy.training.models.pair import Pair
 
 
 class ExportGraph(nn.Module):
-    """`forward`: normalised pixels [B, 3, height, width] → logits [B, C] of the classes seen, and their softmax.
+    """`forward`: an image tensor [B, 3, height, width] → logits [B, C] of the classes seen, their softmax, task scores.
 
+    The tensor holds pixels from 0 to 255 (`pixels`), or is normalised with the statistics of the learner's backbone.
     With the query of `block:K` the student is one pass: its first K blocks give the query, and it goes on from there.
     """
 
-    scale: Tensor
-    shift: Tensor
-
-    def __init__(self, pair: Pair, learner: Learner) -> None:
+    def __init__(self, pair: Pair, learner: Learner, pixels: bool = False) -> None:
         super().__init__()
         self.query_backbone = pair.encoder.backbone
         self.backbone = learner.backbone
         self.shared = self.query_backbone is self.backbone
-        # The input is normalised with the statistics of the learner's own backbone; the query's may be others.
-        own, other = self.backbone, self.query_backbone
-        self.register_buffer("scale", own.std / other.std)
-        self.register_buffer("shift", (own.mean - other.mean) / other.std)
-        self.renormalise = bool((self.scale != 1).any() or (self.shift != 0).any())
-        self.selection = fold_selection(learner.method, self.backbone.heads)
+        own = self.backbone
+        ones = torch.ones_like(own.mean)
+        mean, std = (0 * ones, ones / 255) if pixels else (own.mean, own.std)
+        self.embedding = fold_embedding(own, mean, std)
+        if not self.shared:
+            self.query_embedding = fold_embedding(self.query_backbone, mean, std)
+        self.selection = fold_selection(learner.method, self.backbone.heads, len(learner.tasks))
         self.head = fold_heads(learner)
         self.token = learner.distillation.append_token
         self.uses_query = learner.method.uses_query
@@ -55,11 +55,13 @@ class ExportGraph(nn.Module):
         heads = self.backbone.heads
         self.constants = nn.ModuleDict({str(i): ConstantPrompt(prompt, heads) for i, prompt in constants.items()})
 
-    def forward(self, image: Float[Tensor, "B 3 height width"]) -> tuple[Float[Tensor, "B C"], Float[Tensor, "B C"]]:
-        tokens = self.backbone.embed_normalised(image)
+    def forward(
+        self, image: Float[Tensor, "B 3 height width"]
+    ) -> tuple[Float[Tensor, "B C"], Float[Tensor, "B C"], Float[Tensor, "B T"]]:
+        tokens = self.embedding(image)
         for index in range(self.first_block):
             tokens = run_block(self.backbone, index, tokens)
-        prompts = self.selection(self.query(image, tokens)) if self.uses_query else {}
+        prompts, task_scores = self.selection(self.query(image, tokens) if self.uses_query else None)
         tokens = self.token(tokens)
         last = self.backbone.depth - 1
         for index in range(self.first_block, self.backbone.depth):
@@ -67,7 +69,7 @@ class ExportGraph(nn.Module):
             read = self.head.tokens_read if index == last else None
             tokens = run_block(self.backbone, index, tokens, prompts.get(index), constant, read)
         logits = self.head(self.backbone.final_norm(tokens))
-        return logits, logits.softmax(dim=1)
+        return logits, logits.softmax(dim=1), task_scores.expand(image.shape[0], -1)
 
     def query(self, image: Tensor, tokens: Tensor) -> Float[Tensor, "B Q"]:
         """The class token of the unprompted student, after its final norm; `tokens` enter the first prompted block."""
@@ -75,7 +77,7 @@ class ExportGraph(nn.Module):
         if self.shared and self.query_block:
             return backbone.final_norm(tokens[:, 0])
         if not self.shared:
-            tokens = backbone.embed_normalised(image * self.scale + self.shift if self.renormalise else image)
+            tokens = self.query_embedding(image)
         count = self.query_block or backbone.depth
         for index in range(count):
             tokens = run_block(backbone, index, tokens, read=(0,) if index == count - 1 else None)

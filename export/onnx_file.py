@@ -1,4 +1,8 @@
-"""A torch module → one ONNX file, with current torch.onnx (dynamo) and a free batch dimension."""
+"""A torch module → one ONNX file, with current torch.onnx (dynamo) and a free batch dimension.
+
+What torch traces is the core: pixels or a normalised tensor → logits, probabilities, task scores. `assemble` puts the
+preprocessing before it and the names of the classes behind it.
+"""
 
 from __future__ import annotations
 
@@ -14,25 +18,52 @@ import onnx_ir.passes.common
 import torch
 from torch import Tensor, nn
 
-from cdl_deploy.bundle import INPUT_NAME, LOGITS_NAME, PROBABILITIES_NAME
+from cdl_deploy.bundle import INPUT_NAME, LOGITS_NAME, PROBABILITIES_NAME, TASK_SCORES_NAME, Bundle
+from cdl_deploy.errors import OptionError
+from cdl_deploy.export.labels import label_graph, label_outputs
+from cdl_deploy.export.preprocessing import PIXELS_NAME, image_input, preprocessing_graph
 from cdl_deploy.files import write_atomic
 
 OPSET = 20
+LOWEST_OPSET = 18
+"""The first opset that torch's exporter writes."""
+HIGHEST_OPSET = 23
+"""The last one that the tests run."""
 EXAMPLE_BATCH = 2  # with an example batch of 1 the exporter takes the batch for a constant
 
 
-def export_onnx(module: nn.Module, example: Tensor) -> onnx.ModelProto:
-    """Trace `module` with an example [2, 3, height, width]; checked by onnx, shapes inferred strictly."""
+def check_opset(opset: int) -> None:
+    """Raise OptionError for an opset the graph cannot have."""
+    if not LOWEST_OPSET <= opset <= HIGHEST_OPSET:
+        raise OptionError(
+            f"--opset {opset} is not possible, expected {LOWEST_OPSET} to {HIGHEST_OPSET}: "
+            "PyTorch's exporter writes none below, and none above was tried"
+        )
+
+
+def export_onnx(module: nn.Module, bundle: Bundle, opset: int = OPSET) -> onnx.ModelProto:
+    """`module` with what `bundle` says about input and classes around it, as one model.
+
+    `module` takes [B, 3, height, width]: pixels from 0 to 255, or what the bundle's `"tensor"` is.
+    """
+    size = bundle.preprocessing
+    input_name = PIXELS_NAME if size.input == "image" else INPUT_NAME
+    core = export_core(module, torch.zeros(EXAMPLE_BATCH, 3, size.height, size.width), input_name, opset)
+    return assemble(core, bundle)
+
+
+def export_core(module: nn.Module, example: Tensor, input_name: str, opset: int = OPSET) -> onnx.ModelProto:
+    """Trace `module` with an example [2, 3, height, width]."""
     batch = torch.export.Dim("batch")
     with torch.no_grad(), _quiet():
         program = torch.onnx.export(
             module.eval(),
             (example,),
             dynamo=True,
-            input_names=[INPUT_NAME],
-            output_names=[LOGITS_NAME, PROBABILITIES_NAME],
+            input_names=[input_name],
+            output_names=[LOGITS_NAME, PROBABILITIES_NAME, TASK_SCORES_NAME],
             dynamic_shapes=({0: batch},),
-            opset_version=OPSET,
+            opset_version=opset,
             external_data=False,
             verbose=False,
         )
@@ -41,8 +72,32 @@ def export_onnx(module: nn.Module, example: Tensor) -> onnx.ModelProto:
     onnx_ir.passes.common.DeduplicateInitializersPass(size_limit=1 << 24)(program.model)
     model = program.model_proto
     _strip_traces(model)
-    onnx.checker.check_model(model, full_check=True)
     return model
+
+
+def assemble(core: onnx.ModelProto, bundle: Bundle) -> onnx.ModelProto:
+    """The core with what `bundle` says about input and classes around it. It is `core`, changed in place.
+
+    Checked by onnx, shapes inferred strictly: onnxruntime-web refuses a declared shape that is not the inferred one.
+    """
+    graph = core.graph
+    nodes, after = list(graph.node), label_graph(bundle)
+    parts = [after]
+    if bundle.preprocessing.input == "image":
+        before = preprocessing_graph(bundle.preprocessing)
+        parts.insert(0, before)
+        nodes = before.nodes + nodes
+        del graph.input[:]
+        graph.input.append(image_input())
+    del graph.node[:]
+    graph.node.extend(nodes + after.nodes)
+    for part in parts:
+        graph.initializer.extend(part.initializers)
+    scores = next(i for i, output in enumerate(graph.output) if output.name == TASK_SCORES_NAME)
+    for offset, output in enumerate(label_outputs(bundle)):
+        graph.output.insert(scores + offset, output)
+    onnx.checker.check_model(core, full_check=True)
+    return core
 
 
 def save_onnx(model: onnx.ModelProto, path: Path, metadata: dict[str, str]) -> None:

@@ -7,34 +7,57 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import torch
-from torch import Tensor
 
-from cdl_deploy.bundle import INPUT_NAME, LOGITS_NAME, Parity
+from cdl_deploy.bundle import INPUT_NAME, LOGITS_NAME, Parity, Preprocessing
 from cdl_deploy.errors import ParityError
+from cdl_deploy.images import crop_offset
 from cdl_deploy.training.models.learner import Learner, QueryEncoder, learner_logits
+from cdl_deploy.training.shapes import Logits, Pixels
 
 TOLERANCE = 1e-4
 BATCHES = (1, 2, 5, 64)
 
 
-def check_parity(path: Path, encoder: QueryEncoder, learner: Learner, images: Tensor) -> Parity:
-    """Compare logits for `images` [n, 3, height, width] uint8. Raises ParityError above 1e-4 or for any other top-1.
+def check_parity(path: Path, preprocessing: Preprocessing, expected: Logits, images: Pixels) -> Parity:
+    """Compare the file's logits for held-out images with `expected` [n, C], those of the trained model.
 
     The images are cut into batches of 1, 2, 5 and 64 in turn, so that a graph with a frozen batch cannot pass.
+    Raises ParityError above 1e-4 or for any other top-1.
     """
-    with torch.no_grad():
-        expected = torch.cat([learner_logits(encoder, learner, chunk) for chunk in images.split(64)]).numpy()
-    mean, std = (value.numpy() for value in (learner.backbone.mean, learner.backbone.std))
-    pixels = ((images.numpy().astype(np.float32) / 255 - mean) / std).astype(np.float32)
+    feed = graph_input(images, preprocessing)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     found, start, turn = [], 0, 0
-    while start < len(pixels):
+    while start < len(feed):
         size = BATCHES[turn % len(BATCHES)]
-        found.append(session.run([LOGITS_NAME], {INPUT_NAME: pixels[start : start + size]})[0])
+        found.append(session.run([LOGITS_NAME], {INPUT_NAME: feed[start : start + size]})[0])
         start, turn = start + size, turn + 1
-    return compare(expected, np.concatenate(found), path.name)
+    return compare(expected.numpy(), np.concatenate(found), path.name)
+
+
+@torch.no_grad()
+def trained_logits(encoder: QueryEncoder, learner: Learner, images: Pixels) -> Logits:
+    """What the trained model answers."""
+    return torch.cat([learner_logits(encoder, learner, chunk) for chunk in images.split(64)])
+
+
+def graph_input(images: Pixels, preprocessing: Preprocessing) -> np.ndarray:
+    """What a graph takes to see exactly these images, which are resized and cropped already.
+
+    A graph that preprocesses gets each of them in the middle of a black square that it has no reason to resize.
+    """
+    pixels = images.numpy()
+    if preprocessing.input == "tensor":
+        mean, std = (
+            np.array(values, np.float32).reshape(3, 1, 1) for values in (preprocessing.mean, preprocessing.std)
+        )
+        return ((pixels.astype(np.float32) / 255 - mean) / std).astype(np.float32)
+    side = preprocessing.resize
+    top, left = crop_offset(side, preprocessing.height), crop_offset(side, preprocessing.width)
+    canvas = np.zeros((len(pixels), side, side, 3), np.uint8)
+    canvas[:, top : top + preprocessing.height, left : left + preprocessing.width] = pixels.transpose(0, 2, 3, 1)
+    return canvas
 
 
 def compare(expected: np.ndarray, found: np.ndarray, name: str) -> Parity:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,18 +21,32 @@ HeadRows = tuple[Float[Tensor, "b H p d"], Float[Tensor, "b H p d"]]
 """Key rows and value rows, split into heads."""
 
 
+class Chosen(NamedTuple):
+    """The prompts of a batch, and whose they are."""
+
+    prompts: dict[int, HeadRows]
+    """Prefix prompts [b, H, p, d] for each block in which the image has a say."""
+    task_scores: Float[Tensor, "b T"]
+    """How strongly each task's prompts were selected; each row adds up to 1."""
+
+
 class FoldedSelection(nn.Module):
     """What a method does at test time. This one runs the method itself: any method can be exported."""
 
-    def __init__(self, method: ContinualMethod, heads: int) -> None:
+    by_task: ClassVar[bool] = False
+    """Whether prompts belong to tasks. Where they do not, every task's score is 1 / T."""
+    equal_scores: Tensor
+
+    def __init__(self, method: ContinualMethod, heads: int, tasks: int) -> None:
         super().__init__()
         self.method: ContinualMethod | None = method
-        self.heads = heads
+        self.heads, self.tasks = heads, tasks
+        self.register_buffer("equal_scores", torch.full((1, tasks), 1 / tasks))
         self.constants: Mapping[int, BlockPrompt] = {}
         """Prompts that are the same for every image."""
 
-    def forward(self, query: Query) -> dict[int, HeadRows]:
-        """Prefix prompts [B, H, p, d] for each block in which the image has a say."""
+    def forward(self, query: Query) -> Chosen:
+        """The choice for a batch."""
         assert self.method is not None
         found = {}
         for index, prompt in self.method(query, "test").prompts.items():
@@ -39,19 +54,19 @@ class FoldedSelection(nn.Module):
             key_rows, value_rows = (split_rows(rows, self.heads) for rows in prompt.before)
             size = (query.shape[0], -1, -1, -1)
             found[index] = (key_rows.expand(size), value_rows.expand(size))
-        return found
+        return Chosen(found, self.equal_scores)
 
 
 class FoldedConstants(FoldedSelection):
     """A method that looks at no query, such as APT: all its prompts are constants and no query pass is exported."""
 
-    def __init__(self, method: ContinualMethod, heads: int) -> None:
-        super().__init__(method, heads)
+    def __init__(self, method: ContinualMethod, heads: int, tasks: int) -> None:
+        super().__init__(method, heads, tasks)
         self.method = None
         self.constants = method(None, "test").prompts
 
-    def forward(self, query: Query) -> dict[int, HeadRows]:
-        raise AssertionError("there is nothing to choose")
+    def forward(self, query: Query | None) -> Chosen:
+        return Chosen({}, self.equal_scores)
 
 
 class FoldedL2P(FoldedSelection):
@@ -60,8 +75,8 @@ class FoldedL2P(FoldedSelection):
     keys: Tensor
     prompts: Tensor
 
-    def __init__(self, method: L2P, heads: int) -> None:
-        super().__init__(method, heads)
+    def __init__(self, method: L2P, heads: int, tasks: int) -> None:
+        super().__init__(method, heads, tasks)
         self.method = None
         self.block, self.top_k = method.block, method.top_k
         by_head = split_parts(method.prompts.detach(), heads)  # [M, 2, H, p, d]
@@ -69,53 +84,62 @@ class FoldedL2P(FoldedSelection):
         self.register_buffer("keys", F.normalize(method.keys.detach(), dim=1).T.contiguous())
         self.register_buffer("prompts", by_head.flatten(1).contiguous())
 
-    def forward(self, query: Query) -> dict[int, HeadRows]:
+    def forward(self, query: Query) -> Chosen:
         chosen = (query @ self.keys).topk(self.top_k, dim=1).indices
         rows = F.embedding(chosen, self.prompts).unflatten(2, self.parts)  # [B, k, 2, H, p, d]
         key_rows, value_rows = rows.permute(2, 0, 3, 1, 4, 5).flatten(3, 4).unbind(0)
-        return {self.block: (key_rows, value_rows)}
+        return Chosen({self.block: (key_rows, value_rows)}, self.equal_scores)
 
 
 class FoldedDualPrompt(FoldedSelection):
     """The entry with the largest q · k̂ in each block, the keys of all blocks side by side; shared prompts are constant.
 
-    The length of the query changes no order, so it is left out.
+    The length of the query changes no order, so it is left out. A task's score is the share of the blocks in which its
+    entry was chosen.
     """
 
+    by_task = True
     keys: Tensor
+    numbers: Tensor
 
-    def __init__(self, method: DualPrompt, heads: int) -> None:
-        super().__init__(method, heads)
+    def __init__(self, method: DualPrompt, heads: int, tasks: int) -> None:
+        super().__init__(method, heads, tasks)
         self.method = None
         self.constants = method.shared_prompts()
         entries = method.own_entries()
         self.indices = tuple(entries)
         keys = torch.cat([F.normalize(block.keys.all(), dim=1) for block in entries.values()])
         self.register_buffer("keys", keys.detach().T.contiguous())
+        self.register_buffer("numbers", torch.arange(tasks))
         for index, block in entries.items():
             by_head = split_parts(block.prompts.all().detach(), heads)
             self.parts = by_head.shape[1:]
             self.register_buffer(f"prompts_{index}", by_head.flatten(1).contiguous())
 
-    def forward(self, query: Query) -> dict[int, HeadRows]:
+    def forward(self, query: Query) -> Chosen:
         prompts = {}
-        for index, own in zip(self.indices, (query @ self.keys).chunk(len(self.indices), dim=1), strict=True):
-            rows = F.embedding(own.argmax(dim=1), self.get_buffer(f"prompts_{index}")).unflatten(1, self.parts)
+        # Compared for all blocks at once, [B, blocks, T]: an argmax each would be as many small nodes.
+        nearest = (query @ self.keys).unflatten(1, (len(self.indices), self.tasks)).argmax(dim=2)
+        for place, index in enumerate(self.indices):
+            rows = F.embedding(nearest[:, place], self.get_buffer(f"prompts_{index}")).unflatten(1, self.parts)
             prompts[index] = (rows[:, 0], rows[:, 1])
-        return prompts
+        return Chosen(prompts, (nearest.unsqueeze(2) == self.numbers).float().mean(dim=1))
 
 
 class FoldedCoda(FoldedSelection):
     """CODA's weights for all its blocks as two matrix products, its prompts as one more in each block.
 
-    w = (q · (A∘K̂)ᵀ) / √(q² · (A²)ᵀ), with the M components of all blocks side by side.
+    w = (q · (A∘K̂)ᵀ) / √(q² · (A²)ᵀ), with the M components of all blocks side by side. A task's score is its share of
+    Σ |w| over all blocks.
     """
+
+    by_task = True
 
     numerator: Tensor
     denominator: Tensor
 
-    def __init__(self, method: CodaPrompt, heads: int) -> None:
-        super().__init__(method, heads)
+    def __init__(self, method: CodaPrompt, heads: int, tasks: int) -> None:
+        super().__init__(method, heads, tasks)
         self.method = None
         blocks = method.own_blocks()
         self.indices = tuple(blocks)
@@ -128,14 +152,15 @@ class FoldedCoda(FoldedSelection):
             prompts = block.prompts.all().unflatten(1, (2, -1))  # stored as heads want them, so no transpose is left
             self.register_buffer(f"prompts_{index}", split_parts(prompts, heads).flatten(1).contiguous())
 
-    def forward(self, query: Query) -> dict[int, HeadRows]:
+    def forward(self, query: Query) -> Chosen:
         norm = (query.square() @ self.denominator).sqrt().clamp_min(1e-12)
         weights = (query @ self.numerator) / norm
         prompts = {}
         for index, own in zip(self.indices, weights.chunk(len(self.indices), dim=1), strict=True):
             rows = (own @ self.get_buffer(f"prompts_{index}")).unflatten(1, (2, self.heads, self.rows, -1))
             prompts[index] = (rows[:, 0], rows[:, 1])
-        return prompts
+        strengths = weights.abs().unflatten(1, (len(self.indices), self.tasks, -1)).sum(dim=(1, 3))
+        return Chosen(prompts, strengths / strengths.sum(dim=1, keepdim=True).clamp_min(1e-12))
 
 
 def split_parts(prompts: Float[Tensor, "M 2 p D"], heads: int) -> Float[Tensor, "M 2 H p d"]:
@@ -148,12 +173,12 @@ def split_rows(rows: Rows, heads: int) -> Float[Tensor, "b H p d"]:
     return rows.unflatten(2, (heads, -1)).transpose(1, 2)
 
 
-def fold_selection(method: ContinualMethod, heads: int) -> FoldedSelection:
-    """The folded form of a method's selection; a method without one of its own runs as it is."""
+def fold_selection(method: ContinualMethod, heads: int, tasks: int) -> FoldedSelection:
+    """The folded form of a method's selection after `tasks` tasks; a method without one of its own runs as it is."""
     if isinstance(method, CodaPrompt):
-        return FoldedCoda(method, heads)
+        return FoldedCoda(method, heads, tasks)
     if isinstance(method, L2P):
-        return FoldedL2P(method, heads)
+        return FoldedL2P(method, heads, tasks)
     if isinstance(method, DualPrompt):
-        return FoldedDualPrompt(method, heads)
-    return FoldedSelection(method, heads) if method.uses_query else FoldedConstants(method, heads)
+        return FoldedDualPrompt(method, heads, tasks)
+    return FoldedSelection(method, heads, tasks) if method.uses_query else FoldedConstants(method, heads, tasks)

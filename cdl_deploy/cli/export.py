@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 EXAMPLES = """
 cdl export runs/digits --onnx
 cdl export runs/digits --onnx --out bundle --no-teacher
+cdl export runs/digits --onnx --out tensors --input tensor
 """
 
 
@@ -27,24 +28,35 @@ def command(
         Path | None, typer.Option(metavar="DIR", help="Folder to write. Default: RUN/export.", show_default=False)
     ] = None,
     teacher: Annotated[bool, typer.Option("--teacher/--no-teacher", help="Export the teacher as well.")] = True,
+    graph_input: Annotated[
+        str,
+        typer.Option(
+            "--input",
+            metavar="image|tensor",
+            help="image: uint8 pixels of any size, preprocessed in the graph; tensor: a normalised float tensor.",
+        ),
+    ] = "image",
+    opset: Annotated[int, typer.Option(metavar="N", help="ONNX opset, 18 to 23.")] = 20,
     as_json: Annotated[bool, typer.Option("--json", help="Print the export report as JSON.")] = False,
 ) -> None:
     """Fold prompts, selection and heads into student.onnx (and teacher.onnx).
 
-    Each file names its classes and its preprocessing. It is compared with the trained model on held-out images; if a
-    logit differs by more than 0.0001, or any image gets another class, nothing is written.
+    Each file preprocesses images of any size, names its classes and describes itself. It is compared with the trained
+    model on held-out images; if a logit differs by more than 0.0001, or any image gets another class, nothing is
+    written.
     """
     if not onnx:
         raise OptionError("cdl export needs a format: add --onnx")
     with needs("cdl export", "export"):
-        from cdl_deploy.export import export_run
+        from cdl_deploy.export import ExportOptions, export_run
     destination = out if out is not None else run / "export"
 
     def on_step(text: str) -> None:
         if sys.stderr.isatty():
             typer.echo(text, err=True)
 
-    exported = export_run(run, destination, teacher=teacher, on_step=on_step)
+    options = ExportOptions(teacher=teacher, input=graph_input, opset=opset)
+    exported = export_run(run, destination, options, on_step)
     if as_json:
         import json
 

@@ -12,8 +12,8 @@ import torch
 from cdl_deploy import Classifier
 from cdl_deploy.bundle import read_bundle
 from cdl_deploy.errors import ParityError, RunError
+from cdl_deploy.export import ExportOptions, export_run, parity
 from cdl_deploy.export import export as export_module
-from cdl_deploy.export import export_run, parity
 from cdl_deploy.training.config import DataConfig, MethodConfig, ModelConfig, OptimConfig, RunConfig
 from cdl_deploy.training.data.sources import load_image
 from cdl_deploy.training.models.learner import learner_logits
@@ -29,7 +29,9 @@ def run(small_run):
 
 def test_both_files_describe_themselves(run, small_bundle):
     record = json.loads((run / "run.json").read_text())
-    assert sorted(path.name for path in small_bundle.iterdir()) == ["student.onnx", "teacher.onnx"]
+    assert sorted(path.name for path in small_bundle.iterdir()) == [
+        "student.json", "student.onnx", "teacher.json", "teacher.onnx"
+    ]  # fmt: skip
     for role in ("student", "teacher"):
         bundle = read_bundle(small_bundle / f"{role}.onnx")
         assert bundle.role == role
@@ -69,12 +71,12 @@ def test_every_weight_is_in_the_file_once(small_bundle):
 
 
 def test_no_teacher(run, tmp_path):
-    export_run(run, tmp_path / "out", teacher=False)
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["student.onnx"]
+    export_run(run, tmp_path / "out", ExportOptions(teacher=False))
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["student.json", "student.onnx"]
 
 
 def test_exporting_twice_gives_the_same_bytes(run, small_bundle, tmp_path):
-    export_run(run, tmp_path / "again", teacher=False)
+    export_run(run, tmp_path / "again", ExportOptions(teacher=False))
     assert (tmp_path / "again/student.onnx").read_bytes() == (small_bundle / "student.onnx").read_bytes()
 
 
@@ -84,8 +86,8 @@ def test_a_graph_that_differs_leaves_nothing_behind(run, tmp_path, monkeypatch, 
 
     class Wrong(folded):
         def forward(self, image):
-            logits, probabilities = super().forward(image)
-            return (logits + 2e-4, probabilities) if fault == "logit" else (logits.flip(1), probabilities)
+            logits, *others = super().forward(image)
+            return (logits + 2e-4 if fault == "logit" else logits.flip(1), *others)
 
     monkeypatch.setattr(export_module, "ExportGraph", Wrong)
     with pytest.raises(ParityError, match=r"student.onnx differs from the trained model: .*nothing was written"):
@@ -94,7 +96,7 @@ def test_a_graph_that_differs_leaves_nothing_behind(run, tmp_path, monkeypatch, 
 
 
 def test_an_export_that_fails_keeps_the_files_of_the_last_one(run, tmp_path, monkeypatch):
-    export_run(run, tmp_path / "out", teacher=False)
+    export_run(run, tmp_path / "out", ExportOptions(teacher=False))
     before = (tmp_path / "out/student.onnx").read_bytes()
 
     def fail(*arguments):
@@ -142,7 +144,7 @@ def test_projections_are_no_part_of_the_student_and_unit_pixels_reach_the_bundle
         OptimConfig(epochs=1, batch_size=8, device="cpu"),
     )
     train(config, tmp_path / "run")
-    (exported,) = export_run(tmp_path / "run", tmp_path / "out", teacher=False)
+    (exported,) = export_run(tmp_path / "run", tmp_path / "out", ExportOptions(teacher=False))
     assert exported.bundle.method.distillation == "fitnets"
     assert exported.bundle.preprocessing.mean == (0, 0, 0)
     assert exported.bundle.preprocessing.std == (1, 1, 1)

@@ -10,7 +10,7 @@ import torch
 
 from cdl_deploy.export.graph import ConstantPrompt, ExportGraph, run_block
 from cdl_deploy.export.heads import fold_heads
-from cdl_deploy.export.onnx_file import OPSET, export_onnx
+from cdl_deploy.export.onnx_file import OPSET, export_core
 from cdl_deploy.export.selection import FoldedCoda
 from cdl_deploy.training.models.backbone import Backbone, BlockPrompt
 from cdl_deploy.training.models.learner import learner_logits
@@ -23,7 +23,7 @@ def test_folded_selection_is_the_methods():
     pair = make_pair()
     method = pair.student.method
     query = torch.randn(3, 24)
-    folded = FoldedCoda(method, heads=3)(query)
+    folded = FoldedCoda(method, heads=3, tasks=2)(query).prompts
     for index, prompt in method(query, "test").prompts.items():
         for ours, theirs in zip(folded[index], prompt.before, strict=True):
             torch.testing.assert_close(ours.transpose(1, 2).flatten(2), theirs, atol=1e-5, rtol=1e-5)
@@ -68,13 +68,13 @@ def test_the_graph_gives_the_learners_logits_at_any_batch(distill, role, tmp_pat
     learner = pair.learners[role]
     if distill == "deit":
         learner.distillation.token.normal_()  # it starts at zero, which would hide mistakes
-    model = export_onnx(ExportGraph(pair, learner), torch.zeros(2, 3, 16, 16))
+    model = export_core(ExportGraph(pair, learner), torch.zeros(2, 3, 16, 16), "image")
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     for batch in (1, 2, 5):
         images = pixels(batch)
         backbone = learner.backbone
         normalised = ((images / 255 - backbone.mean) / backbone.std).numpy()
-        logits, probabilities = session.run(None, {"image": normalised})
+        logits, probabilities, _ = session.run(None, {"image": normalised})
         expected = learner_logits(pair.encoder, learner, images)
         np.testing.assert_allclose(logits, expected.numpy(), atol=1e-4)
         np.testing.assert_allclose(probabilities, expected.softmax(1).numpy(), atol=1e-5)
@@ -95,12 +95,12 @@ def test_a_teacher_with_other_pixel_statistics_still_sees_the_students_query():
 @torch.no_grad()
 def test_the_file_is_portable_and_names_no_path():
     pair = make_pair()
-    model = export_onnx(ExportGraph(pair, pair.student), torch.zeros(2, 3, 16, 16))
+    model = export_core(ExportGraph(pair, pair.student), torch.zeros(2, 3, 16, 16), "image")
     assert [(o.domain, o.version) for o in model.opset_import if o.domain == ""] == [("", OPSET)]
     assert {node.domain for node in model.graph.node} == {""}
     onnx.checker.check_model(model, full_check=True)
     data = model.SerializeToString()
     assert b"/work" not in data
     assert b".py" not in data
-    again = export_onnx(ExportGraph(pair, pair.student), torch.zeros(2, 3, 16, 16))
+    again = export_core(ExportGraph(pair, pair.student), torch.zeros(2, 3, 16, 16), "image")
     assert again.SerializeToString(deterministic=True) == model.SerializeToString(deterministic=True)

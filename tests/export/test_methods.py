@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from cdl_deploy.bundle import read_bundle
-from cdl_deploy.export import export_run
+from cdl_deploy.export import ExportOptions, export_run
 from cdl_deploy.export.export import describe
 from cdl_deploy.export.graph import ExportGraph
-from cdl_deploy.export.onnx_file import OPSET, export_onnx
+from cdl_deploy.export.onnx_file import OPSET, export_core
 from cdl_deploy.export.selection import FoldedSelection, fold_selection
 from cdl_deploy.training.config import DataConfig, MethodConfig, ModelConfig, OptimConfig, RunConfig
 from cdl_deploy.training.distillation import DISTILLATIONS
@@ -53,7 +53,7 @@ def test_the_folded_graph_gives_the_learners_logits(method, query, distill, role
     if distill == "deit":
         learner.distillation.token.normal_()  # it starts at zero, which would hide mistakes
     images = pixels(5)
-    logits, _ = ExportGraph(pair, learner)(inputs(learner, images))
+    logits, *_ = ExportGraph(pair, learner)(inputs(learner, images))
     torch.testing.assert_close(logits, learner_logits(pair.encoder, learner, images), atol=1e-4, rtol=0)
 
 
@@ -62,7 +62,7 @@ def test_the_folded_graph_gives_the_learners_logits(method, query, distill, role
 def test_the_file_gives_the_learners_logits_at_any_batch(method, query, distill, depth):
     pair = make(method, distill, query, depth=depth)
     student = pair.student
-    model = export_onnx(ExportGraph(pair, student), torch.zeros(2, 3, 16, 16))
+    model = export_core(ExportGraph(pair, student), torch.zeros(2, 3, 16, 16), "image")
     assert [(o.domain, o.version) for o in model.opset_import if o.domain == ""] == [("", OPSET)]
     assert {node.domain for node in model.graph.node} == {""}
     onnx.checker.check_model(model, full_check=True)
@@ -82,14 +82,14 @@ def test_the_file_gives_the_learners_logits_at_any_batch(method, query, distill,
 def test_a_method_without_a_folded_form_runs_as_it_is(method):
     pair = make(method)
     learner = pair.student.method
-    folded, own = fold_selection(learner, 3), FoldedSelection(learner, 3)
+    folded, own = fold_selection(learner, 3, 2), FoldedSelection(learner, 3, 2)
     if not learner.uses_query:
         assert folded.constants.keys() == learner(None, "test").prompts.keys()
         return
     assert type(folded) is not FoldedSelection
     query = torch.randn(4, 24)
-    rows = own(query)
-    for index, pair_of_rows in folded(query).items():
+    rows = own(query).prompts
+    for index, pair_of_rows in folded(query).prompts.items():
         for ours, theirs in zip(pair_of_rows, rows[index], strict=True):
             torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
@@ -109,7 +109,9 @@ def trained(root, **method):
 
 def test_a_bundle_says_where_its_query_comes_from(tmp_path):
     record, pair = trained(tmp_path, method="l2p", query="block:3")
-    bundle = describe(record, pair.student, "student", tmp_path / "student.onnx")
+    bundle = describe(
+        record, pair.student, "student", tmp_path / "student.onnx", ExportOptions(), ExportGraph(pair, pair.student)
+    )
     assert (bundle.method.continual, bundle.method.query, bundle.method.select) == ("l2p", "block:3", "in-graph")
 
 

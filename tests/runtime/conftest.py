@@ -27,6 +27,8 @@ from cdl_deploy.bundle import (
 CLASSES = ("red", "green", "blue", "grün ✓")
 WEIGHTS = np.array([[4.0, -1, -1, 0], [-1, 4.0, -1, 0], [-1, -1, 4.0, 0]], dtype=np.float32)
 BIAS = np.array([0.0, 0.01, 0.02, -0.5], dtype=np.float32)
+OWNERS = np.array([[1, 0], [1, 0], [0, 1], [0, 1]], dtype=np.float32)  # the task of each class
+TOP_K = 3
 COLOURS = {"red": (230, 10, 20), "green": (15, 220, 30), "blue": (5, 25, 240)}
 
 
@@ -43,6 +45,7 @@ def example_bundle(path: Path = Path("student.onnx"), **changes: Any) -> Bundle:
         weights=Weights(model="mini", sha256="0" * 64),
         run=RunRecord(seed=0, tasks=2, fingerprint="f" * 8),
         parameters=16,
+        top_k=3,
         accuracy=Accuracy(final_average_accuracy=91.0, forgetting=3.4),
         parity=Parity(images=4, max_abs_logit_difference=3e-6, top1_agreement=1.0),
     )
@@ -50,12 +53,15 @@ def example_bundle(path: Path = Path("student.onnx"), **changes: Any) -> Bundle:
 
 
 def build_model(size: tuple[int, int] = (8, 10), classes: int = len(CLASSES), extra_layers: int = 0) -> onnx.ModelProto:
-    """image [B, 3, H, W] → mean over pixels → logits and probabilities [B, C]; extra layers only cost time."""
+    """image [B, 3, H, W] → mean over pixels → every output of an exported model; extra layers only cost time."""
     nodes = [
         helper.make_node("GlobalAveragePool", ["image"], ["pooled"]),
         helper.make_node("Flatten", ["pooled"], ["features"]),
         helper.make_node("Gemm", ["features", "weights", "bias"], ["logits"]),
         helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
+        helper.make_node("TopK", ["probabilities", "k"], ["topk_probability", "best"], axis=1),
+        helper.make_node("Gather", ["names", "best"], ["topk_label"]),
+        helper.make_node("MatMul", ["probabilities", "owners"], ["task_scores"]),
     ]
     previous = "image"
     for i in range(extra_layers):
@@ -64,12 +70,25 @@ def build_model(size: tuple[int, int] = (8, 10), classes: int = len(CLASSES), ex
     nodes[extra_layers].input[0] = previous
     repeats = -(-classes // WEIGHTS.shape[1])
     weights, bias = np.tile(WEIGHTS, (1, repeats))[:, :classes], np.tile(BIAS, repeats)[:classes]
+    outputs = {
+        "logits": (TensorProto.FLOAT, classes),
+        "probabilities": (TensorProto.FLOAT, classes),
+        "topk_probability": (TensorProto.FLOAT, TOP_K),
+        "topk_label": (TensorProto.STRING, TOP_K),
+        "task_scores": (TensorProto.FLOAT, 2),
+    }
     graph = helper.make_graph(
         nodes,
         "tiny",
         [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["B", 3, *size])],
-        [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["B", classes]) for n in ("logits", "probabilities")],
-        [numpy_helper.from_array(weights, "weights"), numpy_helper.from_array(bias, "bias")],
+        [helper.make_tensor_value_info(name, kind, ["B", size]) for name, (kind, size) in outputs.items()],
+        [
+            numpy_helper.from_array(weights, "weights"),
+            numpy_helper.from_array(bias, "bias"),
+            numpy_helper.from_array(np.array([TOP_K], dtype=np.int64), "k"),
+            numpy_helper.from_array(np.resize(OWNERS, (classes, 2)), "owners"),
+            numpy_helper.from_array(np.resize(np.array(CLASSES, dtype=object), classes), "names"),
+        ],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
 

@@ -54,6 +54,8 @@ def test_keys_are_those_of_the_contract(tiny):
             "accuracy",
             "parity",
             "parameters",
+            "top_k",
+            "quantization",
         )
     }
     assert stored["cdl.format_version"] == 1
@@ -113,7 +115,10 @@ def test_damaged_value(make_model, tiny, key, value, expected):
     ("change", "expected"),
     [
         ({"interpolation": "cubic"}, "cdl.preprocessing.interpolation is 'cubic', expected one of nearest, bilinear"),
-        ({"input": "uint8"}, "cdl.preprocessing.input is 'uint8', expected 'tensor'; a newer cdl-deploy may know it"),
+        (
+            {"input": "uint8"},
+            "cdl.preprocessing.input is 'uint8', expected 'image' or 'tensor'; a newer cdl-deploy may know it",
+        ),
         ({"height": 0}, "cdl.preprocessing.height is 0, expected at least 1"),
         ({"std": [1, 0, 1]}, "cdl.preprocessing.std is [1.0, 0.0, 1.0], expected three numbers above 0"),
         ({"mean": [1, 2]}, "cdl.preprocessing.mean is [1, 2], expected a list of 3, each a number"),
@@ -174,7 +179,9 @@ def test_graph_and_metadata_must_agree(make_model, tmp_path, tiny):
     assert "image is tensor(float) ['B', 3, 9, 9], expected tensor(float) ['B', 3, 8, 10]" in refusal(
         make_model("size.onnx", size=(9, 9))
     )
-    assert "output logits has shape ['B', 5], expected ['B', 4]" in refusal(make_model("five.onnx", classes_in_graph=5))
+    assert "output logits is tensor(float) ['B', 5], expected tensor(float) ['B', 4], one column a class" in refusal(
+        make_model("five.onnx", classes_in_graph=5)
+    )
     node = helper.make_node("Identity", ["x"], ["y"])
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["B"]) for name in ("x", "y")]
     model = helper.make_model(

@@ -12,7 +12,7 @@ import torch
 from cdl_deploy import Classifier
 from cdl_deploy.cli import main
 from cdl_deploy.errors import DataError, OptionError, RunError
-from cdl_deploy.export import export_run
+from cdl_deploy.export import ExportOptions, export_run
 from cdl_deploy.training.additions import Addition, add_task
 from cdl_deploy.training.config import DataConfig, MethodConfig, ModelConfig, OptimConfig, RunConfig
 from cdl_deploy.training.data.sources import load_image
@@ -185,7 +185,7 @@ def test_what_was_added_is_exported(run, tmp_path):
     add_task(run, Addition(str(tmp_path / "new"), classes=("eel", "dog"), allow_known=True))
     add_task(run, Addition(str(tmp_path / "new"), classes=("dog", "bee"), allow_known=True))
     with no_shape_checks():  # tracing uses symbolic shapes
-        exported = export_run(run, tmp_path / "out", teacher=False)
+        exported = export_run(run, tmp_path / "out", ExportOptions(teacher=False))
     assert exported[0].bundle.tasks == (("ant", "bee"), ("cat", "dog"), ("eel",), ())
     image = tmp_path / "new/test/eel/0.png"
     _, pair = load_run(run)

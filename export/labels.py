@@ -1,0 +1,34 @@
+"""The names of the best classes as ONNX nodes: they leave the graph itself, because JavaScript reads no metadata."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from cdl_deploy.bundle import LOGITS_NAME, PROBABILITIES_NAME, TOPK_LABEL_NAME, TOPK_PROBABILITY_NAME, Bundle
+from cdl_deploy.export.nodes import Nodes
+
+LABELS_NAME = "labels/names"
+
+
+def label_graph(bundle: Bundle) -> Nodes:
+    """Nodes from `logits` and `probabilities` to `topk_probability` and `topk_label`; of equals the first comes first.
+
+    The order is that of the logits: probabilities near 0 are all alike.
+    """
+    g = Nodes("labels")
+    g.initializers.append(numpy_helper.from_array(np.array(bundle.classes, dtype=object), LABELS_NAME))
+    best, indices = f"{g.prefix}/best", f"{g.prefix}/indices"
+    g.nodes.append(
+        helper.make_node("TopK", [LOGITS_NAME, g.integers(bundle.top_k)], [best, indices], name=best, axis=1)
+    )
+    g("GatherElements", PROBABILITIES_NAME, indices, name=TOPK_PROBABILITY_NAME, axis=1)
+    g("Gather", LABELS_NAME, indices, name=TOPK_LABEL_NAME, axis=0)
+    return g
+
+
+def label_outputs(bundle: Bundle) -> list[onnx.ValueInfoProto]:
+    """`topk_probability` float and `topk_label` string, [batch, k] both."""
+    kinds = {TOPK_PROBABILITY_NAME: TensorProto.FLOAT, TOPK_LABEL_NAME: TensorProto.STRING}
+    return [helper.make_tensor_value_info(name, kind, ["batch", bundle.top_k]) for name, kind in kinds.items()]

@@ -1,0 +1,134 @@
+"""Preprocessing in the graph against the training transform: torchvision on PIL images."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper
+from PIL import Image
+
+from cdl_deploy.bundle import Preprocessing
+from cdl_deploy.errors import OptionError
+from cdl_deploy.export.preprocessing import FILTERS, image_input, preprocessing_graph
+from cdl_deploy.images import to_square
+from cdl_deploy.training.data import transforms
+
+
+def settings_of(size: int, resize: int, interpolation: str) -> Preprocessing:
+    return Preprocessing(size, size, resize, interpolation, (0.5,) * 3, (0.5,) * 3, "image")
+
+
+@cache
+def session(size: int, resize: int, interpolation: str, opset: int = 20) -> onnxruntime.InferenceSession:
+    g = preprocessing_graph(settings_of(size, resize, interpolation))
+    output = helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["batch", 3, size, size])
+    graph = helper.make_graph(g.nodes, "preprocessing", [image_input()], [output], g.initializers)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
+    onnx.checker.check_model(model, full_check=True)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def in_graph(images: np.ndarray, size: int, resize: int, interpolation: str) -> np.ndarray:
+    pixels: np.ndarray = session(size, resize, interpolation).run(None, {"image": images})[0]
+    return pixels
+
+
+def in_training(
+    image: np.ndarray, size: int, resize: int, interpolation: str, columns_first: bool = False
+) -> np.ndarray:
+    """The training transform; with `columns_first` PIL is made to resize one axis after the other."""
+    height, width = image.shape[:2]
+    transform = transforms.evaluation_transform(transforms.Preprocessing(size, resize, interpolation))
+    picture = Image.fromarray(image)
+    if columns_first:
+        new = (int(resize * width / height), resize) if height < width else (resize, int(resize * height / width))
+        for step in ((new[0], height), new):
+            picture = picture.resize(step, Image.Resampling[interpolation.upper()])
+    return transform(picture).numpy().astype(np.float32)
+
+
+def photograph(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """Soft colours, and no edge as hard as from black to white within a pixel: as a lens and a sensor give them."""
+    random = np.random.default_rng(seed)
+    coarse = Image.fromarray(random.integers(0, 256, (5, 5, 3), dtype=np.uint8)).resize((width, height), 1)
+    fine = random.normal(0, 8, (height, width, 1))
+    return np.clip(np.asarray(coarse) + fine, 0, 255).astype(np.uint8)
+
+
+def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """Neighbours have nothing in common: the hardest image to resize."""
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+edges = st.integers(1, 90) | st.integers(1, 400)
+
+
+@given(edges, edges, st.integers(8, 40), st.integers(0, 12), st.sampled_from(sorted(FILTERS)))
+@example(1, 1, 16, 2, "bicubic")
+@example(1, 700, 16, 2, "bicubic")
+@example(700, 1, 16, 0, "bilinear")
+@example(480, 640, 32, 4, "bicubic")
+@example(16, 16, 16, 0, "bicubic")
+@settings(max_examples=120, deadline=None)
+def test_pixels_are_those_of_the_training_transform(height, width, size, margin, interpolation):
+    """Any size and shape, enlarged or reduced, every filter: one grey level of 255 off, two enlarged."""
+    kind = (size, size + margin, interpolation)
+    image = noise(height, width)
+    found = in_graph(image[None], *kind)[0]
+    enlarged = size + margin > min(height, width)
+    assert np.abs(found - in_training(image, *kind, columns_first=True)).max() <= 1 + enlarged
+    if height < 1.9 * width:  # otherwise Pillow 13 may take the rows first
+        assert np.abs(found - in_training(image, *kind)).max() <= 1 + enlarged
+    image = photograph(height, width)
+    assert np.abs(in_graph(image[None], *kind)[0] - in_training(image, *kind)).max() <= 1 + enlarged
+
+
+@pytest.mark.parametrize(("height", "width"), [(600, 900), (900, 600), (37, 901), (224, 224), (248, 248), (61, 50)])
+def test_photographs_at_the_usual_size(height, width):
+    for image in (noise(height, width), photograph(height, width)):
+        difference = np.abs(in_graph(image[None], 224, 248, "bicubic")[0] - in_training(image, 224, 248, "bicubic"))
+        assert difference.max() <= 1
+        assert difference.mean() <= 0.001
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 40_000), (40_000, 1), (3, 20_000)])
+def test_an_absurdly_long_image_costs_no_more_than_its_middle(height, width):
+    """Resized whole, it would have a hundred million pixels. Its middle, cut out first, is the same to the eye."""
+    image = np.full((height, width, 3), 7, np.uint8)
+    middle = (height if height < 4 else 40, width if width < 4 else 40)
+    top, left = (height - middle[0]) // 2, (width - middle[1]) // 2
+    image[top : top + middle[0], left : left + middle[1]] = 200
+    found = in_graph(image[None], 32, 36, "bicubic")
+    assert (found == 200).all() if min(height, width) == 1 else set(np.unique(found)) == {200.0}
+
+
+def test_a_batch_gives_what_its_images_give_alone():
+    images = np.stack([noise(45, 70, seed) for seed in range(5)])
+    whole = in_graph(images, 24, 28, "bicubic")
+    for count in (1, 2):
+        np.testing.assert_array_equal(in_graph(images[:count], 24, 28, "bicubic"), whole[:count])
+
+
+@given(edges, edges, st.integers(0, 12))
+@settings(max_examples=40, deadline=None)
+def test_the_square_that_the_runtime_feeds_gives_the_same_pixels(height, width, margin):
+    """What PIL resized beforehand, for one batch of images of many sizes, the graph only crops."""
+    image = noise(height, width)
+    preprocessing = settings_of(16, 16 + margin, "bicubic")
+    square = to_square(Image.fromarray(image), preprocessing)
+    assert square.shape == (16 + margin, 16 + margin, 3)
+    found = in_graph(square[None], 16, 16 + margin, "bicubic")[0]
+    np.testing.assert_array_equal(found, in_training(image, 16, 16 + margin, "bicubic"))
+
+
+def test_a_filter_the_graph_lacks_is_refused():
+    with pytest.raises(OptionError, match="resized with lanczos, and the graph knows only bicubic and bilin"):
+        preprocessing_graph(settings_of(8, 8, "lanczos"))
