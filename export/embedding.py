@@ -35,18 +35,19 @@ class FoldedEmbedding(nn.Module):
         scale = (std / backbone.std).double()
         shift = ((mean - backbone.mean) / backbone.std).double()
         weight = projection.weight.detach().double()
-        bias: Tensor | None = (weight * shift).sum(dim=(1, 2, 3))
+        bias = (weight * shift).sum(dim=(1, 2, 3))
         if projection.bias is not None:
-            bias += projection.bias.detach().double()
+            bias = bias + projection.bias.detach().double()
         tokens = [token.detach() for token in (vit.cls_token, vit.reg_token) if token is not None]
         prefix, position = torch.cat(tokens, dim=1), None if vit.pos_embed is None else vit.pos_embed.detach()
         if position is not None and not vit.no_embed_class:
             own = prefix.shape[1]
             prefix, position = prefix + position[:, :own], position[:, own:]
-        if position is not None and isinstance(self.norm, nn.Identity):
-            position, bias = (position.double() + bias).float(), None
+        folded = position is not None and isinstance(self.norm, nn.Identity)
+        if position is not None and folded:
+            position = (position.double() + bias).float()
         self.register_buffer("weight", (weight * scale).float().contiguous())
-        self.register_buffer("bias", None if bias is None else bias.float())
+        self.register_buffer("bias", None if folded else bias.float())
         self.register_buffer("position", position)
         self.register_buffer("prefix", prefix)
 
