@@ -37,7 +37,7 @@ def export_tasks(folder: Path, numbers: list[int], query: str, model: str) -> di
     import torch
 
     from cdl_deploy.export.graph import ExportGraph
-    from cdl_deploy.export.onnx_file import export_onnx, save_onnx
+    from cdl_deploy.export.onnx_file import export_core, save_onnx
     from cdl_deploy.training.config import MethodConfig
     from cdl_deploy.training.models.backbone import Backbone
     from cdl_deploy.training.models.pair import build_pair
@@ -58,7 +58,7 @@ def export_tasks(folder: Path, numbers: list[int], query: str, model: str) -> di
         learner.end_task()
         if number in numbers:
             print(f"exporting after {number} tasks", file=sys.stderr)
-            graph = export_onnx(ExportGraph(pair, learner), torch.zeros(2, 3, size, size))
+            graph = export_core(ExportGraph(pair, learner), torch.zeros(2, 3, size, size), "image")
             paths[number] = folder / f"tasks-{number}.onnx"
             names = [f"a class with a name {i}" for i in range(CLASSES * number)]
             save_onnx(graph, paths[number], {"cdl.classes": json.dumps(names)})
