@@ -58,8 +58,9 @@ from cdl_deploy.training.machine import in_precision  # noqa: E402
 from cdl_deploy.training.models.backbone import Backbone  # noqa: E402
 from cdl_deploy.training.models.learner import Role  # noqa: E402
 from cdl_deploy.training.models.pair import Pair, build_pair  # noqa: E402
+from cdl_deploy.training.processes import Processes  # noqa: E402
 from cdl_deploy.training.run import train  # noqa: E402
-from cdl_deploy.training.stage import make_optimizer, stage_losses  # noqa: E402
+from cdl_deploy.training.stage import make_optimizer, stage_losses, take_step  # noqa: E402
 
 MODELS: dict[Role, str] = {"teacher": "vit_base_patch16_224", "student": "vit_small_patch16_224"}
 ROLES: tuple[Role, ...] = ("teacher", "student")
@@ -98,19 +99,18 @@ class Stepper:
         self.images = torch.randint(0, 256, (batch, 3, 224, 224), dtype=torch.uint8).to(device)
         self.labels = torch.randint(first, first + classes, (batch,)).to(device)
         self.precision = "bf16" if device == "cuda" and way != REFERENCE else "fp32"
+        self.processes = Processes(torch.device(device))
         if way == REFERENCE:
             collect_backbone_gradients(self.pair)
 
     def step(self) -> None:
-        """One step, as `run_stage` takes it."""
+        """One step."""
         if self.way == REFERENCE:
             reference_step(self.pair, self.role, self.optimizer, self.images, self.labels)
             return
         with in_precision(self.pair, self.precision):
-            terms = stage_losses(self.pair, self.role, self.images, self.labels)
-            self.optimizer.zero_grad()
-            torch.stack(list(terms.values())).sum().backward()
-            self.optimizer.step()
+            count = len(self.labels)
+            take_step(self.pair, self.role, self.optimizer, self.images, self.labels, self.processes, count)
 
 
 def work(task: dict[str, Any]) -> None:

@@ -14,10 +14,11 @@ from cdl_deploy.errors import DataError, OptionError, RunError, nearest
 from cdl_deploy.training.config import OptimConfig
 from cdl_deploy.training.data.sources import ImageSource, open_source
 from cdl_deploy.training.data.task_data import TaskPlan
+from cdl_deploy.training.preparation import checking, never
 from cdl_deploy.training.processes import connected
 from cdl_deploy.training.progress import Progress, Stop
 from cdl_deploy.training.restore import load_run
-from cdl_deploy.training.run import Run, checking, never
+from cdl_deploy.training.run import Run
 from cdl_deploy.training.run_directory import Record, RunDirectory
 
 FIXED = ("seed",)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,20 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cdl_deploy.training.backbones.loading import BackboneInfo, load_backbone
-from cdl_deploy.training.config import OptimConfig, RunConfig, check_name, default_batch_size
-from cdl_deploy.training.data.sources import ImageSource, OnCheck, fingerprint, load_image, open_source
+from cdl_deploy.training.config import OptimConfig, RunConfig, default_batch_size
+from cdl_deploy.training.data.sources import ImageSource, fingerprint, load_image
 from cdl_deploy.training.data.task_data import TaskData, TaskImages, TaskPlan, open_sources
-from cdl_deploy.training.data.tasks import make_tasks
 from cdl_deploy.training.data.transforms import Preprocessing, evaluation_transform, training_transform
-from cdl_deploy.training.distillation import DISTILLATIONS, needs_teacher
 from cdl_deploy.training.evaluation import accuracy_row
 from cdl_deploy.training.machine import compile_blocks, in_precision, settle
-from cdl_deploy.training.methods import METHODS
-from cdl_deploy.training.models.backbone import Backbone
 from cdl_deploy.training.models.learner import Role
-from cdl_deploy.training.models.pair import Pair, build_pair
+from cdl_deploy.training.models.pair import Pair
 from cdl_deploy.training.plots import plot_run
+from cdl_deploy.training.preparation import checking, never, prepare
 from cdl_deploy.training.processes import Processes, connected
 from cdl_deploy.training.progress import Progress, Stage, Stop, Stopped
 from cdl_deploy.training.restore import rebuild_pair
@@ -38,47 +34,25 @@ from cdl_deploy.training.stage import Position, make_optimizer, run_stage
 HELDOUT_IMAGES_PER_TASK = 32
 
 
-def never() -> bool:
-    """A `Stop` that does not."""
-    return False
-
-
 def train(config: RunConfig, out: Path, progress: Progress | None = None, stop: Stop = never) -> Record:
     """Train a new run in the directory `out`, which must not exist or be empty.
 
     Everything that can be wrong with the configuration, the images and the weights is found before `out` is made.
     Raises Stopped where `stop` ends the run early; `resume` goes on from there.
     """
-    check_name("--method", config.method.method, tuple(METHODS))
-    check_name("--distill", config.method.distill, tuple(DISTILLATIONS))
-    data = config.data
     with connected(config.optim.device) as processes:
         progress = processes.progress(progress)
         with processes.agreed():
             directory = processes.directory(out)
             directory.check_free()
-            source = open_source(data.data, data.holdout, data.skip_bad, checking(progress, stop, processes))
-            plans = [
-                TaskPlan(classes, data.data, data.holdout, data.skip_bad)
-                for classes in make_tasks(source.classes, data, config.optim.seed)
-            ]
-            backbones, infos = load_backbones(config)
-            pair = build_pair(backbones, config.method, config.optim.seed)
-            optim = replace(config.optim, device=processes.device_name)
-            config = replace(config, optim=settle(optim, processes.device, in_memory(source), processes.count_here))
-            record = Record(
-                config=config.to_dict(),
-                preprocessing=resolve_preprocessing(config, infos["student"], source),
-                backbones={role: info.to_dict() for role, info in infos.items()},
-                plans=[plan.to_dict() for plan in plans],
-                skipped_images=list(source.skipped),
-            )
+            prepared = prepare(config, processes, progress, stop)
             directory.create()
+        record, place = prepared.record, prepared.plans[0].place
         with directory.lock():
-            for role, backbone in backbones.items():
+            for role, backbone in prepared.backbones.items():
                 directory.save_tensors(directory.backbone_file(role), backbone.vit.state_dict())
             directory.write_record(record)
-            return Run(directory, record, {plans[0].place: source}, pair, processes, progress, stop).go()
+            return Run(directory, record, {place: prepared.source}, prepared.pair, processes, progress, stop).go()
 
 
 def resume(out: Path, progress: Progress | None = None, stop: Stop = never) -> Record:
@@ -97,17 +71,6 @@ def resume(out: Path, progress: Progress | None = None, stop: Stop = never) -> R
             run = Run(directory, record, sources, pair, processes, progress, stop)
             run.restore()
             return run.go()
-
-
-def checking(progress: Progress, stop: Stop, processes: Processes) -> OnCheck:
-    """Tell `progress` about images that were checked, and stop there; one among several processes cannot."""
-
-    def on_check(done: int, total: int) -> None:
-        progress.checking(done, total)
-        if processes.count == 1 and stop():
-            raise Stopped
-
-    return on_check
 
 
 class Run:
@@ -327,31 +290,3 @@ class Run:
         title = f"{self.config.data.data}: {method.method} + {method.distill}, seed {self.config.optim.seed}"
         plot_run(self.record.matrices, title, self.directory.root)
         self.directory.write_record(self.record)
-
-
-def load_backbones(config: RunConfig) -> tuple[dict[Role, Backbone], dict[Role, BackboneInfo]]:
-    """The student's backbone and, where something is distilled, the teacher's, for images of one size."""
-    models = config.models
-    student, info = load_backbone(models.student, models.student_weights, config.data.image_size, models.pixel_range)
-    backbones: dict[Role, Backbone] = {"student": student}
-    infos: dict[Role, BackboneInfo] = {"student": info}
-    if needs_teacher(config.method.distill):
-        backbones["teacher"], infos["teacher"] = load_backbone(
-            models.teacher, models.teacher_weights, info.image_size, models.pixel_range
-        )
-    return backbones, infos
-
-
-def in_memory(source: ImageSource) -> bool:
-    """Whether no file needs to be read or decoded."""
-    return not any(isinstance(item, Path) for item in source.train.items)
-
-
-def resolve_preprocessing(config: RunConfig, student: BackboneInfo, source: ImageSource) -> dict[str, Any]:
-    """The evaluation transform, from the student's own data configuration, and the training augmentation."""
-    size = student.image_size
-    preprocessing = Preprocessing(size, int(size / student.crop_pct), student.interpolation)
-    chosen = config.data.augmentation
-    if chosen == "auto":
-        chosen = "photo" if source.photographs else "gentle"
-    return {**asdict(preprocessing), "augmentation": chosen}

@@ -94,6 +94,30 @@ def _over(columns: Tensor | None, output: Output) -> Output:
     )
 
 
+def take_step(
+    pair: Pair,
+    role: Role,
+    optimizer: torch.optim.Optimizer,
+    images: Tensor,
+    labels: Tensor,
+    processes: Processes,
+    size: int,
+) -> tuple[tuple[str, ...], Tensor]:
+    """Learn from a batch: names and values [terms] of the loss terms, as they were before the step.
+
+    `images` are this process's share of a global batch of `size`.
+    """
+    share = len(processes.share(range(size))) / size
+    terms = stage_losses(pair, role, images, labels)
+    values = torch.stack(list(terms.values())) * share
+    optimizer.zero_grad()
+    values.sum().backward()
+    trained = (value for group in optimizer.param_groups for value in group["params"])
+    values = processes.add_up(trained, values.detach())
+    optimizer.step()
+    return tuple(terms), values
+
+
 def run_stage(
     pair: Pair,
     stage: Stage,
@@ -114,7 +138,6 @@ def run_stage(
     device = processes.device
     assert config.batch_size is not None
     assert config.workers is not None
-    trained = [value for group in optimizer.param_groups for value in group["params"]]
     progress.stage_started(stage, start.epoch)
     for epoch in range(start.epoch, config.epochs):
         done = start.step if epoch == start.epoch else 0
@@ -135,13 +158,8 @@ def run_stage(
         log = LossLog(stage, epoch, device, partial(progress.step, stage, epoch))
         for step, (pixels, labels) in enumerate(loader, start=done):
             size = min(config.batch_size, len(images.items) - step * config.batch_size)
-            share = len(processes.share(range(size))) / size
-            terms = stage_losses(pair, stage.role, to_device(pixels, device), to_device(labels, device))
-            values = torch.stack(list(terms.values())) * share
-            optimizer.zero_grad()
-            values.sum().backward()
-            log.add(step, size, tuple(terms), processes.add_up(trained, values.detach()))
-            optimizer.step()
+            pixels, labels = to_device(pixels, device), to_device(labels, device)
+            log.add(step, size, *take_step(pair, stage.role, optimizer, pixels, labels, processes, size))
             if processes.any(stop()) and (step + 1) * config.batch_size < len(images.items):
                 log.flush()
                 save(Position(epoch, step + 1))

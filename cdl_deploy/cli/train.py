@@ -24,6 +24,7 @@ cdl train --data photos/ --holdout 0.2 --classes-per-task 4 --distill none --out
 cdl train --data photos/ --task-file tasks.yaml --out runs/photos \\
     --teacher vit_base_patch16_224.augreg_in21k_ft_in1k --student vit_small_patch16_224.augreg_in21k_ft_in1k
 cdl train --data photos/ --preset paper --config my.yaml --distill deit --epochs 35 --out runs/deit
+cdl train --data photos/ --tasks 10 --dry-run
 cdl train runs/photos --resume
 accelerate launch --multi_gpu -m cdl_deploy train --data photos/ --tasks 10 --out runs/photos
 cdl train runs/photos --add new-photos/ --classes screw,nut
@@ -85,6 +86,7 @@ def command(
     compile: option.Compile = False,
     workers: option.Workers = None,
     resume: option.Resume = False,
+    dry_run: option.DryRun = False,
     as_json: option.AsJson = False,
 ) -> None:
     """Train a student, task by task, with a teacher's help.
@@ -95,11 +97,18 @@ def command(
     given = {
         name: value
         for name, value in locals().items()
-        if name not in ("run", "out", "add", "classes", "allow_known", "resume", "as_json")
+        if name not in ("run", "out", "add", "classes", "allow_known", "resume", "dry_run", "as_json")
         and value is not None
         and value is not False
     }
     out = _one_directory(run, out)
+    if dry_run:
+        if resume or add is not None:
+            raise OptionError("--dry-run plans a new run: leave out --resume and --add")
+        _show_plan(out, preset, config, given, as_json)
+        return
+    if out is None:
+        raise OptionError("no run directory is given: add --out RUN")
     with needs("cdl train", "train"):
         from cdl_deploy.cli.train_progress import show_training
         from cdl_deploy.training.additions import Addition, add_task
@@ -142,14 +151,31 @@ def command(
         _print(record, out, as_json)
 
 
-def _one_directory(run: Path | None, out: Path | None) -> Path:
-    """The run directory, given as an argument or as --out."""
+def _one_directory(run: Path | None, out: Path | None) -> Path | None:
+    """The run directory, given as an argument or as --out, or not at all."""
     if run is not None and out is not None and run != out:
         raise OptionError(f"RUN is {run} and --out is {out}: give one of them")
-    directory = run or out
-    if directory is None:
-        raise OptionError("no run directory is given: add --out RUN")
-    return directory
+    return run or out
+
+
+def _show_plan(out: Path | None, preset: str | None, config: Path | None, given: dict[str, Any], as_json: bool) -> None:
+    """What the run would be; nothing is written."""
+    with needs("cdl train", "train"):
+        from cdl_deploy.cli.train_progress import show_training
+        from cdl_deploy.training.config_file import layered_config
+        from cdl_deploy.training.dry_run import plan_run
+    with show_training() if sys.stderr.isatty() else nullcontext(None) as progress:
+        plan = plan_run(layered_config(preset, config, option.sections(given)), out, progress).to_dict()
+    if as_json:
+        import json
+
+        typer.echo(json.dumps(plan, indent=2))
+        return
+    from rich.console import Console
+
+    from cdl_deploy.cli.plan_table import plan_table
+
+    Console().print(plan_table(plan))
 
 
 def _refuse(given: dict[str, Any], why: str) -> None:

@@ -155,4 +155,7 @@ Precision = Annotated[
 Compile = Annotated[bool, _option("", "Compile the backbones: slow to start, then faster.", OPTIM, "--compile")]
 Workers = Annotated[int | None, _option("N", "Processes that load images. Default: by the machine, 0 on a CPU.", OPTIM)]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted RUN as it was configured.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the run's record as JSON.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Show tasks, parameters, time and memory of a new run; write nothing.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the run's record, or the plan, as JSON.")]

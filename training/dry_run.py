@@ -1,0 +1,233 @@
+"""What a run would do, without a trace: its tasks, what trains, and time and memory from a few real steps."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cdl_deploy.errors import OptionError
+from cdl_deploy.training.config import OptimConfig, RunConfig, default_batch_size
+from cdl_deploy.training.data.loading import batches, to_device
+from cdl_deploy.training.data.task_data import TaskData, TaskImages
+from cdl_deploy.training.data.transforms import PixelTransform, Preprocessing, evaluation_transform, training_transform
+from cdl_deploy.training.evaluation import accuracy_row
+from cdl_deploy.training.machine import compile_blocks, in_precision
+from cdl_deploy.training.models.learner import Learner, Role
+from cdl_deploy.training.models.pair import Pair
+from cdl_deploy.training.preparation import never, prepare
+from cdl_deploy.training.processes import Processes, connected
+from cdl_deploy.training.progress import Progress, Stop, Stopped
+from cdl_deploy.training.run_directory import Record, RunDirectory
+from cdl_deploy.training.stage import make_optimizer, take_step
+
+STEPS = 3
+"""Steps of each learner that are timed, after one that is not."""
+ENOUGH_SECONDS = 30.0
+"""After so long no further step is begun."""
+TEST_IMAGES = 32
+"""Images that each learner classifies to be timed."""
+
+
+@dataclass(frozen=True)
+class PlannedTask:
+    """One task as it would be learned."""
+
+    number: int
+    classes: list[str]
+    train_images: int
+    test_images: int
+    batch_size: int
+    steps: int
+    """An epoch, for each learner."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """How long the run would take here and what it would hold, and from what that was concluded."""
+
+    seconds: float
+    """All tasks: the stages of both learners and the tests. Without writing checkpoints and pictures."""
+    seconds_by_part: dict[str, float]
+    """`checking` the images, `teacher`, `student`, `tests`."""
+    memory_bytes: int
+    """The most this process has held, PyTorch and both models included."""
+    gpu_memory_bytes: int | None
+    """The most PyTorch has reserved on the GPU, where there is one."""
+    images_per_second: dict[str, float]
+    """By learner, while learning, and of `tests` by both."""
+    task: int
+    """The task that was measured, the one with most images."""
+    steps: dict[str, int]
+    """That were timed, by learner."""
+    tested: int
+    """Images that were classified."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `cdl train --dry-run` shows."""
+
+    record: Record
+    """As the run would begin with it: the resolved configuration, the models, and no finished task."""
+    tasks: list[PlannedTask]
+    parameters: dict[str, dict[str, int]]
+    """By learner: `backbone` (frozen) and what trains in the measured task, `prompts`, `class head`, `distillation`."""
+    estimate: Estimate
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        record = self.record
+        return {
+            "dry_run": True,
+            "tasks": [asdict(task) for task in self.tasks],
+            "parameters": self.parameters,
+            "estimate": asdict(self.estimate),
+            "config": record.config,
+            "preprocessing": record.preprocessing,
+            "backbones": record.backbones,
+            "skipped_images": record.skipped_images,
+        }
+
+
+def plan_run(config: RunConfig, out: Path | None = None, progress: Progress | None = None, stop: Stop = never) -> Plan:
+    """Do all that `train` does before it makes the directory `out`, then a few steps that are forgotten.
+
+    Nothing is written. Raises what `train` raises for anything that cannot be, and Stopped where `stop` says so.
+    """
+    with connected(config.optim.device) as processes:
+        if processes.count > 1:
+            raise OptionError("--dry-run measures one process: start it without accelerate launch or torchrun")
+        if out is not None:
+            RunDirectory(out).check_free()
+        began = time.perf_counter()
+        prepared = prepare(config, processes, progress or Progress(), stop)
+        checking = time.perf_counter() - began
+        record, plans, pair = prepared.record, prepared.plans, prepared.pair
+        optim = RunConfig.from_dict(record.config).optim
+        data = TaskData(plans, [], {plans[0].place: prepared.source}, dict, record.skipped_images)
+        tasks = []
+        for number, plan in enumerate(plans, start=1):
+            images, tests = len(data.train(number).items), len(data.test(number).items)
+            size = optim.batch_size or default_batch_size(images)
+            tasks.append(PlannedTask(number, list(plan.classes), images, tests, size, -(-images // size)))
+        measured = max(tasks, key=lambda task: task.train_images)
+        pair.begin_task(len(measured.classes), optim.seed)
+        for learner in pair.learners.values():
+            learner.to(processes.device)
+        parameters = {role: count_parameters(learner) for role, learner in pair.learners.items()}
+        if optim.compile:
+            compile_blocks(pair)
+        measurement = Measurement(pair, record, optim, measured, processes, stop)
+        train, test = (_as_first_task(images) for images in (data.train(measured.number), data.test(measured.number)))
+        steps, speeds = {}, {}
+        for role in pair.learners:
+            steps[str(role)], speeds[str(role)] = measurement.learning(role, train)
+        tested, speeds["tests"] = measurement.testing(test)
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        on_gpu = processes.device.type == "cuda"
+    images_learned = sum(optim.epochs * task.train_images for task in tasks)
+    images_tested = sum(sum(task.test_images for task in tasks[: number + 1]) for number in range(len(tasks)))
+    parts = {"checking": checking, **{str(role): images_learned / speeds[role] for role in pair.learners}}
+    parts["tests"] = images_tested / speeds["tests"]
+    estimate = Estimate(
+        seconds=sum(parts.values()),
+        seconds_by_part=parts,
+        memory_bytes=memory,
+        gpu_memory_bytes=torch.cuda.max_memory_reserved() if on_gpu else None,
+        images_per_second=speeds,
+        task=measured.number,
+        steps=steps,
+        tested=tested,
+    )
+    return Plan(record, tasks, parameters, estimate)
+
+
+def count_parameters(learner: Learner) -> dict[str, int]:
+    """Numbers of the frozen backbone, and of what trains in the current task, by part."""
+    parts = {"prompts": learner.method, "class head": learner.class_head, "distillation": learner.distillation}
+    counts = {"backbone": sum(value.numel() for value in learner.backbone.parameters())}
+    for name, part in parts.items():
+        counts[name] = sum(value.numel() for value in part.parameters() if value.requires_grad)
+    return counts
+
+
+class Measurement:
+    """A few steps and tests of learners in their first task."""
+
+    def __init__(
+        self, pair: Pair, record: Record, optim: OptimConfig, task: PlannedTask, processes: Processes, stop: Stop
+    ) -> None:
+        self.pair, self.processes, self.stop = pair, processes, stop
+        self.optim = replace(optim, batch_size=task.batch_size)
+        names = ("size", "resize", "interpolation")
+        self.preprocessing = Preprocessing(**{name: record.preprocessing[name] for name in names})
+        self.augmentation = record.preprocessing["augmentation"]
+
+    def learning(self, role: Role, images: TaskImages) -> tuple[int, float]:
+        """Steps that were timed, and images a second, loading included."""
+        optimizer = make_optimizer(self.pair.learners[role], self.optim.lr)
+        transform = training_transform(self.preprocessing, self.augmentation)
+        loaded = endless_batches(images, transform, self.optim, role)
+        device, timed, seconds, steps = self.processes.device, 0, 0.0, 0
+        started = time.perf_counter()
+        with in_precision(self.pair, self.optim.precision):
+            for number in range(1 + STEPS):
+                began = time.perf_counter()
+                pixels, labels = next(loaded)
+                pixels, labels = to_device(pixels, device), to_device(labels, device)
+                take_step(self.pair, role, optimizer, pixels, labels, self.processes, len(labels))[1].tolist()
+                if number:  # the first is slower than all others: memory is taken, blocks are compiled
+                    timed, seconds, steps = timed + len(labels), seconds + time.perf_counter() - began, steps + 1
+                if self.stop():
+                    raise Stopped
+                if steps and time.perf_counter() - started > ENOUGH_SECONDS:
+                    break
+        return steps, timed / seconds
+
+    def testing(self, images: TaskImages) -> tuple[int, float]:
+        """Images that were classified, and how many a second all learners together classify."""
+        transform, encoder = evaluation_transform(self.preprocessing), self.pair.encoder
+        chosen = TaskImages(images.items[:TEST_IMAGES], images.labels[:TEST_IMAGES])
+        first = TaskImages(chosen.items[:4], chosen.labels[:4])
+        seconds = 0.0
+        for learner in self.pair.learners.values():
+            accuracy_row(encoder, learner, [first], transform)
+            began = time.perf_counter()
+            accuracy_row(encoder, learner, [chosen], transform)
+            seconds += time.perf_counter() - began
+        return len(chosen.items), len(chosen.items) / seconds
+
+
+def endless_batches(
+    images: TaskImages, transform: PixelTransform, optim: OptimConfig, role: Role
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches as the run would load them, epoch after epoch."""
+    assert optim.batch_size is not None
+    assert optim.workers is not None
+    epoch = 0
+    while True:
+        yield from batches(
+            images.items,
+            images.labels,
+            transform,
+            optim.batch_size,
+            workers=optim.workers,
+            seed=optim.seed,
+            place=("dry run", role, epoch),
+            shuffle=True,
+        )
+        epoch += 1
+
+
+def _as_first_task(images: TaskImages) -> TaskImages:
+    """The same images with labels from 0, as if there were no task before."""
+    lowest = min(images.labels)
+    return TaskImages(images.items, [label - lowest for label in images.labels])
