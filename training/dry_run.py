@@ -122,7 +122,7 @@ def plan_run(config: RunConfig, out: Path | None = None, progress: Progress | No
         pair.begin_task(len(measured.classes), optim.seed)
         for learner in pair.learners.values():
             learner.to(processes.device)
-        parameters = {role: count_parameters(learner) for role, learner in pair.learners.items()}
+        parameters = {str(role): count_parameters(learner) for role, learner in pair.learners.items()}
         if optim.compile:
             compile_blocks(pair)
         measurement = Measurement(pair, record, optim, measured, processes, stop)
