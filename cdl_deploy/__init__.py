@@ -16,13 +16,16 @@ from cdl_deploy.version import __version__
 if TYPE_CHECKING:
     from cdl_deploy.bundle import Bundle, read_bundle
     from cdl_deploy.classifier import Classifier, Prediction
+    from cdl_deploy.predict import Row, predict_rows
 
-__all__ = ["Bundle", "Classifier", "Prediction", "__version__", "read_bundle"]
+__all__ = ["Bundle", "Classifier", "Prediction", "Row", "__version__", "predict_rows", "read_bundle"]
 
 _HOME = {
     "Bundle": "cdl_deploy.bundle",
     "Classifier": "cdl_deploy.classifier",
     "Prediction": "cdl_deploy.classifier",
+    "Row": "cdl_deploy.predict",
+    "predict_rows": "cdl_deploy.predict",
     "read_bundle": "cdl_deploy.bundle",
 }
 

@@ -365,12 +365,23 @@ def open_session(
     if not optimise:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=list(providers or ["CPUExecutionProvider"]))
+        wanted = list(providers or ["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(str(path), options, providers=wanted)
+        _read_texts(session)
+        return session
     except Exception as error:  # onnxruntime's exceptions share no base class
         raise BundleError(
             f"{path} ({size:,} bytes) is not an ONNX model that onnxruntime {onnxruntime.__version__} can open, "
             f"or only part of one: copy or export it again ({short(str(error))})"
         ) from error
+
+
+def _read_texts(session: onnxruntime.InferenceSession) -> None:
+    """Raise `UnicodeDecodeError` here, rather than wherever they are read next, for texts damaged beyond UTF-8."""
+    metadata: object = session.get_modelmeta().custom_metadata_map
+    nodes = [*session.get_inputs(), *session.get_outputs()]
+    texts: object = [(node.name, node.type, node.shape) for node in nodes]
+    del metadata, texts
 
 
 def _fits(shape: Sequence[Any], expected: tuple[int | str, ...]) -> bool:

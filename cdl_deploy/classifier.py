@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -13,12 +14,17 @@ import onnxruntime
 from numpy.typing import NDArray
 from PIL import Image
 
-from cdl_deploy.bundle import INPUT_NAME, PROBABILITIES_NAME, Bundle, bundle_of, open_session
-from cdl_deploy.errors import DataError, OptionError, nearest
-from cdl_deploy.images import ByteArray, FloatArray, load_image, to_input
+from cdl_deploy.bench.machine import usable_cores
+from cdl_deploy.bundle import Bundle, open_session
+from cdl_deploy.errors import BundleError, DataError, OptionError, nearest
+from cdl_deploy.images import ByteArray, FloatArray, load_image, to_crop, to_input, to_tensor
+from cdl_deploy.interface import interface_of
+from cdl_deploy.typed_json import short
 
 ImageSource = str | Path | Image.Image | NDArray[Any]
 """A path, a PIL image, or a uint8 array [H, W, 3]."""
+Prepared = ByteArray | FloatArray
+"""What the graph takes of one image."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,7 @@ class Prediction:
 
 
 class Classifier:
-    """An exported model, ready to run.
+    """A model, ready to run: one that cdl exported, or another's ONNX classifier whose labels can be found.
 
     It may be used from several threads at once: nothing in it changes after it is built.
     """
@@ -47,9 +53,9 @@ class Classifier:
         """Open the model at `path`.
 
         `providers`: onnxruntime execution providers in order of preference; default: CPU.
-        `threads`: threads that one inference may use; default: onnxruntime's choice (the host's cores, whatever
-        a container allows).
-        Raises `BundleError` for a file that is not an exported model, `OptionError` for a bad provider or thread count.
+        `threads`: threads that one inference may use; default: onnxruntime's choice, or the cores that a container
+        allows where they are fewer.
+        Raises `BundleError` for a file that is no such model, `OptionError` for a bad provider or thread count.
         """
         if threads is not None and threads < 1:
             raise OptionError(f"threads is {threads}, expected at least 1")
@@ -59,10 +65,23 @@ class Classifier:
                 raise OptionError(
                     f"this onnxruntime has no provider {name!r}, only {', '.join(available)}{nearest(name, available)}"
                 )
-        self._session = open_session(path, providers=providers, threads=threads)
-        self.bundle: Bundle = bundle_of(self._session, Path(path))
-        numbers = {name: number for number, task in enumerate(self.bundle.tasks, 1) for name in task}
-        self._task_numbers = [numbers[name] for name in self.bundle.classes]
+        if threads is None and usable_cores() < (os.cpu_count() or 1):  # which is all that onnxruntime looks at
+            threads = usable_cores()
+        self.path = Path(path)
+        self._session = open_session(self.path, providers=providers, threads=threads)
+        self.interface = interface_of(self._session, self.path)
+
+    @property
+    def bundle(self) -> Bundle:
+        """What an exported model says about itself. Raises `BundleError` for a model from elsewhere."""
+        if self.interface.bundle is None:
+            raise BundleError(f"{self.path} is an ONNX model that cdl did not export, and says nothing about training")
+        return self.interface.bundle
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in the order of the logits."""
+        return self.interface.classes
 
     def predict(
         self, images: ImageSource | Iterable[ImageSource], batch_size: int = 32, top_k: int = 5
@@ -72,7 +91,7 @@ class Classifier:
         At most `batch_size` images are held at a time, and the predictions of a batch come when it is full (or the
         images end): use 1 for a camera. `top_k` is the number of classes to report, at most all of them.
         Raises `DataError` at the first image that cannot be read, after the predictions of those before it, and
-        `OptionError` at once for a batch size or `top_k` below 1.
+        `OptionError` at once for a batch size or `top_k` below 1. `predict_rows` is faster for many files.
         """
         check_at_least_one("batch_size", batch_size)
         check_at_least_one("top_k", top_k)
@@ -83,36 +102,82 @@ class Classifier:
     def _predict(self, images: Iterator[ImageSource], batch_size: int, top_k: int) -> Iterator[Prediction]:
         failure: DataError | None = None
         while failure is None:
-            tensors: list[FloatArray | ByteArray] = []
+            batch: list[Prepared] = []
             try:
                 for image in islice(images, batch_size):
-                    tensors.append(self.prepare(image))
+                    batch.append(self.prepare(image))
             except DataError as error:
                 failure = error
-            if tensors:
-                yield from self.classify(np.stack(tensors), top_k)
+            if batch:
+                yield from self.classify(batch, top_k)
             elif failure is None:
                 return
         raise failure
 
-    def prepare(self, image: ImageSource) -> FloatArray | ByteArray:
-        """What the graph takes of one image, all of one shape. Raises `DataError` if it cannot be read."""
-        return to_input(load_image(image), self.bundle.preprocessing)
+    def prepare(self, image: ImageSource) -> Prepared:
+        """What the graph takes of one image: uint8 [resize, resize, 3] or normalised float32 [3, height, width].
 
-    def probabilities(self, batch: NDArray[Any]) -> FloatArray:
-        """Run the graph: a batch of what `prepare` gives → probabilities [B, C]."""
-        result: FloatArray = self._session.run([PROBABILITIES_NAME], {INPUT_NAME: batch})[0]
-        return result
+        Raises `DataError` if it cannot be read.
+        """
+        pixels, wanted = load_image(image), self.interface
+        if wanted.dtype == "uint8":
+            crop = to_crop(pixels, wanted.preprocessing)
+            return crop if wanted.channels_last else np.ascontiguousarray(crop.transpose(2, 0, 1))
+        if wanted.channels_last:
+            return np.ascontiguousarray(to_tensor(pixels, wanted.preprocessing).transpose(1, 2, 0))
+        return to_input(pixels, wanted.preprocessing)
 
-    def classify(self, batch: NDArray[Any], top_k: int = 5) -> list[Prediction]:
-        """Predictions of a batch of what `prepare` gives, in order."""
-        names, results = self.bundle.classes, []
-        for row in self.probabilities(batch):
-            best = np.argsort(-row, kind="stable")[:top_k]
-            top = tuple((names[i], float(row[i])) for i in best)
-            index = int(best[0])
-            results.append(Prediction(top[0][0], top[0][1], top, self._task_numbers[index], index))
+    def probabilities(self, batch: Sequence[Prepared] | NDArray[Any]) -> FloatArray:
+        """Run the graph on prepared images: an array [B, …] or a list of them → probabilities [B, C].
+
+        Raises `BundleError` where the graph fails on what it says that it takes.
+        """
+        size, results = self.interface.batch, []
+        for start in range(0, len(batch), size or len(batch)):
+            part = np.stack(list(batch[start : start + (size or len(batch))]))
+            missing = size - len(part) if size else 0
+            filled = np.concatenate([part, np.repeat(part[-1:], missing, axis=0)]) if missing else part
+            results.append(self._run(filled)[: len(part)])
+        return np.concatenate(results)
+
+    def classify(self, batch: Sequence[Prepared] | NDArray[Any], top_k: int = 5) -> list[Prediction]:
+        """Predictions of prepared images, in order."""
+        names, tasks, results = self.classes, self.interface.task_numbers, []
+        rows = self.probabilities(batch)
+        for row, order in zip(rows, np.argsort(-rows, axis=1, kind="stable")[:, :top_k], strict=True):
+            top = tuple((names[i], float(row[i])) for i in order)
+            index = int(order[0])
+            results.append(Prediction(top[0][0], top[0][1], top, tasks[index], index))
         return results
+
+    def _run(self, batch: NDArray[Any]) -> FloatArray:
+        """[B, …] → probabilities [B, C]."""
+        if self.interface.dtype == "float16":
+            batch = batch.astype(np.float16)
+        try:
+            (rows,) = self._session.run([self.interface.output], {self.interface.input: batch})
+        except Exception as error:  # onnxruntime's exceptions share no base class
+            raise BundleError(
+                f"{self.path} cannot be run on {batch.dtype} {list(batch.shape)}: {short(str(error))}"
+            ) from error
+        if self.interface.bundle is not None:
+            probabilities: FloatArray = rows
+            return probabilities
+        if rows.shape != (len(batch), len(self.classes)):
+            raise BundleError(
+                f"{self.path}: output {self.interface.output!r} has shape {list(rows.shape)} for {len(batch)} images, "
+                f"expected {[len(batch), len(self.classes)]}: as many columns as labels were found"
+            )
+        return as_probabilities(rows.astype(np.float32))
+
+
+def as_probabilities(rows: FloatArray) -> FloatArray:
+    """Rows [B, C] that are probabilities already, as they are; softmax of any other."""
+    if (rows >= 0).all() and np.allclose(rows.sum(axis=1), 1, atol=1e-3):
+        return rows
+    powers = np.exp(rows - rows.max(axis=1, keepdims=True))
+    result: FloatArray = powers / powers.sum(axis=1, keepdims=True)
+    return result
 
 
 def check_at_least_one(name: str, value: int) -> None:

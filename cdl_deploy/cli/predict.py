@@ -2,135 +2,182 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from io import TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TextIO
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cdl_deploy.cli.missing import needs
-from cdl_deploy.cli.rows import check_format, row_writer
-from cdl_deploy.errors import DataError, OptionError
+from cdl_deploy.errors import DataError, OptionError, nearest
 
 if TYPE_CHECKING:
+    from cdl_deploy.classifier import Classifier
     from cdl_deploy.predict import Row
 
 EXAMPLES = """
 cdl predict student.onnx photo.jpg
 cdl predict student.onnx photos/ --top-k 3 --format jsonl > rows.jsonl
 cdl predict student.onnx 'photos/**/*.png' --output rows.csv
+cdl predict student.onnx photos/ --output rows.csv --resume
 find / -name '*.jpg' | cdl predict student.onnx - --format csv
+cdl predict student.onnx /shared/photos --engine ray --output rows.parquet
 """
+ENGINES = ("local", "ray")
+KINDS = ("table", "jsonl", "csv", "parquet")
 
 
 def command(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Exported model (.onnx).", show_default=False)],
+    model: Annotated[
+        Path,
+        typer.Argument(
+            metavar="MODEL", help="Exported model (.onnx), or another ONNX classifier with labels.", show_default=False
+        ),
+    ],
     images: Annotated[
         list[str],
         typer.Argument(
-            metavar="IMAGE",
+            metavar="PATH",
             help="Images, folders (searched recursively), patterns, or - for one path a line on standard input.",
             show_default=False,
         ),
     ],
     top_k: Annotated[int, typer.Option(metavar="N", help="Classes to report for each image.", min=1)] = 1,
-    batch_size: Annotated[int, typer.Option(metavar="N", help="Images in one run of the model.", min=1)] = 32,
+    batch_size: Annotated[int, typer.Option(metavar="N", help="Images in one run of the model.", min=1)] = 16,
     output_format: Annotated[
         str | None,
         typer.Option(
             "--format",
-            metavar="table|jsonl|csv",
+            metavar="table|jsonl|csv|parquet",
             help="Default: by the output file's suffix, or table.",
             show_default=False,
         ),
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Write rows to this file instead of standard output.", show_default=False),
+        typer.Option(
+            metavar="FILE",
+            help="Write rows to this file instead of standard output; until all are there, to FILE.part.",
+            show_default=False,
+        ),
     ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue an interrupted --output behind its last whole row.")
+    ] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Stop at the first image that cannot be read.")] = False,
     threads: Annotated[
         int | None,
         typer.Option(
             metavar="N",
-            help="Threads that decode, and threads of the model. Default: all cores.",
+            help="Threads that decode and run the model; with --engine ray, cores of each copy (default 1). "
+            "Default: all cores that this process may use.",
             min=1,
             show_default=False,
         ),
     ] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Stop at the first image that cannot be read.")] = False,
+    providers: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--provider",
+            metavar="NAME",
+            help="Execution provider of onnxruntime, such as CUDAExecutionProvider; give several in order of "
+            "preference. Default: the CPU.",
+            show_default=False,
+        ),
+    ] = None,
+    engine: Annotated[
+        str,
+        typer.Option(metavar="local|ray", help="Run here, or on a Ray cluster with a copy of the model per actor."),
+    ] = "local",
 ) -> None:
     """Name what is in images: one row an image, in order.
 
     An image that cannot be read becomes a row with its error; the rest go on, and the exit code is 1 at the end.
     Progress and the count of failures go to standard error.
     """
-    kind = output_format or _format_of(output)
-    check_format(kind)
+    kind = _checked_kind(output_format, output, resume)
+    if engine not in ENGINES:
+        raise OptionError(f"--engine is {engine!r}, expected {' or '.join(ENGINES)}{nearest(engine, ENGINES)}")
+    _check_extras(kind, engine)
     with needs("cdl predict"):
         from PIL import Image
 
         from cdl_deploy.classifier import Classifier
-        from cdl_deploy.predict import check_sources, expand_paths, predict_rows
+        from cdl_deploy.cli.predict_progress import shown
+        from cdl_deploy.row_file import RowFile, RowStream
+        from cdl_deploy.sources import check_sources, expand_paths
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # what is too large becomes a row with its error
+    for stream in (sys.stdin, sys.stdout, sys.stderr):  # paths need not be valid UTF-8
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="surrogateescape")
     check_sources(images)
-    classifier = Classifier(model, threads=threads)
-    # Rows on a terminal show the progress themselves; a bar would be drawn into them.
-    quiet = not sys.stderr.isatty() or (output is None and sys.stdout.isatty())
-    total = None if quiet or "-" in images else sum(1 for _ in expand_paths(images))
-    rows = predict_rows(classifier, expand_paths(images, sys.stdin), batch_size, top_k, threads)
-    count = failed = 0
-    with _opened(output) as out, nullcontext(rows) if quiet else _progress(rows, total) as shown:
-        write = row_writer(kind, out, min(top_k, len(classifier.bundle.classes)))
-        for row in shown:
-            if strict and row.error is not None:
-                raise DataError(row.error)
-            write(row)
-            count, failed = count + 1, failed + (row.error is not None)
-    if failed:
-        typer.echo(f"{failed} of {count} images could not be read", err=True)
+    classifier = Classifier(model, providers=providers, threads=1)
+    if classifier.interface.assumed is not None:
+        typer.echo(f"note: {classifier.interface.assumed}", err=True)
+    top_k = min(top_k, len(classifier.classes))
+    sink = RowStream(kind, top_k) if output is None else RowFile(output, kind, top_k, resume)
+    try:
+        with sink:
+            paths = sink.remaining(expand_paths(images, sys.stdin), classifier)
+            rows = _rows(classifier, paths, batch_size, top_k, threads, providers, engine)
+            with closing(rows), shown(rows, images, sink.done, rows_shown=output is None) as coming:
+                for row in coming:
+                    if strict and row.error is not None:
+                        raise DataError(f"{row.error}{sink.kept}")
+                    sink.write(row)
+    except KeyboardInterrupt:
+        typer.echo(f"stopped{sink.kept}", err=True)
+        raise
+    if sink.failed:
+        typer.echo(f"{sink.failed} of {sink.done} images could not be read", err=True)
         raise typer.Exit(1)
 
 
-def _format_of(output: Path | None) -> str:
-    return {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv"}.get(output.suffix.lower() if output else "", "table")
+def _checked_kind(kind: str | None, output: Path | None, resume: bool) -> str:
+    """The format of the rows; raises `OptionError` where the options do not go together."""
+    by_suffix = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet"}
+    kind = kind or by_suffix.get(output.suffix.lower() if output else "", "table")
+    if kind not in KINDS:
+        raise OptionError(
+            f"--format is {kind!r}, expected {', '.join(KINDS[:-1])} or {KINDS[-1]}{nearest(kind, KINDS)}"
+        )
+    if kind == "parquet" and output is None:
+        raise OptionError("--format parquet needs a file to write: add --output rows.parquet")
+    if resume and output is None:
+        raise OptionError("--resume needs the file to continue: add --output FILE")
+    if resume and kind == "table":
+        raise OptionError("--resume cannot continue a table: use --format jsonl, csv or parquet from the start")
+    return kind
 
 
-@contextmanager
-def _opened(output: Path | None) -> Iterator[TextIO]:
-    """The stream to write rows to. A file appears when it is complete, or not at all."""
-    if output is None:
-        if hasattr(sys.stdout, "reconfigure"):
-            sys.stdout.reconfigure(errors="surrogateescape")  # paths need not be valid UTF-8
-        yield sys.stdout
-        return
-    from cdl_deploy.files import atomic_path
-
-    try:
-        with (
-            atomic_path(output) as temporary,
-            temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as out,
-        ):
-            yield out
-    except OSError as error:
-        raise OptionError(f"--output {output}: {error.strerror or error}") from error
+def _check_extras(kind: str, engine: str) -> None:
+    """Raise `MissingExtraError` before any work is done."""
+    if kind == "parquet":
+        with needs("--format parquet", "parquet"):
+            importlib.import_module("pyarrow.parquet")
+    if engine == "ray":
+        with needs("--engine ray", "ray"):
+            importlib.import_module("ray.data")
 
 
-@contextmanager
-def _progress(rows: Iterable[Row], total: int | None) -> Iterator[Iterable[Row]]:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+def _rows(
+    classifier: Classifier,
+    paths: Iterator[str],
+    batch_size: int,
+    top_k: int,
+    threads: int | None,
+    providers: list[str] | None,
+    engine: str,
+) -> Generator[Row, None, None]:
+    if engine == "ray":
+        from cdl_deploy.ray_engine import predict_rows_on_ray
 
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]:.0f} images/s"), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("predict", total=total, rate=0.0)
+        return predict_rows_on_ray(classifier, paths, batch_size, top_k, threads or 1, providers)
+    from cdl_deploy.predict import predict_rows
 
-        def counted() -> Iterator[Row]:
-            for row in rows:
-                yield row
-                progress.advance(task)
-                progress.update(task, rate=progress.tasks[0].speed or 0.0)
-
-        yield counted()
+    return predict_rows(classifier, paths, batch_size, top_k, threads)

@@ -9,10 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 import cdl_deploy
 from cdl_deploy import Classifier
+from cdl_deploy.bundle import encode_metadata
 from cdl_deploy.errors import BundleError, DataError, OptionError
 from cdl_deploy.images import load_image, to_tensor
 
@@ -69,7 +72,7 @@ def test_bad_image_after_the_results_before_it(model_path, photos, tmp_path):
     (tmp_path / "bad.jpg").write_text("no image")
     results = Classifier(model_path).predict([photos["red"], photos["blue"], tmp_path / "bad.jpg", photos["green"]])
     assert [next(results).label, next(results).label] == ["red", "blue"]
-    with pytest.raises(DataError, match=r"bad\.jpg: not an image that PIL can read"):
+    with pytest.raises(DataError, match=r"bad\.jpg: not an image of a known format"):
         next(results)
 
 
@@ -119,3 +122,25 @@ def test_runtime_needs_no_torch():
 def test_unknown_name_of_the_package():
     with pytest.raises(AttributeError, match="module 'cdl_deploy' has no attribute 'Clasifier'"):
         _ = cdl_deploy.Clasifier
+
+
+flips = st.lists(st.tuples(st.floats(0, 0.9999), st.integers(0, 255)), min_size=1, max_size=4)
+
+
+@given(changes=flips, share=st.floats(0.5, 1.5))
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_damaged_models_run_or_are_refused(tmp_path, tiny, changes, share):
+    content = bytearray(tiny.set_metadata(tiny.build(), encode_metadata(tiny.bundle())).SerializeToString())
+    del content[int(len(content) * share) :]
+    for place, value in changes:
+        content[int(place * len(content))] = value
+    path = tmp_path / "damaged.onnx"
+    path.write_bytes(content)
+    message = str(path)
+    try:
+        (prediction,) = Classifier(path, threads=1).predict(np.zeros((9, 9, 3), dtype=np.uint8))
+        assert prediction.label
+    except BundleError as error:
+        message = str(error)
+    assert str(path) in message
+    assert "\n" not in message

@@ -80,12 +80,12 @@ def test_help_imports_nothing_heavy():
     [
         (["predct"], "No such command 'predct'. Did you mean 'predict'? (see: cdl --help)"),
         (["predict"], "Missing argument 'MODEL'"),
-        (["predict", "m.onnx"], "Missing argument 'IMAGE"),
+        (["predict", "m.onnx"], "Missing argument 'PATH"),
         (["predict", "m.onnx", "x.jpg", "--topk", "2"], "No such option: --topk"),
         (["predict", "m.onnx", "x.jpg", "--top-k", "0"], "Invalid value for '--top-k': "),
         (
             ["predict", "m.onnx", "x.jpg", "--format", "cvs"],
-            "--format is 'cvs', expected table, jsonl or csv; did you me",
+            "--format is 'cvs', expected table, jsonl, csv or parquet; did you mean 'csv'?",
         ),
         (["predict", "m.onnx", "none.jpg"], "none.jpg: no such file or folder"),
         (
@@ -121,12 +121,12 @@ def test_predict_jsonl_and_a_bad_image(cdl, model_path, photos):
     code, out, err = cdl("predict", model_path, bad.parent, "--format", "jsonl", "--top-k", 4)
     rows = [json.loads(line) for line in out.splitlines()]
     assert (code, err) == (1, "1 of 4 images could not be read\n")
-    assert rows[0] == {"path": str(bad), "error": f"{bad}: not an image that PIL can read"}
+    assert rows[0] == {"path": str(bad), "error": f"{bad}: not an image of a known format"}
     assert [row["label"] for row in rows[1:]] == ["blue", "green", "red"]
     assert rows[1]["top_k"][0] == {"label": "blue", "probability": rows[1]["probability"]}
     assert sum(top["probability"] for top in rows[1]["top_k"]) == pytest.approx(1, abs=1e-5)
     code, out, err = cdl("predict", model_path, bad.parent, "--strict")
-    assert (code, err) == (2, f"error: {bad}: not an image that PIL can read\n")
+    assert (code, err) == (2, f"error: {bad}: not an image of a known format\n")
 
 
 def test_predict_csv_to_a_file(cdl, model_path, photos, tmp_path):
@@ -140,11 +140,12 @@ def test_predict_csv_to_a_file(cdl, model_path, photos, tmp_path):
 
 
 def test_strict_leaves_no_half_written_file(cdl, model_path, photos, tmp_path):
-    photos["red"].write_text("no image")
+    photos["blue"].write_text("no image")  # the first one
     file = tmp_path / "rows.jsonl"
     assert cdl("predict", model_path, tmp_path / "photos", "--strict", "--output", file)[0] == 2
     assert not [path for path in tmp_path.iterdir() if "rows" in path.name]
-    code, _, err = cdl("predict", model_path, photos["blue"], "--output", model_path / "rows.csv")
+    photos["blue"].unlink()
+    code, _, err = cdl("predict", model_path, photos["red"], "--output", model_path / "rows.csv")
     assert code == 2
     assert err.startswith(f"error: --output {model_path / 'rows.csv'}: ")
 
@@ -208,7 +209,7 @@ def test_interrupt_is_130(cdl, model_path, monkeypatch):
     def interrupt(*args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("cdl_deploy.predict.check_sources", interrupt)
+    monkeypatch.setattr("cdl_deploy.sources.check_sources", interrupt)
     assert cdl("predict", model_path, "x")[0] == 130
 
 

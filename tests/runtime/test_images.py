@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import zlib
 
@@ -15,7 +16,7 @@ from PIL import Image, ImageDraw
 from cdl_deploy import images
 from cdl_deploy.bundle import INTERPOLATIONS, Preprocessing
 from cdl_deploy.errors import DataError
-from cdl_deploy.images import load_image, to_tensor
+from cdl_deploy.images import load_image, to_square, to_tensor
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -146,9 +147,13 @@ def test_what_is_no_image(tmp_path):
     (tmp_path / "empty.jpg").touch()
     assert refusal(tmp_path / "empty.jpg") == "empty file (0 bytes), expected an image"
     (tmp_path / "clip.jpg").write_bytes(b"\x00\x00\x00\x20ftypisom" + bytes(500))
-    assert refusal(tmp_path / "clip.jpg") == "not an image that PIL can read"
+    assert refusal(tmp_path / "clip.jpg") == "not an image of a known format"
     assert refusal(tmp_path / "none.jpg") == "No such file or directory"
-    assert refusal(tmp_path) == "Is a directory"
+    assert refusal(tmp_path) == "a folder, expected an image"
+    os.mkfifo(tmp_path / "pipe.jpg")
+    assert refusal(tmp_path / "pipe.jpg") == "a device or a pipe, expected an image file"
+    (tmp_path / "drawing.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
+    assert refusal(tmp_path / "drawing.jpg") == "not an image of a known format"  # PIL would start Ghostscript
     path = saved(tmp_path, Image.fromarray(np.zeros((3, 3), np.float32)), "f.tif")
     assert refusal(path) == "floating-point pixels have no fixed range; save it with 8 or 16 bits a channel"
 
@@ -205,3 +210,31 @@ def test_damaged_files_are_decoded_or_refused(tmp_path, picture, cut, changes):
         message = str(error)
     assert str(path) in message
     assert "\n" not in message
+
+
+def in_graph_crop(image: Image.Image, p: Preprocessing) -> np.ndarray:
+    """What a graph that resizes and crops by itself makes of pixels: the same steps as in training, on any image."""
+    from torchvision import transforms as T
+
+    mode = T.InterpolationMode[p.interpolation.upper()]
+    return np.asarray(T.Compose([T.Resize(p.resize, mode, antialias=True), T.CenterCrop((p.height, p.width))])(image))
+
+
+@given(size=st.tuples(edge, edge), resize=st.integers(1, 40), smaller=st.tuples(st.integers(0, 39), st.integers(0, 39)))
+@example(size=(33, 50), resize=32, smaller=(1, 0))
+@example(size=(40, 32), resize=32, smaller=(4, 4))  # already small enough: only cropped
+@settings(max_examples=150, deadline=None)
+def test_small_pixels_are_cropped_like_the_photograph(size, resize, smaller):
+    crop = [max(1, resize - less) for less in smaller]
+    image = noise(size[0], size[1], resize)
+    p = Preprocessing(crop[0], crop[1], resize, "bicubic", MEAN, STD)
+    pixels = to_square(image, p)
+    assert pixels.dtype == np.uint8
+    assert pixels.shape == (resize, resize, 3)  # the graph has nothing to resize, and they stack
+    np.testing.assert_array_equal(in_graph_crop(Image.fromarray(pixels), p), in_graph_crop(image, p))
+
+
+def test_pixels_of_the_right_size_are_not_touched():
+    image = noise(32, 32)
+    p = Preprocessing(28, 28, 32, "bicubic", MEAN, STD)
+    np.testing.assert_array_equal(to_square(image, p), np.asarray(image))

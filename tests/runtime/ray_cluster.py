@@ -1,0 +1,49 @@
+"""A Ray cluster of two workers on this machine, and `cdl predict --engine ray` on it: run by test_ray_engine.py.
+
+    python -m tests.runtime.ray_cluster MODEL OUTPUT < PATHS
+
+A process of its own, because Ray's own warnings would be errors in pytest, and so that nothing of it stays.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+
+import ray
+from ray.cluster_utils import Cluster
+
+from cdl_deploy import Classifier
+from cdl_deploy.cli import main
+from cdl_deploy.ray_engine import predict_rows_on_ray
+from cdl_deploy.row_formats import row_format
+
+
+def serve(model: str, output: str, paths: list[str]) -> None:
+    """Rows of the command line into OUTPUT; those of the library, in portions of a few paths, into OUTPUT.portions."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    try:
+        for _ in range(2):
+            cluster.add_node(num_cpus=1)
+        ray.init(address=cluster.address, log_to_driver=False)
+        alive = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
+        # A copy takes one core, so two copies are on two machines.
+        print("cores by node:", sorted(alive), file=sys.stderr)
+        classifier = Classifier(model, threads=1)
+        encode = row_format("jsonl", 2).encode
+        with open(f"{output}.portions", "wb") as file:
+            for row in predict_rows_on_ray(classifier, iter(paths), batch_size=2, top_k=2, portion=7):
+                file.write(encode(row))
+        try:
+            sys.stdin = io.StringIO("\n".join(paths))
+            main(["predict", model, "-", "--engine", "ray", "--output", output, "--top-k", "2", "--batch-size", "4"])
+        except SystemExit as end:
+            print("exit code:", end.code, file=sys.stderr)
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1], sys.argv[2], [os.fsdecode(line) for line in sys.stdin.buffer.read().splitlines()])
