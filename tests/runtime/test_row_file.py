@@ -177,7 +177,7 @@ def test_what_cannot_be_continued(classifier, photos, make_model, tiny, tmp_path
         f"has more rows than there are images now (row 2 is {paths[1]}): give the same ones"
     )
     assert "its columns are path,label,probability,task,index,error,label_2,probability_2, expected" in refusal(top_k=1)
-    other = make_model("other.onnx", classes=("red", "blue", "green", "x"), tasks=(("red", "blue", "green", "x"),))
+    other = make_model("other.onnx", classes=("red", "blue", "green", "x"), tasks=(("red", "blue"), ("green", "x")))
     assert "row 2 names class 1 'green', which" in refusal(classifier=Classifier(other))
     Image.new("RGB", (9, 9), tiny.colours["blue"]).save(paths[0])
     assert f"its row for {paths[0]} says red 0.9" in (message := refusal())
