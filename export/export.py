@@ -76,16 +76,20 @@ class ExportOptions:
 
 
 def export_run(
-    run: Path, out: Path, options: ExportOptions | None = None, on_step: OnStep = lambda text: None
+    run: Path,
+    out: Path,
+    options: ExportOptions | None = None,
+    on_step: OnStep = lambda text: None,
+    after: int | None = None,
 ) -> list[Exported]:
-    """Export the learners of `run` after its last finished task into the folder `out`.
+    """Export the learners of `run` after its last finished task, or as they were `after` an earlier one, into `out`.
 
     All files are written and compared with the trained model in a temporary folder first; only when every one has
     passed do they replace those in `out`. Raises RunError for a run without a finished task, ParityError where they
     differ.
     """
     options = options or ExportOptions()
-    record, pair = load_run(run)
+    record, pair = load_run(run, after)
     images, _ = load_heldout(run, record)
     roles: list[Role] = ["student"]
     if options.teacher and pair.teacher is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -27,19 +28,29 @@ def rebuild_pair(directory: RunDirectory, record: Record) -> Pair:
     return build_pair(backbones, config.method, config.optim.seed)
 
 
-def load_run(root: Path) -> tuple[Record, Pair]:
-    """A run's record and its learners after the last finished task, on the CPU.
+def load_run(root: Path, after: int | None = None) -> tuple[Record, Pair]:
+    """A run's record and its learners after the last finished task, or as they were `after` an earlier one, on the CPU.
 
-    Raises RunError where none is finished.
+    Raises RunError where none is finished, or not so many.
     """
     directory = RunDirectory(root)
     record = directory.read_record()
     if not record.tasks:
         raise RunError(f"{root} has no finished task yet: continue it with cdl train {root} --resume")
+    if after is not None:
+        record = _up_to(root, record, after)
     pair = rebuild_pair(directory, record)
     state, header = directory.load_tensors(directory.task_checkpoint(len(record.tasks)))
     pair.load_trained_state(state, header["tasks"], header["known"])
     return record, pair
+
+
+def _up_to(root: Path, record: Record, task: int) -> Record:
+    """The record as it was after `task`."""
+    if not 1 <= task <= len(record.tasks):
+        raise RunError(f"{root} has {len(record.tasks)} finished tasks, so there is nothing after task {task}")
+    matrices = {role: matrix[:task] for role, matrix in record.matrices.items()}
+    return replace(record, tasks=record.tasks[:task], matrices=matrices)
 
 
 def load_heldout(root: Path, record: Record) -> tuple[Tensor, Tensor]:

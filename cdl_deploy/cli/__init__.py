@@ -26,6 +26,7 @@ COMMANDS = {
     "bench-latency": "bench",
     "predict": "predict",
     "evaluate": "evaluate",
+    "inspect": "inspect",
     "update": "update",
 }
 """Name of every command and the module of this package that defines it, in the order of the help."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,23 +16,27 @@ from cdl_deploy.cli.missing import needs
 from cdl_deploy.errors import OptionError
 
 if TYPE_CHECKING:
-    from cdl_deploy.evaluation import Evaluation
+    from rich.console import RenderableType
 
 EXAMPLES = """
 cdl evaluate student.onnx --data photos/
 cdl evaluate student.onnx --data photos/ --holdout 0.2 --plots pictures/
 cdl evaluate student.onnx --data photos/ --against teacher.onnx
 cdl evaluate student.onnx --data digits --json > evaluation.json
+cdl evaluate runs/digits
 """
 
 
 def command(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Exported model (.onnx).", show_default=False)],
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL_OR_RUN", help="Exported model (.onnx), or a run.", show_default=False)
+    ],
     data: Annotated[
         str | None,
         typer.Option(
             metavar="DIR|digits",
-            help="Images by class: a folder with test/CLASS/… or val/CLASS/…, or with CLASS/…; or the embedded digits.",
+            help="Images by class: a folder with test/CLASS/… or val/CLASS/…, or with CLASS/…; or the embedded digits. "
+            "Default for a run: its own test images.",
             show_default=False,
         ),
     ] = None,
@@ -51,9 +57,14 @@ def command(
             metavar="OTHER", help="Compare with this model, on the classes that both know.", show_default=False
         ),
     ] = None,
+    teacher: Annotated[bool, typer.Option("--teacher/--no-teacher", help="Of a run: the teacher as well.")] = True,
     plots: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Write confusion.png and calibration.png to this folder.", show_default=False),
+        typer.Option(
+            metavar="DIR",
+            help="Write pictures to this folder: confusion and calibration; of a run, its matrices.",
+            show_default=False,
+        ),
     ] = None,
     all_classes: Annotated[bool, typer.Option("--all-classes", help="Show every class, however many.")] = False,
     batch_size: Annotated[int, typer.Option(metavar="N", help="Images in one run of the model.", min=1)] = 32,
@@ -77,20 +88,31 @@ def command(
     The model chooses among all classes that it knows. Accuracy is shown over all images, by task and by class, with the
     classes that are taken for one another, the expected calibration error, and how often a second model says the same.
 
+    Of a run, the learners are exported after every task and these graphs tested: the accuracy matrix and forgetting,
+    beside what training measured. That takes PyTorch; an exported model takes nothing but the base install.
+
     An image that cannot be read is named and counted; the rest go on, and the exit code is 1 at the end.
     """
+    if (model / "run.json").exists():
+        refused = {"--against": against is not None, "--all-classes": all_classes}
+        for name in (name for name, given in refused.items() if given):
+            raise OptionError(f"{name} is about a model, and {model} is a run: give an exported model, or leave it out")
+        _evaluate_run(model, data, holdout, skip_unknown, teacher, plots, batch_size, threads, as_json, save)
+        return
+    if not teacher:
+        raise OptionError(f"--no-teacher is about a run, and {model} is none: leave it out")
+    if data is None:
+        raise OptionError("cdl evaluate needs images whose classes are known: add --data DIR")
     with needs("cdl evaluate"):
         from cdl_deploy.classifier import Classifier
         from cdl_deploy.evaluation import evaluate
     if plots is not None:
         with needs("cdl evaluate --plots", "plot"):
             from cdl_deploy.evaluation import pictures  # noqa: F401  asked for before the work, not after it
-    if data is None:
-        raise OptionError("cdl evaluate needs images whose classes are known: add --data DIR")
     images = open_labelled("--data", "cdl evaluate", data, holdout)
     first = Classifier(model, threads=threads)
     second = Classifier(against, threads=threads) if against is not None else None
-    with image_progress("evaluate") as show:
+    with image_progress() as show:
         report = evaluate(
             first,
             images,
@@ -98,41 +120,96 @@ def command(
             skip_unknown=skip_unknown,
             batch_size=batch_size,
             workers=threads,
-            on_image=show,
+            on_image=lambda done, total: show("evaluate", done, total),
         )
-    written = _write(report, save, plots)
-    if as_json:
-        typer.echo(json.dumps(report.to_dict(), indent=2, ensure_ascii=False))
-    else:
-        from rich.console import Console
-
-        from cdl_deploy.cli.evaluate_table import evaluation_tables
-
-        console = Console()
-        console.print(evaluation_tables(report, all_classes))
-        if written:
-            console.print("\n".join(map(str, written)), highlight=False, soft_wrap=True, markup=False)
-    report_unreadable(report.unreadable, report.images)
-
-
-def _write(report: Evaluation, save: Path | None, plots: Path | None) -> list[Path]:
-    """What was written: pictures, and the report."""
-    from cdl_deploy.files import write_json
-
-    written: list[Path] = []
-    try:
-        if save is not None:
-            write_json(save, report.to_dict())
-            written.append(save)
-    except OSError as error:
-        raise OptionError(f"--save {save}: {error.strerror or error}") from error
+    written = _save(save, report.to_dict())
     if plots is not None:
         from cdl_deploy.evaluation.pictures import draw_calibration, draw_confusion, write_picture
 
-        for name, draw in (("confusion", draw_confusion), ("calibration", draw_calibration)):
-            try:
-                write_picture(draw(report), plots / f"{name}.png")
-            except OSError as error:
-                raise OptionError(f"--plots {plots}: {error.strerror or error}") from error
-            written.append(plots / f"{name}.png")
-    return written
+        figures = {"confusion": draw_confusion(report), "calibration": draw_calibration(report)}
+        with _writing("--plots", plots):
+            for name, figure in figures.items():
+                write_picture(figure, plots / f"{name}.png")
+        written += [plots / f"{name}.png" for name in figures]
+    if as_json:
+        typer.echo(json.dumps(report.to_dict(), indent=2, ensure_ascii=False))
+    else:
+        from cdl_deploy.cli.evaluate_table import evaluation_tables
+
+        _print(evaluation_tables(report, all_classes), written)
+    report_unreadable(report.unreadable, report.images)
+
+
+def _evaluate_run(
+    run: Path,
+    data: str | None,
+    holdout: float | None,
+    skip_unknown: bool,
+    teacher: bool,
+    plots: Path | None,
+    batch_size: int,
+    threads: int | None,
+    as_json: bool,
+    save: Path | None,
+) -> None:
+    with needs("cdl evaluate"):
+        from cdl_deploy.cli.evaluate_run import evaluate_run
+    if data is None and (holdout is not None or skip_unknown):
+        name = "--holdout" if holdout is not None else "--skip-unknown"
+        raise OptionError(f"{name} belongs to --data DIR: give it, or leave {name} out")
+    images = open_labelled("--data", "cdl evaluate", data, holdout) if data is not None else None
+    with image_progress() as show:
+        result = evaluate_run(
+            run,
+            images,
+            skip_unknown=skip_unknown,
+            teacher=teacher,
+            batch_size=batch_size,
+            threads=threads,
+            on_step=show,
+        )
+    written = _save(save, result.to_dict())
+    if plots is not None:
+        from cdl_deploy.training.plots import draw_run, plot_run
+
+        matrices = {role: matrix.measured for role, matrix in result.roles.items()}
+        title = f"{run}, exported graphs"
+        with _writing("--plots", plots):
+            plot_run(matrices, title, plots)
+        written += [plots / f"{name}.png" for name in draw_run(matrices, title)]
+    if as_json:
+        typer.echo(json.dumps(result.to_dict(), indent=2, ensure_ascii=False))
+    else:
+        from cdl_deploy.cli.evaluate_run_table import run_evaluation_tables
+
+        _print(run_evaluation_tables(result), written)
+    report_unreadable(result.unreadable, sum(result.images) - len(result.unreadable))
+
+
+def _print(tables: RenderableType, written: list[Path]) -> None:
+    """Tables, then the files that were written."""
+    from rich.console import Console
+
+    console = Console()
+    console.print(tables)
+    if written:
+        console.print("\n".join(map(str, written)), highlight=False, soft_wrap=True, markup=False)
+
+
+def _save(save: Path | None, report: dict[str, Any]) -> list[Path]:
+    """Write the report where it was asked for."""
+    if save is None:
+        return []
+    from cdl_deploy.files import write_json
+
+    with _writing("--save", save):
+        write_json(save, report)
+    return [save]
+
+
+@contextmanager
+def _writing(option: str, path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OptionError(f"{option} {path}: {error.strerror or error}") from error

@@ -6,14 +6,14 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-OnImage = Callable[[int, int], None]
+Show = Callable[[str, int, int], None]
 
 
 @contextmanager
-def image_progress(doing: str) -> Iterator[OnImage]:
-    """Yield a function to call with (images done, images in all); it does nothing where nobody is looking."""
+def image_progress() -> Iterator[Show]:
+    """Yield a function to call with (what is done, images done, images in all); it does nothing where nobody looks."""
     if not sys.stderr.isatty():
-        yield lambda done, total: None
+        yield lambda doing, done, total: None
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -26,9 +26,10 @@ def image_progress(doing: str) -> Iterator[OnImage]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(doing, total=None, rate=0.0)
+        task = progress.add_task("", total=None, rate=0.0)
 
-        def show(done: int, total: int) -> None:
-            progress.update(task, completed=done, total=total, rate=progress.tasks[0].speed or 0.0)
+        def show(doing: str, done: int, total: int) -> None:
+            speed = progress.tasks[0].speed or 0.0
+            progress.update(task, description=doing, completed=done, total=total, rate=speed)
 
         yield show

@@ -8,23 +8,26 @@ print(report.accuracy, report.calibration_error)
 
 from cdl_deploy.evaluation.agreement import Agreement
 from cdl_deploy.evaluation.evaluate import evaluate
+from cdl_deploy.evaluation.inspection import Inspection, inspect_model
 from cdl_deploy.evaluation.labelled_images import LabelledImages, known_images, labelled_folder
 from cdl_deploy.evaluation.outputs import Output, model_outputs
 from cdl_deploy.evaluation.report import ClassResult, Evaluation, TaskResult
-from cdl_deploy.evaluation.selection import Selection, SelectionRow, collect_selection
+from cdl_deploy.evaluation.selection import Selection, SelectionRow, measure_selection
 
 __all__ = [
     "Agreement",
     "ClassResult",
     "Evaluation",
+    "Inspection",
     "LabelledImages",
     "Output",
     "Selection",
     "SelectionRow",
     "TaskResult",
-    "collect_selection",
     "evaluate",
+    "inspect_model",
     "known_images",
     "labelled_folder",
+    "measure_selection",
     "model_outputs",
 ]

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
-from cdl_deploy.bundle import Bundle
+from cdl_deploy.bundle import INPUT_NAME, TASK_SCORES_NAME, Bundle, bundle_of, open_session
+from cdl_deploy.errors import OptionError
 from cdl_deploy.evaluation.answers import OnImage, Unreadable, no_image, task_numbers
-from cdl_deploy.evaluation.labelled_images import LabelledImages
-from cdl_deploy.evaluation.outputs import Output
+from cdl_deploy.evaluation.labelled_images import Item, LabelledImages, known_images
+from cdl_deploy.evaluation.outputs import Output, model_outputs
+from cdl_deploy.images import FloatArray, load_image, to_input
 
 By = Literal["task", "class"]
 
@@ -55,6 +59,52 @@ class Selection:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return {**asdict(self), "own_task": self.own_task}
+
+
+def check_selects_by_task(bundle: Bundle) -> None:
+    """Raise OptionError for a model that selects no task's prompts by the image."""
+    method = bundle.method
+    if method.task_scores is None:
+        raise OptionError(
+            f"{bundle.path}: the prompts of {method.continual} belong to no task, "
+            "so no image selects a task's: leave --images out"
+        )
+    if method.select != "in-graph":
+        raise OptionError(
+            f"{bundle.path}: its prompts were chosen when it was exported ({method.select}) and are the same for "
+            "every image: leave --images out, or export with --select in-graph"
+        )
+
+
+def measure_selection(
+    path: Path,
+    images: LabelledImages,
+    by: By = "task",
+    *,
+    skip_unknown: bool = False,
+    batch_size: int = 32,
+    threads: int | None = None,
+    on_image: OnImage = lambda done, total: None,
+) -> Selection:
+    """Run every image through the model at `path` and average its task scores.
+
+    `skip_unknown`: leave images of classes out that the model does not know; otherwise they are a DataError.
+    Raises OptionError for a model that selects no task's prompts, DataError where no image can be read.
+    """
+    session = open_session(path, threads=threads)
+    bundle = bundle_of(session, path)
+    check_selects_by_task(bundle)
+    known = known_images(images, bundle.classes, skip_unknown, str(path))
+
+    def prepare(item: Item) -> NDArray[Any]:
+        return to_input(load_image(item), bundle.preprocessing)
+
+    def run(batch: NDArray[Any]) -> FloatArray:
+        scores: FloatArray = session.run([TASK_SCORES_NAME], {INPUT_NAME: batch})[0]
+        return scores
+
+    outputs = model_outputs(prepare, run, known.items, batch_size, threads)
+    return collect_selection(bundle, known, outputs, by, on_image)
 
 
 def collect_selection(

@@ -1,0 +1,113 @@
+"""What a model file says about itself, in words."""
+
+from __future__ import annotations
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from cdl_deploy.bundle import Method, Preprocessing
+from cdl_deploy.cli.cells import ending, named
+from cdl_deploy.evaluation.inspection import Inspection, Port
+
+
+def inspection_tables(found: Inspection) -> RenderableType:
+    """The model, then its tasks with their classes."""
+    bundle = found.bundle
+    facts = Table(show_header=False, title_justify="left")
+    facts.add_column(no_wrap=True)
+    facts.add_column(overflow="fold")
+    method = bundle.method
+    learned = method.continual + (f" + {method.distillation}" if method.distillation else "")
+    rows = {
+        "model": f"{bundle.role}: {found.bytes / 1e6:.2f} MB, {bundle.parameters:,} parameters",
+        "knows": f"{len(bundle.classes)} classes in {len(bundle.tasks)} task{'s' if len(bundle.tasks) > 1 else ''}",
+        "learned with": f"{learned}, seed {bundle.run.seed}, run {bundle.run.fingerprint}",
+        "backbone": bundle.weights.model + (f", sha256 {bundle.weights.sha256[:16]}…" if bundle.weights.sha256 else ""),
+        "takes": _ports(found.inputs),
+        "preprocessing": preprocessing_words(bundle.preprocessing),
+        "prompts": selection_words(method),
+        "gives": _ports(found.outputs),
+        "accuracy": _accuracy(found),
+        "parity": _parity(found),
+        "precision": _precision(found),
+        "written by": f"{bundle.producer.name} {bundle.producer.version}",
+    }
+    for name, text in rows.items():
+        facts.add_row(name, Text(text))
+    tasks = Table()
+    tasks.add_column("task", justify="right", no_wrap=True)
+    tasks.add_column("classes")
+    for number, names in enumerate(bundle.tasks, 1):
+        tasks.add_row(str(number), named(names))
+    return Group(Text(ending(str(bundle.path), 98)), facts, tasks)
+
+
+def preprocessing_words(preprocessing: Preprocessing) -> str:
+    """What happens to pixels, and where."""
+    p = preprocessing
+    steps = f"shorter edge to {p.resize} ({p.interpolation}, antialiased), middle {p.width}×{p.height}"
+    mean, std = (", ".join(f"{value:g}" for value in values) for values in (p.mean, p.std))
+    steps += f", /255, minus ({mean}), by ({std})"
+    return f"in the graph: {steps}" if p.input == "image" else f"before the graph, by the caller: {steps}"
+
+
+def selection_words(method: Method) -> str:
+    """How prompts are chosen for an image."""
+    if method.select is None:
+        return "the same for every image: nothing is selected"
+    if method.select.startswith("task:"):
+        return f"chosen at export: those of task {method.select.removeprefix('task:')}, for every image"
+    if method.select == "images":
+        return "chosen at export by sample images, the same for every image"
+    query = method.query or "full"
+    where = (
+        f"after {query.removeprefix('block:')} blocks of the same pass"
+        if query != "full"
+        else "after a pass of its own"
+    )
+    whose = "" if method.task_scores else "; prompts belong to no task"
+    return f"selected by each image, in the graph, {where}{whose}"
+
+
+def _ports(ports: tuple[Port, ...]) -> str:
+    kinds = {
+        "tensor(float)": "float32",
+        "tensor(uint8)": "uint8",
+        "tensor(string)": "string",
+        "tensor(float16)": "float16",
+    }
+    return "; ".join(
+        f"{port.name} {kinds.get(port.type, port.type)} [{', '.join('?' if n is None else str(n) for n in port.shape)}]"
+        for port in ports
+    )
+
+
+def _accuracy(found: Inspection) -> str:
+    accuracy = found.bundle.accuracy
+    if accuracy is None:
+        return "not recorded"
+    lost = "" if accuracy.forgetting is None else f", forgetting {accuracy.forgetting:.1f}"
+    return f"{accuracy.final_average_accuracy:.1f} % over all classes, mean over tasks{lost} (measured by the run)"
+
+
+def _parity(found: Inspection) -> str:
+    parity = found.bundle.parity
+    if parity is None:
+        return "not recorded"
+    return (
+        f"logits within {parity.max_abs_logit_difference:.1e} of the trained model, "
+        f"the same class for {parity.top1_agreement:.1%} of {parity.images} images"
+    )
+
+
+def _precision(found: Inspection) -> str:
+    quantization = found.bundle.quantization
+    if quantization is None:
+        return "float32"
+    parts = [quantization.kind, "" if quantization.batch_invariant else "results depend on the batch"]
+    if quantization.kept_float:
+        parts.append(f"{len(quantization.kept_float)} matrix products in float32")
+    if quantization.accuracy_before is not None and quantization.accuracy_after is not None:
+        parts.append(f"{quantization.accuracy_before:.1f} % before, {quantization.accuracy_after:.1f} % after")
+    return ", ".join(part for part in parts if part)
