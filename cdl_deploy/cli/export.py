@@ -1,13 +1,16 @@
-"""`cdl export`: a run becomes one self-contained ONNX file for each learner."""
+"""`cdl export`: a run becomes one self-contained ONNX file for each learner, and a web page with the student in it."""
 
 from __future__ import annotations
 
 import sys
+import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cdl_deploy.cli.export_web import check_page_options, print_page, write_model_page
 from cdl_deploy.cli.missing import needs
 from cdl_deploy.errors import OptionError
 
@@ -18,12 +21,23 @@ EXAMPLES = """
 cdl export runs/digits --onnx
 cdl export runs/digits --onnx --out bundle --no-teacher
 cdl export runs/digits --onnx --out tensors --input tensor
+cdl export runs/digits --web site
+cdl export bundle/student.onnx --web site
 """
 
 
 def command(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.", show_default=False)],
-    onnx: Annotated[bool, typer.Option("--onnx", help="Write ONNX files (the one format there is).")] = False,
+    run: Annotated[
+        Path,
+        typer.Argument(metavar="RUN", help="Run directory; with --web also an exported model.", show_default=False),
+    ],
+    onnx: Annotated[bool, typer.Option("--onnx", help="Write ONNX files.")] = False,
+    web: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Write a web page with the student in it, for any static host.", show_default=False
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder to write. Default: RUN/export.", show_default=False)
     ] = None,
@@ -43,20 +57,33 @@ def command(
 
     Each file preprocesses images of any size, names its classes and describes itself. It is compared with the trained
     model on held-out images; if a logit differs by more than 0.0001, or any image gets another class, nothing is
-    written.
+    written. The web page classifies photographs and what a camera sees on the visitor's device, also offline.
     """
-    if not onnx:
-        raise OptionError("cdl export needs a format: add --onnx")
+    if not onnx and web is None:
+        raise OptionError("cdl export needs a format: add --onnx or --web DIR")
+    if web is not None:
+        check_page_options(run, web, graph_input, onnx, out)
+        if run.suffix == ".onnx":
+            write_model_page(run, web)
+            print_page(web, as_json)
+            return
     with needs("cdl export", "export"):
         from cdl_deploy.export import ExportOptions, export_run
-    destination = out if out is not None else run / "export"
 
     def on_step(text: str) -> None:
         if sys.stderr.isatty():
             typer.echo(text, err=True)
 
-    options = ExportOptions(teacher=teacher, input=graph_input, opset=opset)
-    exported = export_run(run, destination, options, on_step)
+    options = ExportOptions(teacher=teacher and onnx, input=graph_input, opset=opset)
+    with ExitStack() as scratch:
+        destination = (out or run / "export") if onnx else Path(scratch.enter_context(tempfile.TemporaryDirectory()))
+        exported = export_run(run, destination, options, on_step)
+        if web is not None:
+            write_model_page(destination / "student.onnx", web)
+    if web is not None and not (onnx and as_json):
+        print_page(web, as_json)
+    if not onnx:
+        return
     if as_json:
         import json
 

@@ -17,8 +17,6 @@ import pytest
 import sklearn.datasets
 from PIL import Image
 
-from tests.examples.hand_made_model import write_model
-
 PROJECT = Path(__file__).resolve().parents[2]
 EXAMPLES = PROJECT / "examples"
 BUILT = PROJECT / "build" / "examples"
@@ -51,11 +49,9 @@ def run_app(*command: str | Path, status: int = 0) -> subprocess.CompletedProces
 
 
 @pytest.fixture(scope="session")
-def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def student(small_bundle: Path) -> Path:
     """The model that all apps run."""
-    path = tmp_path_factory.mktemp("model") / "student.onnx"
-    write_model(path)
-    return path
+    return small_bundle / "student.onnx"
 
 
 @pytest.fixture(scope="session")

@@ -1,10 +1,23 @@
-"""examples/python, on real photographs."""
+"""examples/python against cdl_deploy's own classifier."""
 
 from __future__ import annotations
 
 import ast
+from pathlib import Path
 
-from tests.examples.conftest import EXAMPLES, Answer
+import pytest
+
+from cdl_deploy import Classifier
+from tests.examples.conftest import EXAMPLES, PROBABILITY_TOLERANCE, Answer
+
+
+def test_it_says_what_the_classifier_says(student: Path, photographs: list[Path], python_answers: list[Answer]) -> None:
+    predictions = list(Classifier(student).predict(photographs))
+    assert [row.path for row in python_answers] == [str(path) for path in photographs]
+    assert [row.label for row in python_answers] == [prediction.label for prediction in predictions]
+    assert [row.probability for row in python_answers] == pytest.approx(
+        [prediction.probability for prediction in predictions], abs=PROBABILITY_TOLERANCE
+    )
 
 
 def test_the_photographs_tell_apps_apart(python_answers: list[Answer]) -> None:

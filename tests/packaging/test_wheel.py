@@ -132,6 +132,9 @@ def check_device(programs: Path, bundle: Path, folder: Path) -> None:
     row = run(programs / "cdl", "predict", "student.onnx", "leaf.png", cwd=folder)
     assert row == f"leaf.png  {expected.label} {expected.probability:.1%}  task {expected.task}\n"
 
+    page = run(programs / "cdl", "export", "student.onnx", "--web", "site", cwd=folder)
+    assert page.startswith("Page written to site: ")
+
     refusal = run(programs / "cdl", "train", "--out", "run", cwd=folder, status=2)
     assert "pip install 'cdl-deploy[train]'" in refusal
     assert not (folder / "run").exists()

@@ -17,6 +17,7 @@ export async function startCamera(page) {
   video.srcObject = stream;
   section.hidden = false;
   await video.play();
+  section.scrollIntoView({ block: "nearest" }); // on a phone it would be below the screen
   const cameras = (await navigator.mediaDevices.enumerateDevices()).filter(({ kind }) => kind === "videoinput");
   switchButton.hidden = cameras.length < 2;
   watch(page, stream);

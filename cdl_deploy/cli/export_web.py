@@ -1,0 +1,45 @@
+"""The part of `cdl export` that writes a web page; an exported model needs nothing but the base install for it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import typer
+
+from cdl_deploy.cli.missing import needs
+from cdl_deploy.errors import OptionError
+
+
+def check_page_options(run: Path, web: Path, graph_input: str, onnx: bool, out: Path | None) -> None:
+    """Raise `OptionError`, before anything takes long, for options that `--web` cannot go with."""
+    with needs("cdl export --web"):
+        from cdl_deploy.web_page import check_page_folder
+    if graph_input != "image":
+        raise OptionError(f"--input {graph_input} does not go with --web: the page gives the model pixels")
+    if run.suffix == ".onnx" and onnx:
+        raise OptionError(f"{run} is exported already: leave out --onnx")
+    if out is not None and not onnx:
+        raise OptionError(f"--out {out} is where --onnx writes: add --onnx, or leave out --out")
+    check_page_folder(web)
+
+
+def write_model_page(model: Path, web: Path) -> None:
+    """Write the page for an exported model."""
+    with needs("cdl export --web"):
+        from cdl_deploy.web_page import write_page
+    write_page(model, web)
+
+
+def print_page(web: Path, as_json: bool) -> None:
+    """Say what was written, and how to look at it."""
+    size = sum(file.stat().st_size for file in web.rglob("*") if file.is_file())
+    page = json.loads((web / "page.json").read_text(encoding="utf-8"))
+    if as_json:
+        typer.echo(json.dumps({"folder": str(web), "bytes": size, "page": page}, indent=2))
+        return
+    typer.echo(
+        f"Page written to {web}: {size / 1e6:.1f} MB, {page['bytes'] / 1e6:.1f} MB of it {page['model']}, "
+        f"{len(page['classes'])} classes"
+    )
+    typer.echo(f"Next: python -m http.server --directory {web}")
