@@ -15,7 +15,6 @@ from cdl_deploy.bench.report import REPORT_VERSION, BenchReport, Change, Key, Me
 from cdl_deploy.bench.statistics import compare_runs
 from cdl_deploy.errors import OptionError
 
-
 TOO_BUSY = 0.25
 """Share of the processor in other hands above which times of two moments say nothing about a model: unlike two models
 that take turns, they saw different neighbours."""
