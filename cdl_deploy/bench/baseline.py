@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -13,6 +14,10 @@ from cdl_deploy.bench.options import BenchOptions, ModelSpec
 from cdl_deploy.bench.report import REPORT_VERSION, BenchReport, Change, Key, Measurement, key_of
 from cdl_deploy.bench.statistics import compare_runs
 from cdl_deploy.errors import OptionError
+
+TOO_BUSY = 0.25
+"""Share of the processor in other hands above which times of two moments say nothing about a model: unlike two models
+that take turns, they saw different neighbours."""
 
 
 class Baseline:
@@ -35,6 +40,8 @@ class Baseline:
             )
         try:
             self.machine = _machine(record["machine"])
+            others = record["watch"]["others_share"]
+            self.others_share = None if others is None else float(others)
             self.calculation_ms = tuple(float(value) for value in record["watch"]["calculation_ms"])
             self.medians = {_key(row): [float(v) for v in row["round_medians_ms"]] for row in record["measurements"]}
             self.p50 = {_key(row): float(row["p50_ms"]) for row in record["measurements"]}
@@ -67,7 +74,14 @@ class Baseline:
         """Every measurement that both have, and notes about what cannot be compared."""
         speed = self._machine_ratio(report)
         changes = [self._change(m, report.options, speed) for m in report.measurements if key_of(m) in self.medians]
+        if self._busy(report):
+            changes = [replace(change, verdict="unclear") for change in changes]
         return tuple(changes), list(self._notes(report, speed))
+
+    def _busy(self, report: BenchReport) -> list[str]:
+        """When other programs used so much of the processor that nothing can be said."""
+        shares = {"at the baseline": self.others_share, "now": report.watch.others_share}
+        return [f"{share:.0%} {when}" for when, share in shares.items() if share is not None and share > TOO_BUSY]
 
     def _machine_ratio(self, report: BenchReport) -> float:
         """Time of the fixed calculation now over then: above 1, the machine itself is slower now."""
@@ -103,6 +117,11 @@ class Baseline:
         ]
         if changed:
             notes.append(f"the baseline was measured with other versions: {'; '.join(changed)}")
+        if busy := self._busy(report):
+            notes.append(
+                f"nothing is said about the baseline: other programs used {' and '.join(busy)} of the processor, "
+                f"at most {TOO_BUSY:.0%} allowed; run it again when the machine is quieter"
+            )
         if abs(speed - 1) > report.options.min_effect / 100:
             more = "slower" if speed > 1 else "faster"
             notes.append(

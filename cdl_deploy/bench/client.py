@@ -96,11 +96,15 @@ class WorkerClient:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close(patience=0 if error else 5)  # after an error it may be in the middle of a long run
+
+    def close(self, patience: float = 5) -> None:
+        """End the process, by force after `patience` seconds. It may be called twice."""
         assert self._process.stdin is not None and self._process.stdout is not None
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
         try:
-            self._process.wait(timeout=0 if error else 5)  # after an error it may be in the middle of a long run
+            self._process.wait(timeout=patience)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()

@@ -100,7 +100,9 @@ def _accuracy_against_latency(axis: Axes, report: BenchReport, condition: str) -
 
 
 def _distribution(axis: Axes, report: BenchReport, condition: str) -> None:
-    """Share of runs that took at most so long. The slowest percent is left out: one run would set the scale."""
+    """Share of runs that took at most so long, a marker at the median. The slowest percent, which would set the scale,
+    is left out.
+    """
     found: list[Measurement] = [m for m in report.measurements if report.condition(m) == condition]
     names = [model.name for model in report.models]
     for m in found:
@@ -110,10 +112,11 @@ def _distribution(axis: Axes, report: BenchReport, condition: str) -> None:
             range(100),
             color=COLOURS[number % len(COLOURS)],
             linestyle=DASHES[number % len(DASHES)],
+            marker=MARKERS[number % len(MARKERS)],
+            markevery=[50],
             label=m.model,
         )
-        axis.plot(m.p50_ms, 50, MARKERS[number % len(MARKERS)], color=COLOURS[number % len(COLOURS)])
-    axis.set_title(condition, fontsize="medium")
+    axis.set_title(f"distribution, {condition}", fontsize="medium")
     axis.set_xlabel("latency of one run, ms")
     axis.set_ylabel("runs, %")
     axis.set_ylim(0, 100)

@@ -127,12 +127,14 @@ class _Bench:
     def inspect(self, specs: Sequence[ModelSpec]) -> None:
         """A process of its own for what is there to know apart from times; whatever cannot be run is found here."""
         batch = min(self._options.batches)
-        for spec in specs:
-            self._tell("load", spec.name)
-            with WorkerClient(spec) as client:
+        with ExitStack() as stack:
+            clients = [(spec, stack.enter_context(WorkerClient(spec))) for spec in specs]  # all import at once
+            for spec, client in clients:
+                self._tell("load", spec.name)
                 before = client.prepare(self._job(spec, *self._options.groups[0], photos=False))
                 client.load()
                 facts = client.inspect(batch)
+                client.close()
                 metadata = facts["metadata"]
                 bundle = decode_metadata(spec.path, metadata) if FORMAT_KEY in metadata else None
                 model = _Model(spec, facts, bundle, bytes_before=before)

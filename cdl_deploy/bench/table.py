@@ -104,7 +104,11 @@ def regression_line(report: BenchReport) -> str:
         f"{change.model} at {report.condition(change)} is {ratio_in_words(1, change.ratio, 'faster', 'slower')}"
         for change in report.regressions
     ]
-    return f"regression: {'; '.join(found)} than the baseline" if found else "no regression against the baseline"
+    if found:
+        return f"regression: {'; '.join(found)} than the baseline"
+    unclear = [f"{c.model} at {report.condition(c)}" for c in report.baseline or () if c.verdict == "unclear"]
+    beside = f"; not clear: {'; '.join(unclear)}" if unclear else ""
+    return f"no regression against the baseline{beside}"
 
 
 def _table(title: str) -> Table:

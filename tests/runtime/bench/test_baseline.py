@@ -50,6 +50,21 @@ def test_a_slower_machine_is_no_slower_model(saved):
     assert notes[0].startswith("the machine itself is 10% slower than at the baseline (a fixed calculation is)")
 
 
+def test_on_a_busy_machine_nothing_is_said(saved, tmp_path):
+    busy = made_up_report(measurements=slower(2.0), watch=replace(CALM, others_share=0.4))
+    changes, notes = Baseline(saved, QUIET).compare(busy)
+    assert [c.verdict for c in changes] == ["unclear", "unclear"]
+    assert notes == [
+        "nothing is said about the baseline: other programs used 40% now of the processor, at most 25% allowed; "
+        "run it again when the machine is quieter"
+    ]
+    then = tmp_path / "busy.json"
+    then.write_text(busy.to_json())
+    changes, notes = Baseline(then, QUIET).compare(made_up_report())
+    assert [c.verdict for c in changes] == ["unclear", "unclear"]
+    assert "40% at the baseline of the processor" in notes[0]
+
+
 def test_what_is_not_in_the_baseline_is_said(saved):
     more = (*made_up_report().measurements, made_up("student", 3.0, batch=8))
     other = replace(QUIET, versions={"numpy": "2.1"})

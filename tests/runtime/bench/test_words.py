@@ -168,6 +168,10 @@ def test_a_regression_stands_out():
     assert "1.25–1.35" in text
     assert regression_line(report) == "regression: student at batch 1 is 1.30× slower than the baseline"
     assert regression_line(replace(report, baseline=changes[1:])) == "no regression against the baseline"
+    unsure = replace(changes[1], verdict="unclear")
+    assert regression_line(replace(report, baseline=(unsure,))) == (
+        "no regression against the baseline; not clear: teacher at batch 1"
+    )
     assert [change.model for change in report.regressions] == ["student"]
     with pytest.raises(StopIteration):
         report.model("nobody")
