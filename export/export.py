@@ -7,7 +7,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,10 @@ from cdl_deploy.bundle import (
 from cdl_deploy.errors import OptionError, RunError, nearest
 from cdl_deploy.export.graph import ExportGraph
 from cdl_deploy.export.onnx_file import OPSET, check_opset, export_onnx, save_onnx
+from cdl_deploy.export.ort_file import write_ort
 from cdl_deploy.export.parity import check_parity, trained_logits
 from cdl_deploy.export.preprocessing import check_filter
+from cdl_deploy.export.variants import Shrink, write_variants
 from cdl_deploy.files import write_json
 from cdl_deploy.training import metrics
 from cdl_deploy.training.models.learner import Learner, Role
@@ -49,11 +51,17 @@ class Exported:
     bundle: Bundle
     bytes: int
     nodes: int
+    held_out: int | None = None
+    """Of a smaller variant: images that its accuracy was measured on."""
+    calibration: str | None = None
+    """Of an int8 variant: which images its scales come from."""
+    products: int | None = None
+    """Of a smaller variant: products of tokens with a matrix, of which `kept_float` stayed float."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        description = asdict(self.bundle)
-        return {**description, "path": str(self.bundle.path), "bytes": self.bytes, "nodes": self.nodes}
+        own = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "bundle"}
+        return {**asdict(self.bundle), "path": str(self.bundle.path), **own}
 
 
 @dataclass(frozen=True)
@@ -66,6 +74,10 @@ class ExportOptions:
     """`"image"`: the graph resizes, crops and normalises. `"tensor"`: the caller does."""
     opset: int = OPSET
     """ONNX opset of the files."""
+    shrink: Shrink = field(default_factory=Shrink)
+    """Smaller variants to write beside the student."""
+    ort: bool = False
+    """Write every file in onnxruntime's own format as well."""
 
     def __post_init__(self) -> None:
         if self.input not in INPUTS:
@@ -97,7 +109,9 @@ def export_run(
     out.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=".cdl-export-", dir=out.parent))
     try:
-        exported = [_export_role(record, pair, role, images, staging, options, on_step) for role in roles]
+        exported = []
+        for role in roles:
+            exported += _export_role(run, record, pair, role, images, staging, options, on_step)
         out.mkdir(exist_ok=True)
         for path in sorted(staging.iterdir()):
             path.replace(out / path.name)
@@ -107,8 +121,15 @@ def export_run(
 
 
 def _export_role(
-    record: Record, pair: Pair, role: Role, images: Tensor, folder: Path, options: ExportOptions, on_step: OnStep
-) -> Exported:
+    run: Path,
+    record: Record,
+    pair: Pair,
+    role: Role,
+    images: Tensor,
+    folder: Path,
+    options: ExportOptions,
+    on_step: OnStep,
+) -> list[Exported]:
     learner = pair.learners[role]
     path = folder / f"{role}.onnx"
     on_step(f"{role}: building the graph")
@@ -121,7 +142,16 @@ def _export_role(
     bundle = replace(bundle, parity=check_parity(path, bundle.preprocessing, expected, images))
     save_onnx(model, path, encode_metadata(bundle))
     write_json(description_file(path), description(bundle))
-    return Exported(bundle, path.stat().st_size, len(model.graph.node))
+    exported = [Exported(bundle, path.stat().st_size, len(model.graph.node))]
+    if role == "student":
+        for it in write_variants(run, record, model, bundle, options.shrink, on_step):
+            size, nodes = it.bundle.path.stat().st_size, len(it.model.graph.node)
+            exported.append(Exported(it.bundle, size, nodes, it.held_out, it.calibration, it.products))
+    if options.ort:
+        for item in exported:
+            on_step(f"{item.bundle.path.stem}.ort: optimising")
+            write_ort(item.bundle.path)
+    return exported
 
 
 def describe(

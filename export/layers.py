@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -213,8 +213,11 @@ def drop_unused(model: onnx.ModelProto) -> None:
             values.extend(found)
 
 
-def float_products(model: onnx.ModelProto) -> dict[str, int]:
-    """Products of tokens with a float constant that are left in a model: node name → numbers in the constant.
+FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
+
+
+def float_products(model: onnx.ModelProto, types: Collection[int] = FLOATS) -> dict[str, int]:
+    """Products of tokens with a constant of one of `types` that are in a model: node name → numbers in the constant.
 
     Counted from the file alone, whatever was meant to be quantised.
     """
@@ -222,8 +225,7 @@ def float_products(model: onnx.ModelProto) -> dict[str, int]:
     return {
         node.name: int(np.prod(graph.initializers[source].dims))
         for node, source in graph.products()
-        if graph.initializers[source].data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
-        and graph.of_tokens(node)
+        if graph.initializers[source].data_type in types and graph.of_tokens(node)
     }
 
 

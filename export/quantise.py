@@ -28,7 +28,7 @@ from onnxruntime.quantization.calibrate import TensorsData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
 from cdl_deploy.errors import QuantisationError
-from cdl_deploy.export.layers import Graph, Layer, bias_inside, drop_unused, find_layers, float_products
+from cdl_deploy.export.layers import FLOATS, Graph, Layer, bias_inside, drop_unused, find_layers, float_products
 
 SELECTION = "selection."
 """How the initializers of an exported selection begin: prompts and keys."""
@@ -140,23 +140,26 @@ def quantise_dynamic(prepared: Prepared, keep: Collection[str] = ()) -> onnx.Mod
     return _finished(model, prepared, keep)
 
 
-def check_quantised(model: onnx.ModelProto, prepared: Prepared, keep: Collection[str] = ()) -> int:
+def check_quantised(
+    model: onnx.ModelProto, prepared: Prepared, keep: Collection[str] = (), types: Collection[int] = FLOATS
+) -> int:
     """Count, in the model alone, what was quantised. Returns the number of products.
+
+    `types`: those that a matrix must not have any more.
 
     Raises QuantisationError where a product of tokens is still float though nobody asked for it.
     """
     meant = set(prepared.nodes(keep))
     kept = set(prepared.nodes()) - meant
-    left = {name: size for name, size in float_products(model).items() if name not in kept}
+    left = {name: size for name, size in float_products(model, types).items() if name not in kept}
     if left:
         largest = sorted(left, key=lambda name: -left[name])
         raise QuantisationError(
             f"{len(left)} of {len(meant)} products were left in float by the quantiser, such as {largest[0]} "
             f"({left[largest[0]]:,} weights); nothing was written"
         )
-    shared = {value.name for value in model.graph.initializer} & {
-        layer.weight for layer in prepared.layers if layer.name not in keep
-    }
+    own = {layer.weight for layer in prepared.layers if layer.name not in keep}
+    shared = {value.name for value in model.graph.initializer if value.data_type in types} & own
     if shared:
         raise QuantisationError(
             f"{len(shared)} quantised matrices are in the file in float as well, such as {min(shared)}; "

@@ -12,12 +12,15 @@ from cdl_deploy.cli.missing import needs
 from cdl_deploy.errors import OptionError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from cdl_deploy.export import Exported
 
 EXAMPLES = """
 cdl export runs/digits --onnx
 cdl export runs/digits --onnx --out bundle --no-teacher
 cdl export runs/digits --onnx --out tensors --input tensor
+cdl export runs/digits --onnx --quantize int8 --fp16 --ort
 """
 
 
@@ -37,6 +40,28 @@ def command(
         ),
     ] = "image",
     opset: Annotated[int, typer.Option(metavar="N", help="ONNX opset, 18 to 23.")] = 20,
+    quantize: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KIND",
+            help="int8 (fixed scales: the same answer in any batch), int8-dynamic (each batch scales itself), or both "
+            "with a comma: writes student.KIND.onnx as well.",
+            show_default=False,
+        ),
+    ] = None,
+    fp16: Annotated[bool, typer.Option("--fp16", help="Write student.fp16.onnx as well.")] = False,
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Images for the scales of int8. Default: the run's training images, or what it keeps.",
+            show_default=False,
+        ),
+    ] = None,
+    max_drop: Annotated[
+        float, typer.Option(metavar="POINTS", help="Accuracy that a smaller variant may lose on held-out images.")
+    ] = 0.5,
+    ort: Annotated[bool, typer.Option("--ort", help="Write each file in onnxruntime's .ort format as well.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the export report as JSON.")] = False,
 ) -> None:
     """Fold prompts, selection and heads into student.onnx (and teacher.onnx).
@@ -48,14 +73,16 @@ def command(
     if not onnx:
         raise OptionError("cdl export needs a format: add --onnx")
     with needs("cdl export", "export"):
-        from cdl_deploy.export import ExportOptions, export_run
+        from cdl_deploy.export import ExportOptions, Shrink, export_run
     destination = out if out is not None else run / "export"
 
     def on_step(text: str) -> None:
         if sys.stderr.isatty():
             typer.echo(text, err=True)
 
-    options = ExportOptions(teacher=teacher, input=graph_input, opset=opset)
+    kinds = [kind.strip() for kind in (quantize or "").split(",") if kind.strip()] + ["fp16"] * fp16
+    shrink = Shrink(tuple(dict.fromkeys(kinds)), calibrate, max_drop)
+    options = ExportOptions(teacher=teacher, input=graph_input, opset=opset, shrink=shrink, ort=ort)
     exported = export_run(run, destination, options, on_step)
     if as_json:
         import json
@@ -70,7 +97,7 @@ def _print(exported: list[Exported], destination: Path) -> None:
     from rich.table import Table
 
     table = Table(title=f"Exported to {destination}")
-    for column in ("file", "MB", "parameters", "nodes", "classes", "largest logit difference", "same top-1"):
+    for column in ("file", "MB", "parameters", "nodes", "classes", "logit off by", "same top-1"):
         table.add_column(column, justify="left" if column == "file" else "right", no_wrap=column == "file")
     for item in exported:
         parity = item.bundle.parity
@@ -86,4 +113,29 @@ def _print(exported: list[Exported], destination: Path) -> None:
         )
     console = Console()
     console.print(table)
+    for item in exported:
+        _print_variant(console, item)
     console.print(f"Next: cdl bench-latency {destination}", highlight=False)
+
+
+def _print_variant(console: Console, item: Exported) -> None:
+    """What being smaller did to a variant's answers, and what was not made smaller."""
+    quantization = item.bundle.quantization
+    if quantization is None:
+        return
+    before, after = quantization.accuracy_before, quantization.accuracy_after
+    kept = quantization.kept_float
+    console.print(
+        f"{item.bundle.path.name}: {before:.1f} % right as fp32, {after:.1f} % as {quantization.kind}, on "
+        f"{item.held_out} held-out images",
+        highlight=False,
+    )
+    left = f"but {', '.join(kept)}" if kept else "none left out"
+    console.print(
+        f"  {item.products} products of tokens with a matrix, {left}; selection, heads, attention and norms stay fp32",
+        highlight=False,
+    )
+    if item.calibration:
+        console.print(f"  scales from {item.calibration}", highlight=False)
+    if not quantization.batch_invariant:
+        console.print("  an image's answer depends a little on the others in its batch", highlight=False)

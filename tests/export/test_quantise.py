@@ -13,7 +13,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from cdl_deploy.errors import QuantisationError
 from cdl_deploy.export.graph import ExportGraph
 from cdl_deploy.export.layers import find_layers, float_products
-from cdl_deploy.export.onnx_file import export_onnx
+from cdl_deploy.export.onnx_file import export_core
 from cdl_deploy.export.quantise import (
     LARGE,
     Prepared,
@@ -30,7 +30,7 @@ from tests.training.test_methods import make
 def exported(method: str = "coda", query: str = "full", role: str = "student", **changes) -> onnx.ModelProto:
     pair = make(method, "kdp", query, **changes)
     with torch.no_grad():
-        return export_onnx(ExportGraph(pair, pair.learners[role]), torch.zeros(2, 3, 16, 16))
+        return export_core(ExportGraph(pair, pair.learners[role]), torch.zeros(2, 3, 16, 16), "image")
 
 
 @pytest.fixture(scope="module")
