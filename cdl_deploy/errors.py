@@ -45,6 +45,10 @@ class ParityError(CdlError):
     """An exported graph that does not compute what the trained model computes."""
 
 
+class QuantisationError(CdlError):
+    """A model that cannot be quantised, or that answers too differently once it is."""
+
+
 class MissingExtraError(CdlError):
     """A command needs packages that are not installed."""
 

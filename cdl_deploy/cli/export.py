@@ -15,6 +15,8 @@ from cdl_deploy.cli.missing import needs
 from cdl_deploy.errors import OptionError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from cdl_deploy.export import Exported
 
 EXAMPLES = """
@@ -23,6 +25,8 @@ cdl export runs/digits --onnx --out bundle --no-teacher
 cdl export runs/digits --onnx --out tensors --input tensor
 cdl export runs/digits --web site
 cdl export bundle/student.onnx --web site
+cdl export runs/digits --onnx --quantize int8 --fp16 --ort
+cdl export runs/digits --onnx --out v2 --update-from v1/student.onnx
 """
 
 
@@ -51,6 +55,37 @@ def command(
         ),
     ] = "image",
     opset: Annotated[int, typer.Option(metavar="N", help="ONNX opset, 18 to 23.")] = 20,
+    quantize: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KIND",
+            help="int8 (fixed scales: the same answer in any batch), int8-dynamic (each batch scales itself), or both "
+            "with a comma: writes student.KIND.onnx as well.",
+            show_default=False,
+        ),
+    ] = None,
+    fp16: Annotated[bool, typer.Option("--fp16", help="Write student.fp16.onnx as well.")] = False,
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Images for the scales of int8. Default: the run's training images, or what it keeps.",
+            show_default=False,
+        ),
+    ] = None,
+    max_drop: Annotated[
+        float, typer.Option(metavar="POINTS", help="Accuracy that a smaller variant may lose on held-out images.")
+    ] = 0.5,
+    ort: Annotated[bool, typer.Option("--ort", help="Write each file in onnxruntime's .ort format as well.")] = False,
+    update_from: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="OLD",
+            help="An older exported model, or a folder of them: write NAME.cdlup as well, the update that makes the "
+            "new file from it (see cdl update). May be repeated.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the export report as JSON.")] = False,
 ) -> None:
     """Fold prompts, selection and heads into student.onnx (and teacher.onnx).
@@ -68,13 +103,22 @@ def command(
             print_page(web, as_json)
             return
     with needs("cdl export", "export"):
-        from cdl_deploy.export import ExportOptions, export_run
+        from cdl_deploy.export import ExportOptions, Shrink, export_run
 
     def on_step(text: str) -> None:
         if sys.stderr.isatty():
             typer.echo(text, err=True)
 
-    options = ExportOptions(teacher=teacher and onnx, input=graph_input, opset=opset)
+    kinds = [kind.strip() for kind in (quantize or "").split(",") if kind.strip()] + ["fp16"] * fp16
+    shrink = Shrink(tuple(dict.fromkeys(kinds)), calibrate, max_drop)
+    options = ExportOptions(
+        teacher=teacher and onnx,
+        input=graph_input,
+        opset=opset,
+        shrink=shrink,
+        ort=ort,
+        update_from=tuple(update_from or ()),
+    )
     with ExitStack() as scratch:
         destination = (out or run / "export") if onnx else Path(scratch.enter_context(tempfile.TemporaryDirectory()))
         exported = export_run(run, destination, options, on_step)
@@ -97,7 +141,7 @@ def _print(exported: list[Exported], destination: Path) -> None:
     from rich.table import Table
 
     table = Table(title=f"Exported to {destination}")
-    for column in ("file", "MB", "parameters", "nodes", "classes", "largest logit difference", "same top-1"):
+    for column in ("file", "MB", "parameters", "nodes", "classes", "logit off by", "same top-1"):
         table.add_column(column, justify="left" if column == "file" else "right", no_wrap=column == "file")
     for item in exported:
         parity = item.bundle.parity
@@ -113,4 +157,37 @@ def _print(exported: list[Exported], destination: Path) -> None:
         )
     console = Console()
     console.print(table)
+    for item in exported:
+        _print_variant(console, item)
+        for update in item.updates:
+            share = update.bytes / item.bytes
+            console.print(
+                f"{update.path.name}: {update.bytes / 1e6:.2f} MB, {share:.2%} of {item.bundle.path.name}, updates "
+                f"{update.base}{' (which shares little with it: send the whole file)' if share > 0.5 else ''}",
+                highlight=False,
+                soft_wrap=True,
+            )
     console.print(f"Next: cdl bench-latency {destination}", highlight=False)
+
+
+def _print_variant(console: Console, item: Exported) -> None:
+    """What being smaller did to a variant's answers, and what was not made smaller."""
+    quantization = item.bundle.quantization
+    if quantization is None:
+        return
+    before, after = quantization.accuracy_before, quantization.accuracy_after
+    kept = quantization.kept_float
+    console.print(
+        f"{item.bundle.path.name}: {before:.1f} % right as fp32, {after:.1f} % as {quantization.kind}, on "
+        f"{item.held_out} held-out images",
+        highlight=False,
+    )
+    left = f"but {', '.join(kept)}" if kept else "none left out"
+    console.print(
+        f"  {item.products} products of tokens with a matrix, {left}; selection, heads, attention and norms stay fp32",
+        highlight=False,
+    )
+    if item.calibration:
+        console.print(f"  scales from {item.calibration}", highlight=False)
+    if not quantization.batch_invariant:
+        console.print("  an image's answer depends a little on the others in its batch", highlight=False)

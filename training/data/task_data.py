@@ -90,7 +90,11 @@ class TaskData:
         plan = self.plans[number - 1]
         if plan.place in self.sources:
             return self._from_source(self.sources[plan.place], plan, "test")
-        return self._listed(number, plan) or self._kept(number)
+        return self._listed(number, plan, "test") or self._kept(number)
+
+    def kept_training(self, number: int) -> TaskImages | None:
+        """Training images of a finished task, as long as its folder is what it was."""
+        return self._listed(number, self.plans[number - 1], "train")
 
     def _from_source(self, source: ImageSource, plan: TaskPlan, split: str) -> TaskImages:
         images = source.train if split == "train" else source.test
@@ -102,17 +106,19 @@ class TaskData:
             labels += [self.positions[name]] * len(own)
         return TaskImages(items, labels)
 
-    def _listed(self, number: int, plan: TaskPlan) -> TaskImages | None:
+    def _listed(self, number: int, plan: TaskPlan, split: str) -> TaskImages | None:
         try:
             if plan.data == "digits":
-                return self._from_source(open_source(*plan.place), plan, "test")
-            _, files = find_splits(Path(plan.data), plan.holdout)
+                return self._from_source(open_source(*plan.place), plan, split)
+            train, test = find_splits(Path(plan.data), plan.holdout)
+            files = train if split == "train" else test
+            known = "data_fingerprint" if split == "train" else "test_fingerprint"
             chosen = {
                 name: [path for path in files[name] if str(path) not in self.skipped]
                 for name in plan.known_classes + plan.classes
             }
             items: list[Item] = [path for paths in chosen.values() for path in paths]
-            if fingerprint(items) != self.finished[number - 1]["test_fingerprint"]:
+            if fingerprint(items) != self.finished[number - 1][known]:
                 return None
         except (DataError, OSError, KeyError):
             return None

@@ -1,0 +1,138 @@
+"""The images that an export measures with: some to calibrate on, and held-out ones to count right answers on.
+
+The images of a run may be gone when it is exported. What is there is used, in this order: the folder given, the run's
+own training images, the held-out images that the run keeps; whoever asks is told which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from cdl_deploy.bundle import INPUT_NAME, Preprocessing
+from cdl_deploy.errors import DataError
+from cdl_deploy.export.parity import graph_input
+from cdl_deploy.export.quantise import Feeds
+from cdl_deploy.images import SUFFIXES, load_image, to_tensor
+from cdl_deploy.training.data.sources import Item
+from cdl_deploy.training.data.sources import load_image as load_item
+from cdl_deploy.training.data.task_data import TaskData, TaskPlan
+from cdl_deploy.training.data.transforms import Preprocessing as Evaluation
+from cdl_deploy.training.data.transforms import evaluation_transform
+from cdl_deploy.training.run_directory import Record, RunDirectory
+
+CALIBRATION_IMAGES = 128
+"""More change the ranges little: they are the extremes of some 25,000 tokens of a ViT at 224."""
+TEST_IMAGES = 1000
+BATCH = 8
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Images for `calibrate`, each decoded when its turn comes: photographs in full size take much memory."""
+
+    items: Sequence[Item]
+    preprocessing: Preprocessing
+    source: str
+    """Which images they are, for the report."""
+
+    def __iter__(self) -> Iterator[Feeds]:
+        """Whole images, which a graph that preprocesses resizes itself; they differ in size, so each is a batch."""
+        for item in self.items:
+            image = load_image(item)
+            graph = self.preprocessing.input == "image"
+            yield {INPUT_NAME: (np.asarray(image) if graph else to_tensor(image, self.preprocessing))[None]}
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Held-out images of every task, as the graph takes them."""
+
+    tasks: list[tuple[npt.NDArray[np.generic], list[int]]]
+    """Inputs [n, …] and labels."""
+
+    @property
+    def images(self) -> int:
+        """How many there are."""
+        return sum(len(labels) for _, labels in self.tasks)
+
+    def __iter__(self) -> Iterator[Feeds]:
+        """All of them in small batches, task by task."""
+        for inputs, labels in self.tasks:
+            for start in range(0, len(labels), BATCH):
+                yield {INPUT_NAME: inputs[start : start + BATCH]}
+
+
+def calibration_images(root: Path, record: Record, preprocessing: Preprocessing, folder: Path | None) -> Calibration:
+    """Up to 128 images, spread evenly over the tasks. Raises DataError for a `folder` without images."""
+    if folder is not None:
+        items: list[Item] = list(spread(images_below(folder), CALIBRATION_IMAGES))
+        return Calibration(items, preprocessing, str(folder))
+    data = _task_data(root, record)
+    trained = [data.kept_training(number) for number in range(1, len(record.tasks) + 1)]
+    items = [item for task in trained if task for item in spread(task.items, CALIBRATION_IMAGES // len(trained) or 1)]
+    if items:
+        return Calibration(items, preprocessing, f"training images of {', '.join(_places(record))}")
+    tensors = RunDirectory(root).load_tensors(RunDirectory(root).heldout_file)[0]
+    kept = torch.cat([tensors[f"task_{number}/images"] for number in range(1, len(record.tasks) + 1)])
+    chosen = [image.permute(1, 2, 0).numpy() for image in spread(list(kept), CALIBRATION_IMAGES)]
+    return Calibration(chosen, preprocessing, "held-out images that the run keeps, its training images being gone")
+
+
+def held_out_images(root: Path, record: Record, preprocessing: Preprocessing) -> HeldOut:
+    """All held-out images, up to 1,000, where their folders are still there; otherwise those that the run keeps."""
+    data = _task_data(root, record)
+    sizes = record.preprocessing
+    transform = evaluation_transform(Evaluation(sizes["size"], sizes["resize"], sizes["interpolation"]))
+    share = max(1, TEST_IMAGES // len(record.tasks))
+    tasks = []
+    for number in range(1, len(record.tasks) + 1):
+        test = data.test(number)
+        positions = spread(range(len(test.labels)), share)
+        if test.pixels is None:
+            pixels = torch.stack([transform(load_item(test.items[i])) for i in positions])
+        else:
+            pixels = test.pixels[list(positions)]
+        tasks.append((graph_input(pixels, preprocessing), [test.labels[i] for i in positions]))
+    return HeldOut(tasks)
+
+
+def images_below(folder: Path) -> list[Path]:
+    """Image files at any depth, sorted. Raises DataError where there are none."""
+    if not folder.is_dir():
+        raise DataError(f"--calibrate {folder} is no folder: give a folder of images like those the model will see")
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    if not files:
+        raise DataError(
+            f"--calibrate {folder} has no images: expected files ending in {' '.join(sorted(SUFFIXES))}, at any depth"
+        )
+    return files
+
+
+def spread(items: Sequence[T], count: int) -> list[T]:
+    """At most `count` of the items, at equal distances."""
+    return [items[len(items) * i // count] for i in range(count)] if len(items) > count else list(items)
+
+
+def _task_data(root: Path, record: Record) -> TaskData:
+    directory = RunDirectory(root)
+    return TaskData(
+        [TaskPlan.from_dict(plan) for plan in record.plans],
+        record.tasks,
+        {},
+        lambda: directory.load_tensors(directory.heldout_file)[0],
+        record.skipped_images,
+    )
+
+
+def _places(record: Record) -> list[str]:
+    """Where the tasks' images come from, each place once."""
+    return list(dict.fromkeys(str(task["data"]) for task in record.tasks))

@@ -1,0 +1,234 @@
+"""Integer arithmetic for the layers of an exported graph; everything else stays as it is.
+
+* `quantise_static`: U8 activations with fixed scales, S8 weights with one scale a channel, in QDQ form. An image's
+  logits do not depend on its neighbours in the batch.
+* `quantise_dynamic`: the same weights; activations are scaled by what the batch at hand spans. No calibration, not
+  batch-invariant.
+
+Both are onnxruntime's own quantisers. What they leave out they leave out in silence, so `check_quantised` counts.
+All that is no layer is computed in fp32; large prompts and keys are stored in fp16 (`store_selection_half`).
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import helper, numpy_helper
+from onnxruntime.quantization import CalibrationMethod, QuantType, create_calibrator, quantize_dynamic
+from onnxruntime.quantization.calibrate import TensorsData
+from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+
+from cdl_deploy.errors import QuantisationError
+from cdl_deploy.export.layers import FLOATS, Graph, Layer, bias_inside, drop_unused, find_layers, float_products
+
+SELECTION = "selection."
+"""How the initializers of an exported selection begin: prompts and keys."""
+LARGE = 1 << 15
+"""Numbers in a constant of the selection that is worth storing in fp16."""
+Feeds = Mapping[str, npt.NDArray[Any]]
+"""Inputs of a session by name."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A float model whose layers stand ready to be quantised."""
+
+    model: onnx.ModelProto
+    layers: tuple[Layer, ...]
+
+    def nodes(self, keep: Collection[str] = ()) -> list[str]:
+        """The products to quantise: those of every layer whose name is not in `keep`."""
+        return [node for layer in self.layers if layer.name not in keep for node in layer.nodes]
+
+
+def prepare(model: onnx.ModelProto, static: bool) -> Prepared:
+    """A copy of `model` with its layers written out, for `quantise_static` or `quantise_dynamic`.
+
+    Raises QuantisationError where there are none.
+    """
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    layers = find_layers(copy)
+    if not layers:
+        raise QuantisationError("the graph has no product of tokens with a constant matrix: nothing to quantise")
+    if static:
+        bias_inside(copy, layers)
+    drop_unused(copy)
+    return Prepared(onnx.shape_inference.infer_shapes(copy), tuple(layers))
+
+
+def calibrate(prepared: Prepared, batches: Iterable[Feeds]) -> TensorsData:
+    """The least and the greatest value that every layer's input takes over `batches` of calibration images."""
+    with tempfile.TemporaryDirectory(prefix="cdl-calibrate-") as folder, _silent():
+        path = Path(folder) / "model.onnx"
+        onnx.save(prepared.model, path)
+        calibrator = create_calibrator(
+            path,
+            ["Gemm", "MatMul"],
+            augmented_model_path=str(Path(folder) / "augmented.onnx"),
+            calibrate_method=CalibrationMethod.MinMax,
+        )
+        calibrator.collect_data(_Reader(batches))
+        found: TensorsData = calibrator.compute_data()
+        del calibrator  # it holds the file open
+    return found
+
+
+def quantise_static(
+    prepared: Prepared, ranges: TensorsData, keep: Collection[str] = (), exact: Collection[str] = ()
+) -> onnx.ModelProto:
+    """QDQ: U8 activations within `ranges`, S8 weights. Layers named in `keep` stay float.
+
+    `exact`: values that are whole numbers from 0 to 255 already; they get the scale 1.
+    """
+    model = onnx.ModelProto()
+    model.CopyFrom(prepared.model)
+    nodes = prepared.nodes(keep)
+    if not nodes:  # an empty list would mean every node
+        return _finished(model, prepared, keep)
+    pixels = [{"scale": np.array(1, np.float32), "zero_point": np.array(0, np.uint8)}]
+    options = {
+        # The products end in float: what follows them (softmax, GELU, residual adds) stays float.
+        "OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"],
+        "TensorQuantOverrides": dict.fromkeys(_pixel_values(model, exact), pixels),
+    }
+    with _silent():
+        quantizer = QDQQuantizer(
+            model,
+            per_channel=True,
+            reduce_range=False,
+            weight_qType=QuantType.QInt8,
+            activation_qType=QuantType.QUInt8,
+            tensors_range=ranges,
+            nodes_to_quantize=nodes,
+            nodes_to_exclude=[],
+            op_types_to_quantize=["Gemm", "MatMul"],
+            extra_options=options,
+        )
+        quantizer.quantize_model()
+        quantizer.model.topological_sort()
+    return _finished(quantizer.model.model, prepared, keep)
+
+
+def quantise_dynamic(prepared: Prepared, keep: Collection[str] = ()) -> onnx.ModelProto:
+    """Activations scaled as the batch at hand needs, S8 weights. Layers named in `keep` stay float."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(prepared.model)
+    nodes = prepared.nodes(keep)
+    if not nodes:  # an empty list would mean every node
+        return _finished(copy, prepared, keep)
+    with tempfile.TemporaryDirectory(prefix="cdl-quantise-") as folder, _silent():
+        path = Path(folder) / "model.onnx"
+        quantize_dynamic(
+            copy,
+            path,
+            op_types_to_quantize=["MatMul"],
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+            nodes_to_quantize=nodes,
+        )
+        model = onnx.load(path)
+    return _finished(model, prepared, keep)
+
+
+def check_quantised(
+    model: onnx.ModelProto, prepared: Prepared, keep: Collection[str] = (), types: Collection[int] = FLOATS
+) -> int:
+    """Count, in the model alone, what was quantised. Returns the number of products.
+
+    `types`: those that a matrix must not have any more.
+
+    Raises QuantisationError where a product of tokens is still float though nobody asked for it.
+    """
+    meant = set(prepared.nodes(keep))
+    kept = set(prepared.nodes()) - meant
+    left = {name: size for name, size in float_products(model, types).items() if name not in kept}
+    if left:
+        largest = sorted(left, key=lambda name: -left[name])
+        raise QuantisationError(
+            f"{len(left)} of {len(meant)} products were left in float by the quantiser, such as {largest[0]} "
+            f"({left[largest[0]]:,} weights); nothing was written"
+        )
+    own = {layer.weight for layer in prepared.layers if layer.name not in keep}
+    shared = {value.name for value in model.graph.initializer if value.data_type in types} & own
+    if shared:
+        raise QuantisationError(
+            f"{len(shared)} quantised matrices are in the file in float as well, such as {min(shared)}; "
+            "nothing was written"
+        )
+    return len(meant)
+
+
+def _finished(model: onnx.ModelProto, prepared: Prepared, keep: Collection[str]) -> onnx.ModelProto:
+    drop_unused(model)
+    check_quantised(model, prepared, keep)
+    store_selection_half(model)
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def store_selection_half(model: onnx.ModelProto) -> None:
+    """Keep large prompts and keys in the file as fp16, and turn them into fp32 when the model is loaded. In place.
+
+    With ten tasks of CODA they are a quarter of an int8 file, and rounding them is a thousandth of what int8 does to
+    the tokens. The few keys of a selection that chooses the largest (L2P, DualPrompt) are too small to be worth it.
+    """
+    casts = []
+    for value in model.graph.initializer:
+        if not value.name.startswith(SELECTION) or value.data_type != onnx.TensorProto.FLOAT:
+            continue
+        numbers = numpy_helper.to_array(value)
+        stored = numbers.astype(np.float16)
+        if numbers.size < LARGE or not np.isfinite(stored).all():
+            continue
+        half, name = f"{value.name}.half", value.name
+        value.CopyFrom(numpy_helper.from_array(stored, half))
+        casts.append(helper.make_node("Cast", [half], [name], name, to=onnx.TensorProto.FLOAT))
+    nodes = [*casts, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+
+
+def _pixel_values(model: onnx.ModelProto, exact: Collection[str]) -> Iterator[str]:
+    """What is fed to layers and is one of `exact`, but for its shape."""
+    graph = Graph(model)
+    for node in model.graph.node:
+        if node.op_type in ("Gemm", "MatMul"):
+            value = node.input[0]
+            while value in graph.producer and graph.producer[value].op_type in ("Reshape", "Transpose"):
+                value = graph.producer[value].input[0]
+            if value in exact:
+                yield node.input[0]
+
+
+class _Reader:
+    """Batches, as onnxruntime's calibrators read them."""
+
+    def __init__(self, batches: Iterable[Feeds]) -> None:
+        self.batches = iter(batches)
+
+    def get_next(self) -> Feeds | None:
+        return next(self.batches, None)
+
+    def __iter__(self) -> Iterator[Feeds]:
+        return self.batches
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """onnxruntime's quantisers advise, on the root logger, a preparation that has been done here."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)

@@ -1,0 +1,150 @@
+"""Smaller variants of an exported model, each in a file of its own beside it: `student.int8.onnx`, `student.fp16.onnx`.
+
+A variant is written only if it answers as well as the float model, on held-out images, to within `max_drop` points.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from cdl_deploy.bundle import (
+    QUANTIZATIONS,
+    Bundle,
+    Parity,
+    Quantization,
+    description,
+    description_file,
+    encode_metadata,
+)
+from cdl_deploy.errors import OptionError, nearest
+from cdl_deploy.export.half import beyond_half, halve
+from cdl_deploy.export.images_of_run import Calibration, HeldOut, calibration_images, held_out_images
+from cdl_deploy.export.onnx_file import save_onnx
+from cdl_deploy.export.preprocessing import PIXELS_NAME
+from cdl_deploy.export.quantise import calibrate, prepare, quantise_dynamic, quantise_static
+from cdl_deploy.export.sensitivity import Quantise, accuracy, logits_of, most_sensitive, within_drop
+from cdl_deploy.files import write_json
+from cdl_deploy.training.run_directory import Record
+
+MAX_DROP = 0.5
+RANKING_IMAGES = 32
+"""Calibration images that layers are ranked on: one session a layer makes more of them slow."""
+
+
+@dataclass(frozen=True)
+class Shrink:
+    """Which variants to write beside the float model."""
+
+    kinds: tuple[str, ...] = ()
+    """Of `QUANTIZATIONS`."""
+    calibrate: Path | None = None
+    """Folder of images for `int8`; by default the run's own."""
+    max_drop: float = MAX_DROP
+    """Points of accuracy that a variant may lose."""
+
+    def __post_init__(self) -> None:
+        for kind in self.kinds:
+            if kind not in QUANTIZATIONS:
+                known = [name for name in QUANTIZATIONS if name != "fp16"]
+                raise OptionError(f"unknown --quantize '{kind}', expected {' or '.join(known)}{nearest(kind, known)}")
+        if not 0 <= self.max_drop <= 100:
+            raise OptionError(f"--max-drop is {self.max_drop:g}, expected points of accuracy from 0 to 100")
+        if self.calibrate is not None and "int8" not in self.kinds:
+            raise OptionError(
+                "--calibrate is for --quantize int8, which alone has fixed scales: add it, or leave it out"
+            )
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One variant that was written."""
+
+    bundle: Bundle
+    model: onnx.ModelProto
+    held_out: int
+    """Images that accuracy was measured on."""
+    calibration: str | None
+    """Which images its scales come from."""
+    products: int
+    """Products of tokens with a matrix, of which those of `kept_float` are left."""
+
+
+def write_variants(
+    root: Path, record: Record, model: onnx.ModelProto, bundle: Bundle, shrink: Shrink, on_step: Callable[[str], None]
+) -> list[Variant]:
+    """Write each variant of `model`, whose file is `bundle.path`, beside it.
+
+    Raises QuantisationError where one loses more than it may, DataError where there is nothing to calibrate on.
+    """
+    if not shrink.kinds:
+        return []
+    calibration = calibration_images(root, record, bundle.preprocessing, shrink.calibrate)
+    held_out = held_out_images(root, record, bundle.preprocessing)
+    on_step(f"{bundle.role}: counting right answers on {held_out.images} held-out images")
+    expected = logits_of(model, held_out)
+    return [_write(model, expected, bundle, kind, calibration, held_out, shrink, on_step) for kind in shrink.kinds]
+
+
+def variant_path(path: Path, kind: str) -> Path:
+    """`student.onnx` → `student.int8.onnx`."""
+    return path.with_name(f"{path.stem}.{kind}{path.suffix}")
+
+
+def _write(
+    model: onnx.ModelProto,
+    expected: npt.NDArray[np.float32],
+    bundle: Bundle,
+    kind: str,
+    calibration: Calibration,
+    held_out: HeldOut,
+    shrink: Shrink,
+    on_step: Callable[[str], None],
+) -> Variant:
+    path = variant_path(bundle.path, kind)
+    prepared = prepare(model, static=kind == "int8")
+    always: list[str] = []
+    quantise: Quantise
+    if kind == "int8":
+        on_step(f"{path.name}: calibrating on {len(calibration.items)} {calibration.source}")
+        ranges = calibrate(prepared, calibration)
+        quantise = partial(quantise_static, prepared, ranges, exact=(PIXELS_NAME,))
+    elif kind == "int8-dynamic":
+        quantise = partial(quantise_dynamic, prepared)
+    else:
+        always = beyond_half(prepared)
+        quantise = partial(halve, prepared, always=always)
+
+    def ranking() -> list[str]:
+        on_step(f"{path.name}: looking for the layers that suffer most")
+        return most_sensitive(prepared, quantise, itertools.islice(calibration, RANKING_IMAGES))
+
+    def measure(it: onnx.ModelProto) -> float:
+        on_step(f"{path.name}: counting right answers")
+        return accuracy(logits_of(it, held_out), held_out)
+
+    before = accuracy(expected, held_out)
+    small, kept, after = within_drop(quantise, ranking, measure, before, shrink.max_drop, path.name)
+    written = replace(
+        bundle,
+        path=path,
+        parity=_parity(expected, logits_of(small, held_out)),
+        quantization=Quantization(kind, kind != "int8-dynamic", tuple(sorted({*always, *kept})), before, after),
+    )
+    save_onnx(small, path, encode_metadata(written))
+    write_json(description_file(path), description(written))
+    source = f"{len(calibration.items)} {calibration.source}" if kind == "int8" else None
+    return Variant(written, small, held_out.images, source, len(prepared.nodes()))
+
+
+def _parity(expected: npt.NDArray[np.float32], found: npt.NDArray[np.float32]) -> Parity:
+    """How the variant's logits compare with those of the float model; nothing is demanded of them."""
+    same = expected.argmax(axis=1) == found.argmax(axis=1)
+    return Parity(len(same), float(np.abs(expected - found).max()), float(same.mean()))
