@@ -33,8 +33,8 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
-# Higher levels are worse, not only slower: from 16 on the matcher does not look far enough back into the old file, and
-# an update of a ViT-S has 60 % of its size (benchmarks/update_size.py --level 19).
+# Higher levels are worse, not only slower: from 16 on zstd's optimal parser finds little of what lies
+# far back, and an update of a ViT-S has 60 to 90 % of its size (benchmarks/update_size.py --level 16).
 LEVEL = 9
 _SHORTEST_PREFIX = 8
 """Bytes below which zstd takes no prefix."""

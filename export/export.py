@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from cdl_deploy.export.graph import ExportGraph
 from cdl_deploy.export.onnx_file import OPSET, check_opset, export_onnx, save_onnx
 from cdl_deploy.export.parity import check_parity, trained_logits
 from cdl_deploy.export.preprocessing import check_filter
+from cdl_deploy.export.updates import MadeUpdate, make_updates, older_models
 from cdl_deploy.files import write_json
 from cdl_deploy.training import metrics
 from cdl_deploy.training.models.learner import Learner, Role
@@ -49,11 +50,20 @@ class Exported:
     bundle: Bundle
     bytes: int
     nodes: int
+    updates: tuple[MadeUpdate, ...] = ()
+    """What makes it from older models."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         description = asdict(self.bundle)
-        return {**description, "path": str(self.bundle.path), "bytes": self.bytes, "nodes": self.nodes}
+        updates = [update.to_dict() for update in self.updates]
+        sizes = {"bytes": self.bytes, "nodes": self.nodes, "updates": updates}
+        return {**description, "path": str(self.bundle.path), **sizes}
+
+    def moved(self, folder: Path) -> Exported:
+        """The same, with its files in `folder`."""
+        updates = tuple(replace(update, path=folder / update.path.name) for update in self.updates)
+        return replace(self, bundle=replace(self.bundle, path=folder / self.bundle.path.name), updates=updates)
 
 
 @dataclass(frozen=True)
@@ -66,6 +76,8 @@ class ExportOptions:
     """`"image"`: the graph resizes, crops and normalises. `"tensor"`: the caller does."""
     opset: int = OPSET
     """ONNX opset of the files."""
+    update_from: tuple[Path, ...] = ()
+    """Older models, or folders of them: beside each file, the update that makes it from the older one."""
 
     def __post_init__(self) -> None:
         if self.input not in INPUTS:
@@ -81,8 +93,8 @@ def export_run(
     """Export the learners of `run` after its last finished task into the folder `out`.
 
     All files are written and compared with the trained model in a temporary folder first; only when every one has
-    passed do they replace those in `out`. Raises RunError for a run without a finished task, ParityError where they
-    differ.
+    passed do they replace those in `out`; an older model to update from may be one of them. Raises RunError for a run
+    without a finished task, ParityError where they differ.
     """
     options = options or ExportOptions()
     record, pair = load_run(run)
@@ -92,18 +104,26 @@ def export_run(
         roles.append("teacher")
     if options.input == "image":
         check_filter(record.preprocessing["interpolation"])
+    older = older_models(options.update_from, roles)
     if out.exists() and not out.is_dir():
         raise RunError(f"--out {out} is a file, expected a folder: choose another")
     out.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=".cdl-export-", dir=out.parent))
     try:
         exported = [_export_role(record, pair, role, images, staging, options, on_step) for role in roles]
+        exported = [_with_updates(item, older.get(item.bundle.role, ()), on_step) for item in exported]
         out.mkdir(exist_ok=True)
         for path in sorted(staging.iterdir()):
             path.replace(out / path.name)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    return [replace(item, bundle=replace(item.bundle, path=out / item.bundle.path.name)) for item in exported]
+    return [item.moved(out) for item in exported]
+
+
+def _with_updates(item: Exported, older: Sequence[Path], on_step: OnStep) -> Exported:
+    if older:
+        on_step(f"{item.bundle.role}: making updates")
+    return replace(item, updates=make_updates(item.bundle.path, older))
 
 
 def _export_role(

@@ -18,6 +18,7 @@ EXAMPLES = """
 cdl export runs/digits --onnx
 cdl export runs/digits --onnx --out bundle --no-teacher
 cdl export runs/digits --onnx --out tensors --input tensor
+cdl export runs/digits --onnx --out v2 --update-from v1/student.onnx
 """
 
 
@@ -37,6 +38,15 @@ def command(
         ),
     ] = "image",
     opset: Annotated[int, typer.Option(metavar="N", help="ONNX opset, 18 to 23.")] = 20,
+    update_from: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="OLD",
+            help="An older exported model, or a folder of them: write NAME.cdlup as well, the update that makes the "
+            "new file from it (see cdl update). May be repeated.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the export report as JSON.")] = False,
 ) -> None:
     """Fold prompts, selection and heads into student.onnx (and teacher.onnx).
@@ -55,7 +65,7 @@ def command(
         if sys.stderr.isatty():
             typer.echo(text, err=True)
 
-    options = ExportOptions(teacher=teacher, input=graph_input, opset=opset)
+    options = ExportOptions(teacher=teacher, input=graph_input, opset=opset, update_from=tuple(update_from or ()))
     exported = export_run(run, destination, options, on_step)
     if as_json:
         import json
@@ -86,4 +96,13 @@ def _print(exported: list[Exported], destination: Path) -> None:
         )
     console = Console()
     console.print(table)
+    for item in exported:
+        for update in item.updates:
+            share = update.bytes / item.bytes
+            console.print(
+                f"{update.path.name}: {update.bytes / 1e6:.2f} MB, {share:.2%} of {item.bundle.path.name}, updates "
+                f"{update.base}{' (which shares little with it: send the whole file)' if share > 0.5 else ''}",
+                highlight=False,
+                soft_wrap=True,
+            )
     console.print(f"Next: cdl bench-latency {destination}", highlight=False)

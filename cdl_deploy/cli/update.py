@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -37,10 +37,12 @@ def command(
 
     cdl export RUN --onnx --update-from OLD.onnx makes updates. The result is, to the byte, the file that was exported,
     and appears when it has been checked and onnxruntime has opened it, or not at all; until then NEW stays as it was.
-    An update for another model, or a damaged one, is refused. Updates that OLD has already are skipped.
+    An update for another model, or a damaged one, is refused. Updates that OLD has already are skipped. Where OLD has
+    its description beside it as a .json file, NEW gets one.
     """
     with needs("cdl update"):
-        from cdl_deploy.bundle import Bundle, read_bundle
+        from cdl_deploy.bundle import Bundle, description, description_file, read_bundle
+        from cdl_deploy.files import write_json
         from cdl_deploy.update import apply_updates
         from cdl_deploy.update_news import news
 
@@ -51,6 +53,8 @@ def command(
             return None
 
     told: list[str] = []
+    descriptions: list[dict[str, Any]] = []
+    described = description_file(old).is_file()
 
     def look(path: Path) -> None:
         """Before the new file takes its place: what both say about themselves, and whether the new one works here."""
@@ -60,8 +64,11 @@ def command(
             why = str(error).replace(str(path), str(output))
             raise UpdateError(f"the updated model cannot be used here, nothing was changed: {why}") from error
         told.append(news(bundle(old), new))
+        descriptions.append(description(new))
 
     done = apply_updates(old, updates, output, look)
+    if described and descriptions:
+        write_json(description_file(output), descriptions[0])
     brought = told[0] if done.updates else "up to date already"
     if as_json:
         import json

@@ -1,0 +1,150 @@
+"""`--update-from`: one more task, exported, reaches a device as an update."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cdl_deploy.bundle import description, read_bundle
+from cdl_deploy.cli import main
+from cdl_deploy.errors import BundleError, OptionError, UpdateError
+from cdl_deploy.export import ExportOptions, export_run, updates
+from cdl_deploy.export.updates import older_models
+from cdl_deploy.training.additions import Addition, add_task
+from cdl_deploy.update import apply_updates
+from tests.conftest import no_shape_checks
+from tests.training.conftest import write_images
+
+
+@pytest.fixture(scope="module")
+def grown_run(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same run after one more task of two classes."""
+    root = tmp_path_factory.mktemp("grown")
+    shutil.copytree(small_run, root / "run")
+    write_images(root / "new/train", {"eel": 6, "fox": 6})
+    write_images(root / "new/test", {"eel": 3, "fox": 3}, seed=1)
+    add_task(root / "run", Addition(str(root / "new")))
+    return root / "run"
+
+
+@pytest.fixture(scope="module")
+def second(grown_run: Path, small_bundle: Path, tmp_path_factory: pytest.TempPathFactory):
+    """Folder and report of the next version, with updates from the one before."""
+    out = tmp_path_factory.mktemp("second") / "v2"
+    with no_shape_checks():
+        exported = export_run(grown_run, out, ExportOptions(update_from=(small_bundle,)))
+    return out, exported
+
+
+def test_a_device_gets_the_full_export(small_bundle, second, tmp_path):
+    out, exported = second
+    names = ["student.cdlup", "student.json", "student.onnx", "teacher.cdlup", "teacher.json", "teacher.onnx"]
+    assert sorted(path.name for path in out.iterdir()) == names
+    for item in exported:
+        role = item.bundle.role
+        (update,) = item.updates
+        assert update.path == out / f"{role}.cdlup"
+        assert update.base == small_bundle / f"{role}.onnx"
+        assert update.bytes == update.path.stat().st_size
+        assert item.to_dict()["updates"] == [
+            {"path": str(update.path), "base": str(update.base), "bytes": update.bytes}
+        ]
+        apply_updates(update.base, [update.path], tmp_path / "new.onnx")
+        assert (tmp_path / "new.onnx").read_bytes() == (out / f"{role}.onnx").read_bytes()
+
+
+def test_an_update_is_not_larger_than_what_the_task_changed(small_bundle, second):
+    """The same backbone is in both files: only prompts, head, selection and metadata travel."""
+    out, _ = second
+    for role in ("student", "teacher"):
+        before, after = read_bundle(small_bundle / f"{role}.onnx"), read_bundle(out / f"{role}.onnx")
+        new_numbers = after.parameters - before.parameters
+        assert (out / f"{role}.cdlup").stat().st_size < 4 * new_numbers + 100_000
+        assert (out / f"{role}.cdlup").stat().st_size < 0.35 * (out / f"{role}.onnx").stat().st_size
+
+
+def test_the_command_line_from_end_to_end(grown_run, small_bundle, second, tmp_path, capsys, monkeypatch):
+    """In place: the older model is the very file that the export replaces."""
+    out, _ = second
+    monkeypatch.setenv("COLUMNS", "200")
+    shutil.copytree(small_bundle, tmp_path / "bundle")
+    shutil.copytree(small_bundle, tmp_path / "device")
+    monkeypatch.chdir(tmp_path)
+
+    def cdl(*arguments: str) -> str:
+        with pytest.raises(SystemExit) as caught:
+            main(arguments)
+        said = capsys.readouterr()
+        assert (caught.value.code, said.err) == (0, "")
+        return said.out
+
+    said = cdl(
+        "export", str(grown_run), "--onnx", "--no-teacher", "--out", "bundle", "--update-from", "bundle/student.onnx"
+    )
+    size = (tmp_path / "bundle/student.cdlup").stat().st_size
+    share = size / (tmp_path / "bundle/student.onnx").stat().st_size
+    line = f"student.cdlup: {size / 1e6:.2f} MB, {share:.2%} of student.onnx, updates bundle/student.onnx"
+    assert line in said.splitlines()
+    assert (tmp_path / "bundle/student.cdlup").read_bytes() == (out / "student.cdlup").read_bytes()
+
+    said = cdl("update", "device/student.onnx", "bundle/student.cdlup", "-o", "device/student.onnx")
+    assert said.startswith("device/student.onnx: task 3 brings eel and fox: now 6 classes in 3 tasks, accuracy ")
+    for name in ("student.onnx", "student.json"):
+        assert (tmp_path / "device" / name).read_bytes() == (out / name).read_bytes()
+    assert json.loads((tmp_path / "device/student.json").read_text()) == json.loads(
+        json.dumps(description(read_bundle(out / "student.onnx")))
+    )
+
+
+def test_another_process_exports_the_same_bytes(grown_run, second, tmp_path):
+    """Whatever the seed of Python's hashes. On as many threads: the parity that was measured is in the metadata."""
+    out, _ = second
+    command = [sys.executable, "-m", "cdl_deploy.cli", "export", grown_run, "--onnx", "--no-teacher", "--out"]
+    environment = {**os.environ, "PYTHONHASHSEED": "12345", "OMP_NUM_THREADS": "1"}  # as tests/conftest.py
+    subprocess.run([*command, tmp_path / "again"], check=True, capture_output=True, env=environment)
+    assert (tmp_path / "again/student.onnx").read_bytes() == (out / "student.onnx").read_bytes()
+
+
+def test_older_versions_of_one_role_get_names_of_their_own(small_bundle, second, tmp_path):
+    out, _ = second
+    shutil.copy(out / "student.onnx", tmp_path / "student.onnx")
+    other = tmp_path / "v0.onnx"
+    other.write_bytes((small_bundle / "teacher.onnx").read_bytes())
+    made = updates.make_updates(tmp_path / "student.onnx", [small_bundle / "student.onnx", other])
+    assert len({update.path for update in made}) == 2
+    for update in made:
+        assert update.path.name.startswith("student.from-")
+        apply_updates(update.base, [update.path], tmp_path / "new.onnx")
+        assert (tmp_path / "new.onnx").read_bytes() == (out / "student.onnx").read_bytes()
+    assert not (tmp_path / "student.cdlup").exists()
+
+
+def test_older_models_by_role(small_bundle, tmp_path):
+    student, teacher = small_bundle / "student.onnx", small_bundle / "teacher.onnx"
+    assert older_models([], ["student"]) == {}
+    assert older_models([small_bundle], ["student"]) == {"student": [student]}
+    assert older_models([small_bundle, student], ["student", "teacher"]) == {"student": [student], "teacher": [teacher]}
+    with pytest.raises(OptionError, match=r"--update-from .*teacher.onnx is a teacher, and this export writes only the "
+                                          r"student: give an older one of these"):  # fmt: skip
+        older_models([teacher], ["student"])
+    with pytest.raises(OptionError, match=r"--update-from .* is a folder without student.onnx: give the older model"):
+        older_models([tmp_path], ["student"])
+    with pytest.raises(BundleError, match=r"none.onnx: No such file or directory"):
+        older_models([tmp_path / "none.onnx"], ["student"])
+
+
+def test_nothing_is_left_where_an_update_cannot_be_made(small_run, small_bundle, tmp_path, monkeypatch):
+    def fail(*arguments):
+        raise UpdateError("too large")
+
+    monkeypatch.setattr(updates, "make_update", fail)
+    options = ExportOptions(teacher=False, update_from=(small_bundle / "student.onnx",))
+    with pytest.raises(UpdateError, match="too large"):
+        export_run(small_run, tmp_path / "out", options)
+    assert list(tmp_path.iterdir()) == []
