@@ -269,7 +269,7 @@ def main() -> None:
         order = [(m, d) for m in METHODS for d in DISTILLATIONS if (m, d) in GRIDS[given.grid]]
         work = [(m, d, int(seed)) for seed in given.seeds.split(",") for m, d in order]
         with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(given.jobs) as pool:
-            list(pool.map(lambda item: train(setup, *item, Path(folder)), work))
+            list(pool.map(lambda item: train(setup, item[0], item[1], item[2], Path(folder)), work))
         return
     text = report(RESULTS)
     picture(read_records(RESULTS), RESULTS / "accuracy.png")

@@ -18,7 +18,7 @@ import itertools
 from collections import defaultdict
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -79,7 +79,7 @@ class Graph:
             return numpy_helper.to_array(self.initializers[name])
         node = self.producer[name]
         inputs = {value: self.value(value) for value in node.input if value}
-        found: npt.NDArray[Any] = ReferenceEvaluator(node).run(None, inputs)[0]
+        (found,) = cast(list[npt.NDArray[Any]], ReferenceEvaluator(node).run(None, inputs))
         return np.ascontiguousarray(found)
 
     def products(self) -> Iterator[tuple[onnx.NodeProto, str]]:
