@@ -78,7 +78,7 @@ def test_help_imports_nothing_heavy():
 @pytest.mark.parametrize(
     ("args", "error"),
     [
-        (["predct"], "No such command 'predct'. Did you mean 'predict'? (see: cdl --help)"),
+        (["predct"], "No such command 'predct'. Did you mean 'predict', 'inspect'? (see: cdl --help)"),
         (["predict"], "Missing argument 'MODEL'"),
         (["predict", "m.onnx"], "Missing argument 'PATH"),
         (["predict", "m.onnx", "x.jpg", "--topk", "2"], "No such option: --topk"),

@@ -72,7 +72,7 @@ def test_report(measured):
     assert (student.name, student.role, student.parameters, student.accuracy) == ("student", "student", 16, 91.0)
     assert student.file_bytes == Path(student.path).stat().st_size
     assert student.input == "image: float [B, 3, 8, 10]"
-    assert student.macs == teacher.macs == 3 * 4  # one matrix product of 3 channels to 4 classes
+    assert student.macs == teacher.macs == 3 * 4 + 4 * 2  # 3 channels to 4 classes, 4 classes to 2 tasks
     assert len(student.loads_ms) == len(student.firsts_ms) >= 1
     assert student.load_ms == pytest.approx(np.median(student.loads_ms))
     assert student.first_inference_ms == pytest.approx(np.median(student.firsts_ms))
@@ -91,13 +91,13 @@ def test_report_as_json_and_csv(measured):
     assert [float(row["p50_ms"]) for row in rows] == [m.p50_ms for m in report.measurements]
     assert [row["speedup"] != "" for row in rows] == [True, False, True, False]
     assert [row["verdict"] for row in rows[::2]] == [c.verdict for c in report.comparisons]
-    assert {row["macs"] for row in rows} == {"12"}
+    assert {row["macs"] for row in rows} == {"20"}
 
 
 def test_models_of_others_and_bad_ones(make_model, tmp_path):
     foreign = make_model("foreign.onnx", metadata={})
     (record,) = bench_latency(find_models([foreign]), QUICK).models
-    assert (record.role, record.parameters, record.macs, record.accuracy) == (None, 16, 12, None)
+    assert (record.role, record.parameters, record.macs, record.accuracy) == (None, 24, 20, None)
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(b"\x08\x01nothing")
     with pytest.raises(BundleError, match=r"broken\.onnx \(9 bytes\) is not an ONNX model that onnxruntime"):
