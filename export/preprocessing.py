@@ -13,7 +13,7 @@ where the filter overshoots black or white.) U and V are worked out in the graph
 numbers up to the last division, so a wide image loses nothing.
 
 Not the Resize operator: it resizes what the crop then throws away (a 1 × 40000 image would become 224 × 9 million),
-rounds once where PIL rounds twice, and comes without antialiasing in many a runtime.
+and rounds once where PIL rounds twice.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cdl_deploy.cli.image_progress import image_progress
-from cdl_deploy.cli.labelled import open_labelled, report_unreadable
+from cdl_deploy.cli.labelled import BatchSize, Holdout, SkipUnknown, Threads, open_labelled, report_unreadable
 from cdl_deploy.cli.missing import needs
 from cdl_deploy.errors import OptionError
 
@@ -40,17 +40,8 @@ def command(
             show_default=False,
         ),
     ] = None,
-    holdout: Annotated[
-        float | None,
-        typer.Option(
-            metavar="SHARE",
-            help="Of a folder with CLASS/…, only what cdl train --holdout with this share left out.",
-            show_default=False,
-        ),
-    ] = None,
-    skip_unknown: Annotated[
-        bool, typer.Option("--skip-unknown", help="Leave out images of classes that the model does not know.")
-    ] = False,
+    holdout: Holdout = None,
+    skip_unknown: SkipUnknown = False,
     against: Annotated[
         Path | None,
         typer.Option(
@@ -67,16 +58,8 @@ def command(
         ),
     ] = None,
     all_classes: Annotated[bool, typer.Option("--all-classes", help="Show every class, however many.")] = False,
-    batch_size: Annotated[int, typer.Option(metavar="N", help="Images in one run of the model.", min=1)] = 32,
-    threads: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            help="Threads that decode, and threads of the model. Default: all cores.",
-            min=1,
-            show_default=False,
-        ),
-    ] = None,
+    batch_size: BatchSize = 32,
+    threads: Threads = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
     save: Annotated[
         Path | None,

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from cdl_deploy.cli.image_progress import image_progress
-from cdl_deploy.cli.labelled import open_labelled, report_unreadable
+from cdl_deploy.cli.labelled import BatchSize, Holdout, SkipUnknown, Threads, open_labelled, report_unreadable
 from cdl_deploy.cli.missing import needs
 from cdl_deploy.errors import OptionError, nearest
 
@@ -34,31 +34,14 @@ def command(
         ),
     ] = None,
     by: Annotated[str, typer.Option(metavar="task|class", help="A row a task of the images, or a class.")] = "task",
-    holdout: Annotated[
-        float | None,
-        typer.Option(
-            metavar="SHARE",
-            help="Of a folder with CLASS/…, only what cdl train --holdout with this share left out.",
-            show_default=False,
-        ),
-    ] = None,
-    skip_unknown: Annotated[
-        bool, typer.Option("--skip-unknown", help="Leave out images of classes that the model does not know.")
-    ] = False,
+    holdout: Holdout = None,
+    skip_unknown: SkipUnknown = False,
     plots: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="With --images: write selection.png to this folder.", show_default=False),
     ] = None,
-    batch_size: Annotated[int, typer.Option(metavar="N", help="Images in one run of the model.", min=1)] = 32,
-    threads: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            help="Threads that decode, and threads of the model. Default: all cores.",
-            min=1,
-            show_default=False,
-        ),
-    ] = None,
+    batch_size: BatchSize = 32,
+    threads: Threads = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     """Show what a model knows, how it preprocesses and how it selects prompts; from its file alone.

@@ -1,10 +1,10 @@
-"""The images that `cdl evaluate --data` and `cdl inspect --images` name, and what is said of those that were no use."""
+"""The images that `cdl evaluate --data` and `cdl inspect --images` name, and the options that both commands have."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,6 +16,28 @@ if TYPE_CHECKING:
     from cdl_deploy.evaluation.answers import Unreadable
 
 NAMED_ERRORS = 10
+
+Holdout = Annotated[
+    float | None,
+    typer.Option(
+        metavar="SHARE",
+        help="Of a folder with CLASS/…, only what cdl train --holdout with this share left out.",
+        show_default=False,
+    ),
+]
+SkipUnknown = Annotated[
+    bool, typer.Option("--skip-unknown", help="Leave out images of classes that the model does not know.")
+]
+BatchSize = Annotated[int, typer.Option(metavar="N", help="Images in one run of the model.", min=1)]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        help="Threads that decode, and threads of the model. Default: all cores.",
+        min=1,
+        show_default=False,
+    ),
+]
 
 
 def open_labelled(option: str, command: str, data: str, holdout: float | None) -> LabelledImages:
