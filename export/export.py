@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from cdl_deploy.bundle import (
@@ -27,6 +28,7 @@ from cdl_deploy.bundle import (
     encode_metadata,
 )
 from cdl_deploy.errors import OptionError, RunError, nearest
+from cdl_deploy.export.fixed_selection import BATCH, Select, check_select, fix_selection, load_images
 from cdl_deploy.export.graph import ExportGraph
 from cdl_deploy.export.onnx_file import OPSET, check_opset, export_onnx, save_onnx
 from cdl_deploy.export.ort_file import write_ort
@@ -36,7 +38,8 @@ from cdl_deploy.export.updates import MadeUpdate, make_updates, older_models
 from cdl_deploy.export.variants import Shrink, write_variants
 from cdl_deploy.files import write_json
 from cdl_deploy.training import metrics
-from cdl_deploy.training.models.learner import Learner, Role
+from cdl_deploy.training.data import transforms
+from cdl_deploy.training.models.learner import Learner
 from cdl_deploy.training.models.pair import Pair
 from cdl_deploy.training.restore import load_heldout, load_run
 from cdl_deploy.training.run_directory import Record
@@ -81,6 +84,8 @@ class ExportOptions:
     """Export the teacher as well, where there is one."""
     input: str = "image"
     """`"image"`: the graph resizes, crops and normalises. `"tensor"`: the caller does."""
+    select: str = "in-graph"
+    """Who selects prompts: each image, or at export `"task:K"` or `"images:DIR"`, once for all."""
     opset: int = OPSET
     """ONNX opset of the files."""
     shrink: Shrink = field(default_factory=Shrink)
@@ -96,6 +101,7 @@ class ExportOptions:
                 f"unknown --input '{self.input}', expected {' or '.join(INPUTS)}{nearest(self.input, INPUTS)}"
             )
         check_opset(self.opset)
+        Select.parse(self.select)
 
 
 def export_run(
@@ -113,21 +119,27 @@ def export_run(
     """
     options = options or ExportOptions()
     record, pair = load_run(run, after)
-    images, _ = load_heldout(run, record)
-    roles: list[Role] = ["student"]
+    images, labels = load_heldout(run, record)
+    select = Select.parse(options.select)
+    check_select(select, type(pair.student.method), record.config["method"]["method"], len(record.tasks))
+    learners = [pair.student]
     if options.teacher and pair.teacher is not None:
-        roles.append("teacher")
+        learners.append(pair.teacher)
+    if not select.in_graph:
+        on_step("selecting prompts once for all images")
+        samples = _samples(select, record, images, labels)
+        learners = [fix_selection(learner, pair.encoder, select.task, samples) for learner in learners]
     if options.input == "image":
         check_filter(record.preprocessing["interpolation"])
-    older = older_models(options.update_from, roles)
+    older = older_models(options.update_from, [learner.role for learner in learners])
     if out.exists() and not out.is_dir():
         raise RunError(f"--out {out} is a file, expected a folder: choose another")
     out.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=".cdl-export-", dir=out.parent))
     try:
         exported = []
-        for role in roles:
-            exported += _export_role(run, record, pair, role, images, staging, options, on_step)
+        for learner in learners:
+            exported += _export_learner(run, record, pair, learner, images, staging, options, on_step)
         exported = [_with_updates(item, older.get(item.bundle.role, ()), on_step) for item in exported]
         out.mkdir(exist_ok=True)
         for path in sorted(staging.iterdir()):
@@ -143,21 +155,32 @@ def _with_updates(item: Exported, older: Sequence[Path], on_step: OnStep) -> Exp
     return replace(item, updates=make_updates(item.bundle.path, older))
 
 
-def _export_role(
+def _samples(select: Select, record: Record, images: Tensor, labels: Tensor) -> list[Tensor]:
+    """Batches of the images that select: a folder's, or those the run holds out of a task."""
+    if select.images is not None:
+        kept = {name: record.preprocessing[name] for name in ("size", "resize", "interpolation")}
+        return load_images(select.images, transforms.Preprocessing(**kept))
+    assert select.task is not None
+    own = record.tasks[select.task - 1]["classes"]
+    positions = torch.tensor([record.classes.index(name) for name in own])
+    return list(images[torch.isin(labels, positions)].split(BATCH))
+
+
+def _export_learner(
     run: Path,
     record: Record,
     pair: Pair,
-    role: Role,
+    learner: Learner,
     images: Tensor,
     folder: Path,
     options: ExportOptions,
     on_step: OnStep,
 ) -> list[Exported]:
-    learner = pair.learners[role]
+    role = learner.role
     path = folder / f"{role}.onnx"
     on_step(f"{role}: building the graph")
     graph = ExportGraph(pair, learner, pixels=options.input == "image")
-    bundle = describe(record, learner, role, path, options, graph)
+    bundle = describe(record, learner, path, options, graph)
     model = export_onnx(graph, bundle, options.opset)
     save_onnx(model, path, encode_metadata(bundle))
     on_step(f"{role}: comparing with the trained model on {len(images)} held-out images")
@@ -177,10 +200,9 @@ def _export_role(
     return exported
 
 
-def describe(
-    record: Record, learner: Learner, role: Role, path: Path, options: ExportOptions, graph: ExportGraph
-) -> Bundle:
+def describe(record: Record, learner: Learner, path: Path, options: ExportOptions, graph: ExportGraph) -> Bundle:
     """What the file says about itself."""
+    role, select = learner.role, Select.parse(options.select)
     matrix = record.matrices[role]
     info = record.backbones[role]
     preprocessing = record.preprocessing
@@ -204,7 +226,7 @@ def describe(
             continual=record.config["method"]["method"],
             distillation=record.config["method"]["distill"] if role == "student" else None,
             query=record.config["method"].get("query", "full") if uses_query else None,
-            select="in-graph" if uses_query else None,
+            select=select.name if uses_query or not select.in_graph else None,
             task_scores="selected" if graph.selection.by_task else None,
         ),
         weights=Weights(model=info["model"], sha256=info["sha256"]),

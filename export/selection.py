@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from cdl_deploy.export.fixed_selection import FixedPrompts
 from cdl_deploy.training.methods import ContinualMethod
 from cdl_deploy.training.methods.coda import CodaPrompt
 from cdl_deploy.training.methods.dualprompt import DualPrompt
@@ -33,15 +34,15 @@ class Chosen(NamedTuple):
 class FoldedSelection(nn.Module):
     """What a method does at test time. This one runs the method itself: any method can be exported."""
 
-    by_task: ClassVar[bool] = False
+    by_task: bool = False
     """Whether prompts belong to tasks. Where they do not, every task's score is 1 / T."""
-    equal_scores: Tensor
+    scores: Tensor
 
     def __init__(self, method: ContinualMethod, heads: int, tasks: int) -> None:
         super().__init__()
         self.method: ContinualMethod | None = method
         self.heads, self.tasks = heads, tasks
-        self.register_buffer("equal_scores", torch.full((1, tasks), 1 / tasks))
+        self.register_buffer("scores", torch.full((1, tasks), 1 / tasks))
         self.constants: Mapping[int, BlockPrompt] = {}
         """Prompts that are the same for every image."""
 
@@ -54,19 +55,21 @@ class FoldedSelection(nn.Module):
             key_rows, value_rows = (split_rows(rows, self.heads) for rows in prompt.before)
             size = (query.shape[0], -1, -1, -1)
             found[index] = (key_rows.expand(size), value_rows.expand(size))
-        return Chosen(found, self.equal_scores)
+        return Chosen(found, self.scores)
 
 
 class FoldedConstants(FoldedSelection):
-    """A method that looks at no query, such as APT: all its prompts are constants and no query pass is exported."""
+    """A method that looks at no query, such as APT, or a choice made at export: all its prompts are constants."""
 
     def __init__(self, method: ContinualMethod, heads: int, tasks: int) -> None:
         super().__init__(method, heads, tasks)
         self.method = None
         self.constants = method(None, "test").prompts
+        if isinstance(method, FixedPrompts) and method.task_scores is not None:
+            self.by_task, self.scores = True, method.task_scores
 
     def forward(self, query: Query | None) -> Chosen:
-        return Chosen({}, self.equal_scores)
+        return Chosen({}, self.scores)
 
 
 class FoldedL2P(FoldedSelection):
@@ -88,7 +91,7 @@ class FoldedL2P(FoldedSelection):
         chosen = (query @ self.keys).topk(self.top_k, dim=1).indices
         rows = F.embedding(chosen, self.prompts).unflatten(2, self.parts)  # [B, k, 2, H, p, d]
         key_rows, value_rows = rows.permute(2, 0, 3, 1, 4, 5).flatten(3, 4).unbind(0)
-        return Chosen({self.block: (key_rows, value_rows)}, self.equal_scores)
+        return Chosen({self.block: (key_rows, value_rows)}, self.scores)
 
 
 class FoldedDualPrompt(FoldedSelection):

@@ -27,6 +27,7 @@ cdl export runs/digits --web site
 cdl export bundle/student.onnx --web site
 cdl export runs/digits --onnx --quantize int8 --fp16 --ort
 cdl export runs/digits --onnx --out v2 --update-from v1/student.onnx
+cdl export runs/digits --onnx --out night-shift --select images:samples/night
 """
 
 
@@ -54,6 +55,13 @@ def command(
             help="image: uint8 pixels of any size, preprocessed in the graph; tensor: a normalised float tensor.",
         ),
     ] = "image",
+    select: Annotated[
+        str,
+        typer.Option(
+            metavar="in-graph|task:K|images:DIR",
+            help="Who selects prompts: each image in the graph; or once at export, by the images of task K or of DIR.",
+        ),
+    ] = "in-graph",
     opset: Annotated[int, typer.Option(metavar="N", help="ONNX opset, 18 to 23.")] = 20,
     quantize: Annotated[
         str | None,
@@ -114,6 +122,7 @@ def command(
     options = ExportOptions(
         teacher=teacher and onnx,
         input=graph_input,
+        select=select,
         opset=opset,
         shrink=shrink,
         ort=ort,

@@ -109,9 +109,7 @@ def trained(root, **method):
 
 def test_a_bundle_says_where_its_query_comes_from(tmp_path):
     record, pair = trained(tmp_path, method="l2p", query="block:3")
-    bundle = describe(
-        record, pair.student, "student", tmp_path / "student.onnx", ExportOptions(), ExportGraph(pair, pair.student)
-    )
+    bundle = describe(record, pair.student, tmp_path / "student.onnx", ExportOptions(), ExportGraph(pair, pair.student))
     assert (bundle.method.continual, bundle.method.query, bundle.method.select) == ("l2p", "block:3", "in-graph")
 
 
