@@ -20,6 +20,7 @@ from cdl_deploy.training.progress import Progress, Stop
 from cdl_deploy.training.restore import load_run
 from cdl_deploy.training.run import Run
 from cdl_deploy.training.run_directory import Record, RunDirectory
+from cdl_deploy.training.trackers import check_trackers
 
 FIXED = ("seed",)
 """Fields of OptimConfig that a run keeps."""
@@ -61,6 +62,7 @@ def add_task(root: Path, addition: Addition, progress: Progress | None = None, s
     with connected(optim.device) as processes:
         progress = processes.progress(progress)
         with processes.agreed():
+            check_trackers(optim.trackers)
             directory = processes.directory(root)
             source = open_source(addition.data, holdout, addition.skip_bad, checking(progress, stop, processes))
             new, known = split_classes(source, record, addition)

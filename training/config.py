@@ -20,6 +20,7 @@ PRECISIONS = ("auto", "fp32", "bf16")
 SCHEDULES = ("cosine", "cosine-late")
 PIXEL_RANGES = ("model", "unit")
 AUGMENTATIONS = ("auto", "photo", "gentle", "none")
+LOGS = ("none", "tensorboard", "wandb")
 
 
 def _at_least(option: str, value: float, low: float, high: float = math.inf) -> None:
@@ -211,6 +212,9 @@ class OptimConfig:
     workers: int | None = None
     """Processes that load images; 0 loads them in the main process. By default 0 on a CPU and for images in memory,
     otherwise one less than there are cores, at most 8."""
+    log: str = "none"
+    """Where the curves of the run go as well: `tensorboard`, `wandb`, both with a comma between, or `none`. What is
+    learned does not depend on it."""
 
     def __post_init__(self) -> None:
         _at_least("--epochs", self.epochs, 1)
@@ -220,9 +224,17 @@ class OptimConfig:
             _at_least("--workers", self.workers, 0)
         check_name("--precision", self.precision, PRECISIONS)
         check_name("--schedule", self.schedule, SCHEDULES)
+        for name in self.log.split(","):
+            check_name("--log", name.strip(), LOGS)
         _at_least("--seed", self.seed, 0)
         if not self.lr > 0 or math.isinf(self.lr):
             raise OptionError(f"--lr is {self.lr:g}, expected a positive number")
+
+    @property
+    def trackers(self) -> tuple[str, ...]:
+        """The names in `log`, each once."""
+        names = (name.strip() for name in self.log.split(","))
+        return tuple(dict.fromkeys(name for name in names if name != "none"))
 
 
 def default_batch_size(images: int) -> int:

@@ -21,6 +21,7 @@ from cdl_deploy.training.models.pair import Pair, build_pair
 from cdl_deploy.training.processes import Processes
 from cdl_deploy.training.progress import Progress, Stop, Stopped
 from cdl_deploy.training.run_directory import Record
+from cdl_deploy.training.trackers import check_trackers
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ def prepare(config: RunConfig, processes: Processes, progress: Progress, stop: S
     """
     check_name("--method", config.method.method, tuple(METHODS))
     check_name("--distill", config.method.distill, tuple(DISTILLATIONS))
+    check_trackers(config.optim.trackers)
     data = config.data
     source = open_source(data.data, data.holdout, data.skip_bad, checking(progress, stop, processes))
     plans = [

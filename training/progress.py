@@ -27,6 +27,12 @@ class Stage:
     epochs: int
     images: int
     """Training images of the task."""
+    batch_size: int
+
+    @property
+    def steps(self) -> int:
+        """Of an epoch."""
+        return -(-self.images // self.batch_size)
 
 
 class Progress:
@@ -38,8 +44,11 @@ class Progress:
     def planned(self, record: Record) -> None:
         """The run directory exists; nothing has been learned yet, or the run is being resumed."""
 
-    def stage_started(self, stage: Stage, first_epoch: int) -> None:
-        """A learner starts, or continues, to learn a task."""
+    def stage_started(self, stage: Stage, first_epoch: int, first_step: int) -> None:
+        """A learner starts to learn a task, or continues with this step; both count from 0."""
+
+    def epoch_started(self, stage: Stage, epoch: int, lr: float) -> None:
+        """An epoch begins with its first step, at this learning rate."""
 
     def step(self, stage: Stage, epoch: int, images: int, losses: Mapping[str, float]) -> None:
         """`images` more images were learned from; the loss terms by name."""
@@ -50,5 +59,11 @@ class Progress:
     def evaluating(self, task: int, role: Role, done: int, total: int) -> None:
         """Test images of the tasks seen are being classified."""
 
+    def evaluated(self, record: Record) -> None:
+        """The last entry of `record.tasks` is new, and so is the last row of every matrix; neither is saved yet."""
+
+    def saving(self) -> None:
+        """A checkpoint is about to be written: a run that goes on from it will not tell again what was told so far."""
+
     def task_finished(self, record: Record) -> None:
-        """The last entry of `record.tasks` is new, and so is the last row of every matrix."""
+        """Everything that a finished task leaves is saved."""

@@ -30,6 +30,7 @@ from cdl_deploy.training.progress import Progress, Stage, Stop, Stopped
 from cdl_deploy.training.restore import rebuild_pair
 from cdl_deploy.training.run_directory import Record, RunDirectory
 from cdl_deploy.training.stage import Position, make_optimizer, run_stage
+from cdl_deploy.training.tracking import tracked
 
 HELDOUT_IMAGES_PER_TASK = 32
 
@@ -108,9 +109,13 @@ class Run:
 
     def go(self) -> Record:
         """Learn every task that is not done."""
-        self.progress.planned(self.record)
-        for number in range(len(self.record.tasks) + 1, len(self.plans) + 1):
-            self.learn_task(number)
+        done = len(self.record.tasks)
+        left = range(done + 1, len(self.plans) + 1)
+        names = self.optim(done + 1).trackers if left and self.processes.is_main else ()
+        with tracked(self.progress, names, self.directory.root, self.record) as self.progress:
+            self.progress.planned(self.record)
+            for number in left:
+                self.learn_task(number)
         return self.record
 
     def learn_task(self, number: int) -> None:
@@ -130,7 +135,8 @@ class Run:
             optimizer = make_optimizer(learner, optim.lr)
             if start != (0, 0):
                 self.restore_moments(optimizer)
-            stage = Stage(number, len(self.plans), role, optim.epochs, len(images.items))
+            assert optim.batch_size is not None
+            stage = Stage(number, len(self.plans), role, optim.epochs, len(images.items), optim.batch_size)
             began, before = time.perf_counter(), self.seconds.get(role, 0.0)
 
             def save(
@@ -164,10 +170,13 @@ class Run:
         self.finish_task(number, images, optim)
 
     def task_optim(self, number: int, images: int) -> OptimConfig:
-        """The run's optimisation with what differs for this task; the batch size by its number of images."""
-        optim = replace(self.config.optim, **self.plans[number - 1].optim)
-        optim = settle(optim, self.processes.device, in_memory=False, processes=self.processes.count_here)
+        """`optim`, settled for this machine; the batch size by the number of the task's images."""
+        optim = settle(self.optim(number), self.processes.device, in_memory=False, processes=self.processes.count_here)
         return replace(optim, batch_size=optim.batch_size or default_batch_size(images))
+
+    def optim(self, number: int) -> OptimConfig:
+        """The run's optimisation with what differs for this task."""
+        return replace(self.config.optim, **self.plans[number - 1].optim)
 
     def finish_task(self, number: int, images: TaskImages, optim: OptimConfig) -> None:
         """Evaluate, and write everything a finished task leaves."""
@@ -202,6 +211,7 @@ class Run:
                 "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
             }
         )
+        self.progress.evaluated(self.record)
         self.keep_images(number, tests[-1])
         self.stage_done, self.moments = {}, {}
         self.directory.save_tensors(
@@ -245,6 +255,7 @@ class Run:
 
     def save_last(self, optimizer: torch.optim.Optimizer | None) -> None:
         """The state after an epoch. `optimizer` is that of an unfinished stage."""
+        self.progress.saving()
         tensors = self.pair.trained_state()
         if optimizer is not None:
             for index, moments in optimizer.state_dict()["state"].items():

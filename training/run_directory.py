@@ -5,6 +5,7 @@
     RUN/checkpoints/task-01.safetensors …   everything trained, after each task
     RUN/checkpoints/last.safetensors the same after the last finished epoch, with optimiser moments, for --resume
     RUN/heldout.safetensors          a few held-out test images of each task, for export to compare on
+    RUN/logs/                        curves for TensorBoard or Weights & Biases, where --log asks for them
     RUN/accuracy_<role>.csv, RUN/accuracy_matrix.png, RUN/accuracy_over_tasks.png, RUN/forgetting.png
 
 `last.safetensors` carries the record in its own header and is written in one atomic step, so whatever interrupts a run
@@ -224,7 +225,7 @@ class RunDirectory:
 
     def _remove_leftovers(self) -> None:
         """Temporary files of a process that was killed in the middle of a write."""
-        for folder in (self.root, self.root / "checkpoints", self.root / "backbones"):
+        for folder in (self.root, *(self.root / name for name in ("checkpoints", "backbones", "logs"))):
             for path in folder.glob(TEMPORARY):
                 path.unlink(missing_ok=True)
 

@@ -138,11 +138,14 @@ def run_stage(
     device = processes.device
     assert config.batch_size is not None
     assert config.workers is not None
-    progress.stage_started(stage, start.epoch)
+    progress.stage_started(stage, *start)
     for epoch in range(start.epoch, config.epochs):
         done = start.step if epoch == start.epoch else 0
+        lr = learning_rate(config.lr, epoch, config.epochs, config.schedule)
         for group in optimizer.param_groups:
-            group["lr"] = group["lr_scale"] * learning_rate(config.lr, epoch, config.epochs, config.schedule)
+            group["lr"] = group["lr_scale"] * lr
+        if not done:
+            progress.epoch_started(stage, epoch, lr)
         loader = batches(
             images.items,
             images.labels,

@@ -23,9 +23,9 @@ METRICS = (
     "backward_transfer",
 )
 """As a run record names them; percent."""
-NOT_COMPARED = {"seed", "device", "workers"}
-"""Settings of the optimisation that are no difference between two groups: what is learned does not depend on the last
-two."""
+NOT_COMPARED = {"seed", "device", "workers", "log"}
+"""Settings of the optimisation that are no difference between two groups: of these, what is learned depends on the seed
+alone."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,12 @@ def read_run(path: Path) -> ComparedRun:
         done, planned = len(record["tasks"]), len(record["plans"])
         settings["finished tasks"] = done if done == planned else f"{done} of {planned}"
         plans = [
-            {**plan, "classes": len(plan["classes"]), "known_classes": len(plan["known_classes"])}
+            {
+                **plan,
+                "classes": len(plan["classes"]),
+                "known_classes": len(plan["known_classes"]),
+                "optim": {name: value for name, value in plan["optim"].items() if name not in NOT_COMPARED},
+            }
             for plan in record["plans"]
         ]
         weights = {role: info["sha256"] for role, info in record["backbones"].items()}

@@ -85,6 +85,7 @@ def command(
     precision: option.Precision = None,
     compile: option.Compile = False,
     workers: option.Workers = None,
+    log: option.Log = None,
     resume: option.Resume = False,
     dry_run: option.DryRun = False,
     as_json: option.AsJson = False,
@@ -203,4 +204,6 @@ def _print(record: Record, out: Path, as_json: bool) -> None:
         console.print(text, soft_wrap=True)
     pictures = ", ".join(f"{name}.png" for name in PICTURES)
     lines = f"run:      {out}\npictures: {pictures} in it\nnext:     cdl export {out} --onnx"
+    if (out / "logs" / "tensorboard").is_dir():
+        lines += f"\ncurves:   tensorboard --logdir {out}"
     console.print(lines, highlight=False, soft_wrap=True, markup=False)

@@ -20,7 +20,8 @@ SECTIONS = {
                "shared_prompt_rows", "merge_share", "orthogonality", "components_per_task", "alpha", "temperature",
                "dkd_target_weight", "dkd_nontarget_weight", "dkd_temperature", "fitnets_weight", "reviewkd_weight",
                "kd_prompt_rows", "kd_token_start", "kd_lr_scale", "head_start"),
-    "optim": ("epochs", "batch_size", "lr", "schedule", "seed", "device", "precision", "compile", "workers"),
+    "optim": ("epochs", "batch_size", "lr", "schedule", "seed", "device", "precision", "compile", "workers",
+              "log"),
 }  # fmt: skip
 """Which section of the run's configuration an option belongs to."""
 
@@ -154,6 +155,10 @@ Precision = Annotated[
 ]
 Compile = Annotated[bool, _option("", "Compile the backbones: slow to start, then faster.", OPTIM, "--compile")]
 Workers = Annotated[int | None, _option("N", "Processes that load images. Default: by the machine, 0 on a CPU.", OPTIM)]
+Log = Annotated[
+    str | None,
+    _option("tensorboard|wandb", "Curves in RUN/logs as well; both with a comma between. Default: none.", OPTIM),
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted RUN as it was configured.")]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Show tasks, parameters, time and memory of a new run; write nothing.")

@@ -73,12 +73,13 @@ class TrainingProgress(Progress):
     def planned(self, record: Record) -> None:
         self.record, self.time_left = record, TimeLeft(record)
 
-    def stage_started(self, stage: Stage, first_epoch: int) -> None:
-        self.done, self.steps, self.timed = first_epoch * stage.images, 0, 0
+    def stage_started(self, stage: Stage, first_epoch: int, first_step: int) -> None:
+        self.done = first_epoch * stage.images + first_step * stage.batch_size
+        self.steps, self.timed = 0, 0
         line = self.line
         line.task, line.doing, line.role = f"{stage.task}/{stage.tasks}", "", stage.role
         line.epoch, line.terms, line.speed = f"{first_epoch + 1}/{stage.epochs}", {}, None
-        line.share = first_epoch / stage.epochs
+        line.share = self.done / (stage.epochs * stage.images)
 
     def step(self, stage: Stage, epoch: int, images: int, losses: Mapping[str, float]) -> None:
         line, now = self.line, time.perf_counter()

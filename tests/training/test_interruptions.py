@@ -97,7 +97,7 @@ def test_an_image_that_breaks_while_the_run_goes_on(photos, tmp_path):
     good = image.read_bytes()
 
     class Break(Progress):
-        def stage_started(self, stage, first_epoch):
+        def stage_started(self, stage, first_epoch, first_step):
             if stage.task == 2 and stage.role == "student":
                 image.write_bytes(good[:60])
 

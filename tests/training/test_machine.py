@@ -110,7 +110,7 @@ def test_compiled_blocks_compute_the_same():
 @pytest.mark.parametrize(("device", "wait"), [(CPU, 1), (GPU, STEPS_ON_A_GPU)])
 def test_a_step_that_fails_is_named_however_late_it_is_looked_at(device, wait):
     told = []
-    stage = Stage(task=3, tasks=5, role="student", epochs=9, images=100)
+    stage = Stage(task=3, tasks=5, role="student", epochs=9, images=100, batch_size=20)
     log = LossLog(stage, 4, device, lambda images, terms: told.append((images, terms)))
     for step in range(7):
         log.add(step, 10 + step, ("a", "b"), torch.tensor([step, 2.0 * step]))

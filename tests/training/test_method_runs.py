@@ -58,7 +58,7 @@ class Interrupt(Progress):
     def __init__(self, task: int, role: str, where: str) -> None:
         self.at = (task, role, where)
 
-    def stage_started(self, stage, first_epoch):
+    def stage_started(self, stage, first_epoch, first_step):
         self.stop(stage, "started")
 
     def stage_finished(self, stage):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -69,8 +70,12 @@ def test_two_processes_learn_what_one_learns(photos, tmp_path):
 
     record = train(config(photos), tmp_path / "alone")
     apart = json.loads((tmp_path / "run/run.json").read_text())
+    assert apart["config"]["optim"].pop("log") == "tensorboard"
+    assert record.config["optim"].pop("log") == "none"
     assert apart["config"] == record.config
     assert {role: apart[role]["accuracy_matrix"] for role in ("teacher", "student")} == record.matrices
+    assert len(list((tmp_path / "run/logs/tensorboard").iterdir())) == 1, "only the main process keeps a log"
+    shutil.rmtree(tmp_path / "run/logs")
     assert sorted(p.name for p in (tmp_path / "run").rglob("*")) == sorted(
         p.name for p in (tmp_path / "alone").rglob("*")
     )

@@ -58,7 +58,7 @@ def test_a_run_directory_describes_itself(photos, tmp_path):
     assert stored["status"] == "finished"
     assert stored["config"]["optim"] == {
         "epochs": 2, "batch_size": 4, "lr": 1e-3, "schedule": "cosine", "seed": 0, "device": "cpu",
-        "precision": "fp32", "compile": False, "workers": 0,
+        "precision": "fp32", "compile": False, "workers": 0, "log": "none",
     }  # fmt: skip
     assert [task["classes"] for task in stored["tasks"]] == [["ant", "bee"], ["cat", "dog"]]
     assert [(task["train_images"], task["test_images"]) for task in stored["tasks"]] == [(12, 6), (12, 6)]
@@ -161,7 +161,7 @@ def test_a_checkpoint_lost_in_the_middle_of_a_write_leaves_the_one_before(photos
 
 def test_a_vanished_data_set_ends_cleanly_and_the_run_goes_on_later(photos, tmp_path):
     class Vanish(Progress):
-        def stage_started(self, stage, first_epoch):
+        def stage_started(self, stage, first_epoch, first_step):
             if stage.task == 2 and stage.role == "student":
                 photos.rename(tmp_path / "elsewhere")
 

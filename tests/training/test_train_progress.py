@@ -86,7 +86,7 @@ def test_time_left_adds_up_every_stage_and_every_evaluation():
     left = TimeLeft(record([["a", "b"], ["c", "d"], ["e", "f", "g", "h"]]))
     left.speeds = {"teacher": 10.0, "student": 20.0}
     left.test_speed, left.tests_per_class = 40.0, 5.0
-    stage = Stage(2, 3, "teacher", epochs=4, images=100)
+    stage = Stage(2, 3, "teacher", epochs=4, images=100, batch_size=10)
     own = (4 * 100 - 150) / 10 + 4 * 100 / 20  # the rest of the teacher's stage, the student's
     third = 4 * 200 / 10 + 4 * 200 / 20
     tests = 2 * 5 * (4 + 8) / 40  # two learners, all classes so far, after the second and after the third task
@@ -96,7 +96,7 @@ def test_time_left_adds_up_every_stage_and_every_evaluation():
 def test_time_left_before_the_student_was_seen():
     left = TimeLeft(record([["a", "b"]]))
     left.speeds = {"teacher": 10.0}
-    assert left.seconds(Stage(1, 1, "teacher", 1, 100), 100) == pytest.approx(100 / 10 + 2 * 25 / 20)
+    assert left.seconds(Stage(1, 1, "teacher", 1, 100, 10), 100) == pytest.approx(100 / 10 + 2 * 25 / 20)
 
 
 def test_progress_from_the_hooks_alone(monkeypatch):
@@ -109,13 +109,16 @@ def test_progress_from_the_hooks_alone(monkeypatch):
     assert drawn(progress.line, 100) == "checking images 50 of 200  ━━━━╺╺╺╺╺╺╺╺╺╺╺╺"
     run = record([["a"], ["b"]], ("student",))
     progress.planned(run)
-    progress.stage_started(Stage(1, 2, "student", epochs=2, images=20), 0)
+    stage = Stage(1, 2, "student", epochs=2, images=20, batch_size=5)
+    progress.stage_started(stage, 0, 3)
+    assert progress.line.share == pytest.approx(15 / 40)  # goes on in the middle of an epoch
+    progress.stage_started(stage, 0, 0)
     for _ in range(2):
         now[0] += 10
-        progress.step(Stage(1, 2, "student", 2, 20), 0, 5, {"cross_entropy": 1.0})
+        progress.step(stage, 0, 5, {"cross_entropy": 1.0})
     assert progress.line.left is None
     now[0] += 1
-    progress.step(Stage(1, 2, "student", 2, 20), 0, 5, {"cross_entropy": 2.0})
+    progress.step(stage, 0, 5, {"cross_entropy": 2.0})
     assert progress.line.speed == pytest.approx(5)
     assert progress.line.terms["cross_entropy"] == pytest.approx(1.1)
     assert progress.line.left == pytest.approx((40 - 15) / 5 + 40 / 5 + (5 + 10) / 10)  # and two guessed evaluations

@@ -57,7 +57,7 @@ if __name__ == "__main__":
     task, photos, out = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
     if task == "train":
         gradients(out)
-        train(config(photos), out / "run")
+        train(config(photos, log="tensorboard"), out / "run")
     else:
         if task == "fail":
             fail_in_the_second()
