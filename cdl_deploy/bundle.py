@@ -222,10 +222,11 @@ class Bundle:
         if not 1 <= self.top_k <= len(self.classes):
             raise BundleError(f"cdl.top_k is {self.top_k}, expected 1 to {len(self.classes)}, the number of classes")
 
-    def task_of(self, index: int) -> int:
-        """The 1-based task that taught the class with logit `index`."""
-        name = self.classes[index]
-        return next(number for number, task in enumerate(self.tasks, 1) if name in task)
+    @property
+    def task_numbers(self) -> tuple[int, ...]:
+        """For each class, in the order of the logits, the task that taught it; the first is 1."""
+        numbers = {name: number for number, task in enumerate(self.tasks, 1) for name in task}
+        return tuple(numbers[name] for name in self.classes)
 
 
 _STORED = [f for f in dataclasses.fields(Bundle) if f.name != "path"]

@@ -41,6 +41,11 @@ class Interface:
     bundle: Bundle | None = None
     """What an exported model says about itself."""
 
+    @property
+    def tasks(self) -> tuple[tuple[str, ...], ...]:
+        """Class names by the task that taught them; empty for a model from elsewhere, which says nothing of tasks."""
+        return self.bundle.tasks if self.bundle is not None else ()
+
 
 def interface_of(session: onnxruntime.InferenceSession, path: Path) -> Interface:
     """The `Interface` of an open session; raises `BundleError`, saying what is missing, where there is none."""
@@ -48,11 +53,14 @@ def interface_of(session: onnxruntime.InferenceSession, path: Path) -> Interface
         from cdl_deploy.foreign import foreign_interface
 
         return foreign_interface(session, path)
-    bundle = bundle_of(session, path)
-    numbers = {name: number for number, task in enumerate(bundle.tasks, 1) for name in task}
+    return bundle_interface(bundle_of(session, path))
+
+
+def bundle_interface(bundle: Bundle) -> Interface:
+    """The `Interface` of a model that cdl exported."""
     return Interface(
         classes=bundle.classes,
-        task_numbers=tuple(numbers[name] for name in bundle.classes),
+        task_numbers=bundle.task_numbers,
         preprocessing=bundle.preprocessing,
         input=INPUT_NAME,
         output=PROBABILITIES_NAME,

@@ -1,22 +1,15 @@
-"""Images by the million: paths → decoding and inference in threads → rows, in order and in constant memory.
-
-Each thread takes a batch of paths, decodes it and runs the model on it with that one thread, so that the decoding of
-some batches overlaps the inference of others, no core waits for another, and none is taken twice. PIL and onnxruntime
-release Python's lock while they work. Two batches a thread are under way at any time, however many paths there are.
-"""
+"""Paths → rows: what a model says about each image, or why it cannot be read. `pipeline.py` does the work."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from itertools import chain, islice
+from functools import partial
 from pathlib import Path
 
-from cdl_deploy.bench.machine import usable_cores
-from cdl_deploy.classifier import Classifier, Prediction, Prepared, check_at_least_one
-from cdl_deploy.errors import DataError
+from cdl_deploy.classifier import Classifier, Prediction, check_at_least_one
+from cdl_deploy.pipeline import Failure, run_batch, run_in_order
 
 
 @dataclass(frozen=True)
@@ -44,44 +37,26 @@ def predict_rows(
     may use. Make the classifier with `threads=1`, or they compete. `paths` may be endless and is read no more than two
     batches a worker ahead; closing the generator ends the threads. Raises `OptionError` at once for a number below 1.
     """
-    workers = workers if workers is not None else usable_cores()
-    for name, value in (("batch_size", batch_size), ("top_k", top_k), ("workers", workers)):
-        check_at_least_one(name, value)
-    return _rows(classifier, iter(paths), batch_size, top_k, workers)
+    check_at_least_one("top_k", top_k)
+    found = run_in_order(classifier.prepare, partial(classifier.classify, top_k=top_k), paths, batch_size, workers)
+    return _rows(found)
 
 
 def classify_paths(classifier: Classifier, paths: Sequence[str | Path], top_k: int) -> list[Row]:
     """One `Row` a path, in order; those that can be read run as one batch."""
-    prepared: list[Prepared] = []
-    errors: list[str | None] = []
-    for path in paths:
-        try:
-            prepared.append(classifier.prepare(path))
-            errors.append(None)
-        except DataError as error:
-            errors.append(str(error))
-    predictions = iter(classifier.classify(prepared, top_k) if prepared else [])
-    return [
-        Row(str(path), None, error) if error is not None else Row(str(path), next(predictions), None)
-        for path, error in zip(paths, errors, strict=True)
-    ]
+    found = run_batch(classifier.prepare, partial(classifier.classify, top_k=top_k), paths)
+    return [_row(path, result) for path, result in found]
 
 
 def _rows(
-    classifier: Classifier, paths: Iterator[str | Path], batch_size: int, top_k: int, workers: int
+    found: Generator[tuple[str | Path, Prediction | Failure], None, None],
 ) -> Generator[Row, None, None]:
-    first = list(islice(paths, workers * batch_size))
-    if len(first) < workers * batch_size:  # a few images only: some for every thread
-        batch_size = max(1, -(-len(first) // workers))
-    paths = chain(first, paths)
-    waiting: deque[Future[list[Row]]] = deque()
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="cdl-predict")
-    try:
-        while True:
-            while len(waiting) < 2 * workers and (batch := list(islice(paths, batch_size))):
-                waiting.append(pool.submit(classify_paths, classifier, batch, top_k))
-            if not waiting:
-                return
-            yield from waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+    with closing(found):
+        for path, result in found:
+            yield _row(path, result)
+
+
+def _row(path: str | Path, result: Prediction | Failure) -> Row:
+    if isinstance(result, Failure):
+        return Row(str(path), None, result.error)
+    return Row(str(path), result, None)

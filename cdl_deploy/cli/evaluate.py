@@ -1,4 +1,4 @@
-"""`cdl evaluate`: how good an exported model is, on images whose classes are known."""
+"""`cdl evaluate`: how good a model is, on images whose classes are known."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ EXAMPLES = """
 cdl evaluate student.onnx --data photos/
 cdl evaluate student.onnx --data photos/ --holdout 0.2 --plots pictures/
 cdl evaluate student.onnx --data photos/ --against teacher.onnx
+cdl evaluate theirs.onnx --data photos/ --against student.onnx
 cdl evaluate student.onnx --data digits --json > evaluation.json
 cdl evaluate runs/digits
 """
@@ -29,7 +30,12 @@ cdl evaluate runs/digits
 
 def command(
     model: Annotated[
-        Path, typer.Argument(metavar="MODEL_OR_RUN", help="Exported model (.onnx), or a run.", show_default=False)
+        Path,
+        typer.Argument(
+            metavar="MODEL_OR_RUN",
+            help="Exported model or another ONNX classifier with labels (.onnx), or a run.",
+            show_default=False,
+        ),
     ],
     data: Annotated[
         str | None,
@@ -93,8 +99,11 @@ def command(
         with needs("cdl evaluate --plots", "plot"):
             from cdl_deploy.evaluation import pictures  # noqa: F401  asked for before the work, not after it
     images = open_labelled("--data", "cdl evaluate", data, holdout)
-    first = Classifier(model, threads=threads)
-    second = Classifier(against, threads=threads) if against is not None else None
+    first = Classifier(model, threads=1)
+    second = Classifier(against, threads=1) if against is not None else None
+    for assumed in (model.interface.assumed for model in (first, second) if model is not None):
+        if assumed is not None:
+            typer.echo(f"note: {assumed}", err=True)
     with image_progress() as show:
         report = evaluate(
             first,
@@ -137,6 +146,9 @@ def _evaluate_run(
 ) -> None:
     with needs("cdl evaluate"):
         from cdl_deploy.cli.evaluate_run import evaluate_run
+    if plots is not None:
+        with needs("cdl evaluate RUN --plots", "train"):
+            from cdl_deploy.training.plots import draw_run, plot_run
     if data is None and (holdout is not None or skip_unknown):
         name = "--holdout" if holdout is not None else "--skip-unknown"
         raise OptionError(f"{name} belongs to --data DIR: give it, or leave {name} out")
@@ -153,8 +165,6 @@ def _evaluate_run(
         )
     written = _save(save, result.to_dict())
     if plots is not None:
-        from cdl_deploy.training.plots import draw_run, plot_run
-
         matrices = {role: matrix.measured for role, matrix in result.roles.items()}
         title = f"{run}, exported graphs"
         with _writing("--plots", plots):

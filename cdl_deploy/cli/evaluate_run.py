@@ -97,15 +97,17 @@ def evaluate_run(
     `images`: in place of the run's own test images; `skip_unknown` leaves those of unknown classes out. Raises RunError
     for a run without a finished task, DataError for a task without images, MissingExtraError without PyTorch.
     """
+    with needs("cdl evaluate RUN", "train,export"):
+        from cdl_deploy.training.run_directory import RunDirectory
     with needs("cdl evaluate RUN", "export"):
         from cdl_deploy.export import ExportOptions, export_run
-        from cdl_deploy.training.run_directory import RunDirectory
     from cdl_deploy.classifier import Classifier
 
     record = RunDirectory(run).read_record()
     if not record.tasks:
         raise RunError(f"{run} has no finished task yet: continue it with cdl train {run} --resume")
-    tests = _own_tests(run, record) if images is None else _given_tests(run, record, images, skip_unknown)
+    with needs("cdl evaluate RUN", "train"):  # scikit-learn, where the run learned from its digits
+        tests = _own_tests(run, record) if images is None else _given_tests(run, record, images, skip_unknown)
     roles = [role for role in ("student", "teacher") if role in record.matrices and (teacher or role == "student")]
     result = RunEvaluation(
         run,
@@ -123,7 +125,7 @@ def evaluate_run(
             for role in roles:
                 doing = f"task {number}/{len(tests)}: testing the {role}"
                 row, unreadable = accuracy_row(
-                    Classifier(Path(folder) / f"{role}.onnx", threads=threads),
+                    Classifier(Path(folder) / f"{role}.onnx", threads=1),
                     tests[:number],
                     batch_size,
                     threads,

@@ -47,7 +47,7 @@ def _summary(report: Evaluation) -> Group:
     table.add_row(
         "accuracy (%)", f"{report.accuracy:.1f}", f"of {report.images:,} images, among all classes; {interval}"
     )
-    if len(report.tasks) > 1:
+    if report.mean_over_tasks is not None and len(report.tasks) > 1:
         stored = report.accuracy_at_export
         known = "" if stored is None else f"; the run measured {stored:.1f} when it was trained"
         table.add_row("mean over tasks (%)", f"{report.mean_over_tasks:.1f}", f"final average accuracy{known}")
@@ -84,12 +84,11 @@ def _classes(report: Evaluation, all_classes: bool) -> Group:
         title = f"the {len(shown)} weakest of {len(report.classes)} classes (%); --all-classes shows every one"
     table = Table()
     table.add_column("class")
-    for name in ("task", "images", "accuracy", "precision"):
+    for name in (*(["task"] if report.tasks else []), "images", "accuracy", "precision"):
         table.add_column(name, justify="right", no_wrap=True)
     for item in shown:
-        table.add_row(
-            OneLine(item.name), str(item.task), f"{item.images:,}", share(item.accuracy), share(item.precision)
-        )
+        task = [str(item.task)] if report.tasks else []
+        table.add_row(OneLine(item.name), *task, f"{item.images:,}", share(item.accuracy), share(item.precision))
     return _titled(title, table)
 
 
@@ -97,13 +96,15 @@ def _mistakes(report: Evaluation) -> Group:
     table = Table()
     table.add_column("class")
     table.add_column("taken for")
-    table.add_column("tasks", no_wrap=True)
+    if report.tasks:
+        table.add_column("tasks", no_wrap=True)
     table.add_column("images", justify="right", no_wrap=True)
     table.add_column("of the class (%)", justify="right", no_wrap=True)
     for mistake in report.mistakes:
         true, named = report.classes[mistake.true], report.classes[mistake.named]
         tasks = f"{true.task} → {named.task}" if true.task != named.task else f"within {true.task}"
-        table.add_row(OneLine(true.name), OneLine(named.name), tasks, f"{mistake.images:,}", f"{mistake.share:.1f}")
+        between = [tasks] if report.tasks else []
+        table.add_row(OneLine(true.name), OneLine(named.name), *between, f"{mistake.images:,}", f"{mistake.share:.1f}")
     return _titled("most frequent mistakes", table)
 
 

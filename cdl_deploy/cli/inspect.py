@@ -75,7 +75,7 @@ def command(
                 "class" if by == "class" else "task",
                 skip_unknown=skip_unknown,
                 batch_size=batch_size,
-                threads=threads,
+                workers=threads,
                 on_image=lambda done, total: show("inspect", done, total),
             )
         if plots is not None:

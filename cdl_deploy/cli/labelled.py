@@ -33,7 +33,7 @@ Threads = Annotated[
     int | None,
     typer.Option(
         metavar="N",
-        help="Threads that decode, and threads of the model. Default: all cores.",
+        help="Threads, each of which decodes images and runs the model. Default: all cores that this process may use.",
         min=1,
         show_default=False,
     ),

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cdl_deploy.bundle import Bundle
 from cdl_deploy.errors import DataError
 from cdl_deploy.evaluation.labelled_images import LabelledImages
 from cdl_deploy.evaluation.outputs import Output
+from cdl_deploy.interface import Interface
 
 OnImage = Callable[[int, int], None]
 """Called with (images done, images in all)."""
@@ -50,14 +50,8 @@ class Answers:
         return result
 
 
-def task_numbers(bundle: Bundle) -> NDArray[np.int64]:
-    """[C]: the task, from 0, that taught each class."""
-    numbers = {name: number for number, task in enumerate(bundle.tasks) for name in task}
-    return np.array([numbers[name] for name in bundle.classes], dtype=np.int64)
-
-
 def collect_answers(
-    bundle: Bundle,
+    interface: Interface,
     images: LabelledImages,
     outputs: Iterable[Output],
     among: Sequence[int] | None = None,
@@ -68,10 +62,10 @@ def collect_answers(
     `among`: positions of the classes to choose among for `Answers.among`. Of equal probabilities the first class wins,
     as in `numpy.argmax`. Raises DataError where no image can be read.
     """
-    position = {name: index for index, name in enumerate(bundle.classes)}
-    tasks = task_numbers(bundle)
-    own = [np.flatnonzero(tasks == number) for number in range(len(bundle.tasks))]
-    chosen = np.arange(len(bundle.classes)) if among is None else np.array(among, dtype=np.int64)
+    position = {name: index for index, name in enumerate(interface.classes)}
+    tasks = np.array(interface.task_numbers)
+    own = {number: np.flatnonzero(tasks == number) for number in set(interface.task_numbers)}
+    chosen = np.arange(len(interface.classes)) if among is None else np.array(among, dtype=np.int64)
     rows: list[tuple[int, int, int, int, int]] = []
     confidence: list[float] = []
     unreadable: list[Unreadable] = []
@@ -80,7 +74,7 @@ def collect_answers(
             unreadable.append(Unreadable(output.path, output.error or "unreadable"))
         else:
             label, values = position[name], output.values
-            best, task = int(values.argmax()), own[tasks[label]]
+            best, task = int(values.argmax()), own[interface.task_numbers[label]]
             rows.append((number, label, best, int(task[values[task].argmax()]), int(chosen[values[chosen].argmax()])))
             confidence.append(float(values[best]))
         on_image(number + 1, len(images.items))

@@ -1,9 +1,9 @@
-"""An exported model against images whose classes are known. numpy and onnxruntime are all it takes."""
+"""A model against images whose classes are known. numpy and onnxruntime are all it takes."""
 
 from __future__ import annotations
 
 from cdl_deploy.classifier import Classifier
-from cdl_deploy.errors import DataError
+from cdl_deploy.errors import BundleError, DataError
 from cdl_deploy.evaluation.agreement import Agreement, compare_answers, shared_classes
 from cdl_deploy.evaluation.answers import Answers, OnImage, collect_answers
 from cdl_deploy.evaluation.labelled_images import LabelledImages, known_images
@@ -23,23 +23,29 @@ def evaluate(
 ) -> Evaluation:
     """Run every image through the model, and through a second one to compare with.
 
+    Either may be a model that cdl did not export; of such a one nothing is said by task. Open both with `threads=1`:
+    each of `workers` threads decodes images and runs the model on them.
     The second model is compared on the images of the classes that both know, each choosing among those alone.
     `skip_unknown`: leave images of classes out that the model does not know; otherwise they are a DataError.
-    An image that cannot be read is listed in the result. Raises DataError where none can be read, and OptionError
-    for a second model with fewer than two classes in common.
+    An image that cannot be read is listed in the result. Raises DataError where none can be read, OptionError for a
+    second model with fewer than two classes in common, and BundleError for two classes of one name.
     """
-    bundle = classifier.bundle
-    known = known_images(images, bundle.classes, skip_unknown, str(bundle.path))
-    shared = _shared(classifier, against) if against is not None else bundle.classes
+    for model in (classifier, against):
+        if model is not None:
+            _check_names(model)
+    known = known_images(images, classifier.classes, skip_unknown, str(classifier.path))
+    shared = _shared(classifier, against) if against is not None else classifier.classes
     places = [index for index, name in enumerate(known.names) if name in set(shared)]
     if not places:
         raise DataError(f"{images.source} has no image of the {len(shared)} classes that both models know")
     total = len(known.items) + (len(places) if against is not None else 0)
 
     def answers_of(model: Classifier, own: LabelledImages, done_before: int) -> Answers:
-        among = [model.bundle.classes.index(name) for name in shared]
+        among = [model.classes.index(name) for name in shared]
         outputs = model_outputs(model.prepare, model.probabilities, own.items, batch_size, workers)
-        return collect_answers(model.bundle, own, outputs, among, lambda done, _: on_image(done_before + done, total))
+        return collect_answers(
+            model.interface, own, outputs, among, lambda done, _: on_image(done_before + done, total)
+        )
 
     answers = answers_of(classifier, known, 0)
     agreement = None
@@ -47,26 +53,37 @@ def evaluate(
         both = known.restricted(lambda name: name in set(shared))
         second = answers_of(against, both, len(known.items))
         agreement = _agreement((classifier, against), known, answers, second, places)
-    return make_report(bundle, images.source, known.left_out, answers, agreement)
+    return make_report(str(classifier.path), classifier.interface, images.source, known.left_out, answers, agreement)
 
 
 def _shared(first: Classifier, second: Classifier) -> list[str]:
-    paths = (str(first.bundle.path), str(second.bundle.path))
-    return shared_classes(first.bundle.classes, second.bundle.classes, paths)
+    return shared_classes(first.classes, second.classes, (str(first.path), str(second.path)))
+
+
+def _check_names(model: Classifier) -> None:
+    """Raise `BundleError` where folders, which are named by class, would not tell two classes apart."""
+    place: dict[str, int] = {}
+    for number, name in enumerate(model.classes, 1):
+        if name in place:
+            raise BundleError(
+                f"{model.path} has two classes called {name!r}, number {place[name]} and {number}, so the names of "
+                "folders do not tell them apart: give each label a name of its own"
+            )
+        place[name] = number
 
 
 def _agreement(
     models: tuple[Classifier, Classifier], known: LabelledImages, first: Answers, second: Answers, places: list[int]
 ) -> Agreement:
     """`places`: for each image that the second model got, its position among those of the first."""
-    one, other = (model.bundle.classes for model in models)
+    one, other = (model.classes for model in models)
     said = {int(image): one[choice] for image, choice in zip(first.images, first.among, strict=True)}
     also = {places[image]: other[choice] for image, choice in zip(second.images, second.among, strict=True)}
     read = [image for image in also if image in said]
     if not read:
         raise DataError(f"{known.source} has no image that both models can read")
     return compare_answers(
-        str(models[1].bundle.path),
+        str(models[1].path),
         (one, other),
         [known.names[image] for image in read],
         [said[image] for image in read],

@@ -42,7 +42,7 @@ def write_picture(figure: Figure, path: Path) -> None:
 
 def draw_confusion(report: Evaluation) -> Figure:
     """Row: the true class; column: the class that was named; colour: percent of the row. Classes stand by task."""
-    order = sorted(range(len(report.classes)), key=lambda index: report.classes[index].task)
+    order = sorted(range(len(report.classes)), key=lambda index: report.classes[index].task or 0)
     classes = [report.classes[index] for index in order]
     counts = report.confusion[np.ix_(order, order)].astype(float)
     totals = counts.sum(axis=1, keepdims=True)
@@ -54,15 +54,22 @@ def draw_confusion(report: Evaluation) -> Figure:
     image = axis.imshow(percent, cmap=COLOURS, norm=PowerNorm(0.5, 0, 100), interpolation="nearest")
     if count <= NUMBERED:
         _write_numbers(axis, image, percent)
-    tasks = [item.task for item in classes]
+    tasks = [item.task for item in classes if item.task is not None]
+    what = "class"
     if count <= NAMED:
         names = [_short(item.name) for item in classes]
         axis.set_xticks(range(count), names, rotation=90, fontsize=_font(count))
         axis.set_yticks(range(count), names, fontsize=_font(count))
-    else:
+    elif tasks:
         _task_ticks(axis, tasks, "xy")
-    _task_lines(axis, tasks, "xy")
-    what = "class" if count <= NAMED else "classes of task"
+        what = "classes of task"
+    else:
+        places = _steps(count)
+        axis.set_xticks(places, [str(place + 1) for place in places], rotation=90)
+        axis.set_yticks(places, [str(place + 1) for place in places])
+        what = "class, by its number in the model"
+    if tasks:
+        _task_lines(axis, tasks, "xy")
     axis.set(xlabel=f"named {what}", ylabel=f"true {what}")
     _title(figure, report.model, f"{report.accuracy:.1f} % of {report.images:,} images right")
     bar = figure.colorbar(image, ax=axis, shrink=0.8, pad=0.02, aspect=30, ticks=[0, 1, 5, 10, 25, 50, 75, 100])

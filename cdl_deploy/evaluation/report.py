@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from cdl_deploy.bundle import Bundle
 from cdl_deploy.evaluation.agreement import Agreement
-from cdl_deploy.evaluation.answers import Answers, Unreadable, task_numbers
+from cdl_deploy.evaluation.answers import Answers, Unreadable
 from cdl_deploy.evaluation.calibration import ConfidenceBin, confidence_bins, expected_calibration_error
 from cdl_deploy.evaluation.confusion import Counts, Mistake, confusion_matrix, precisions, recalls, worst_mistakes
 from cdl_deploy.evaluation.shares import wilson_interval
+from cdl_deploy.interface import Interface
 
 FORMAT_VERSION = 1
 KIND = "cdl-deploy evaluation"
@@ -43,7 +43,8 @@ class ClassResult:
     """One class. A share is None where there is no image to take it of."""
 
     name: str
-    task: int
+    task: int | None
+    """The task that taught it; None for a model from elsewhere, which says nothing of tasks."""
     images: int
     accuracy: float | None
     """Of its images, those that the model names right (its recall)."""
@@ -56,7 +57,8 @@ class Evaluation:
     """One model on one set of images; the model chooses among all classes that it knows."""
 
     model: str
-    role: str
+    role: str | None
+    """`student` or `teacher`; None for a model from elsewhere."""
     source: str
     images: int
     """Images that could be read."""
@@ -64,8 +66,9 @@ class Evaluation:
     """Of the images."""
     interval: tuple[float, float]
     """The 95 % interval of `accuracy`; see `wilson_interval`."""
-    mean_over_tasks: float
-    """Mean of the tasks' accuracies: what a run calls final average accuracy. Tasks without images do not count."""
+    mean_over_tasks: float | None
+    """Mean of the tasks' accuracies: what a run calls final average accuracy. Tasks without images do not count; None
+    where the model says nothing of tasks."""
     accuracy_at_export: float | None
     """The final average accuracy that the run measured, as the file says."""
     calibration_error: float
@@ -74,6 +77,7 @@ class Evaluation:
     """Mean probability of the class that the model names."""
     bins: tuple[ConfidenceBin, ...]
     tasks: tuple[TaskResult, ...]
+    """None of them where the model says nothing of tasks."""
     classes: tuple[ClassResult, ...]
     """In the order of the model's logits."""
     confusion: Counts
@@ -110,31 +114,32 @@ class Evaluation:
 
 
 def make_report(
-    bundle: Bundle,
+    model: str,
+    interface: Interface,
     source: str,
     left_out: Sequence[str],
     answers: Answers,
     against: Agreement | None = None,
 ) -> Evaluation:
-    """Reduce the answers of the model that `bundle` describes."""
+    """Reduce the answers of `model`, a file, to shares; `interface` says what it knows."""
     count, right = len(answers.labels), int(answers.correct.sum())
-    confusion = confusion_matrix(answers.labels, answers.predicted, len(bundle.classes))
+    confusion = confusion_matrix(answers.labels, answers.predicted, len(interface.classes))
     bins = confidence_bins(answers.confidence, answers.correct)
-    tasks = _tasks(bundle, answers)
+    tasks, bundle = _tasks(interface, answers), interface.bundle
     return Evaluation(
-        model=str(bundle.path),
-        role=bundle.role,
+        model=model,
+        role=bundle.role if bundle else None,
         source=source,
         images=count,
         accuracy=100 * right / count,
         interval=wilson_interval(right, count),
-        mean_over_tasks=fmean(task.accuracy for task in tasks if task.accuracy is not None),
-        accuracy_at_export=bundle.accuracy.final_average_accuracy if bundle.accuracy else None,
+        mean_over_tasks=fmean(task.accuracy for task in tasks if task.accuracy is not None) if tasks else None,
+        accuracy_at_export=bundle.accuracy.final_average_accuracy if bundle and bundle.accuracy else None,
         calibration_error=expected_calibration_error(bins),
         confidence=100 * float(answers.confidence.mean()),
         bins=tuple(bins),
         tasks=tasks,
-        classes=_classes(bundle, confusion),
+        classes=_classes(interface, confusion),
         confusion=confusion,
         unreadable=answers.unreadable,
         left_out=tuple(left_out),
@@ -142,26 +147,26 @@ def make_report(
     )
 
 
-def _tasks(bundle: Bundle, answers: Answers) -> tuple[TaskResult, ...]:
-    of_class = task_numbers(bundle)
+def _tasks(interface: Interface, answers: Answers) -> tuple[TaskResult, ...]:
+    of_class = np.array(interface.task_numbers)
     true, named = of_class[answers.labels], of_class[answers.predicted]
     results = []
-    for number, names in enumerate(bundle.tasks):
+    for number, names in enumerate(interface.tasks, 1):
         own = true == number
         count = int(own.sum())
         shares = [
             100 * int(np.sum(hit[own])) / count if count else None
             for hit in (answers.correct, named == number, answers.within_task == answers.labels)
         ]
-        results.append(TaskResult(number + 1, len(names), count, *shares))
+        results.append(TaskResult(number, len(names), count, *shares))
     return tuple(results)
 
 
-def _classes(bundle: Bundle, confusion: Counts) -> tuple[ClassResult, ...]:
+def _classes(interface: Interface, confusion: Counts) -> tuple[ClassResult, ...]:
     totals = confusion.sum(axis=1)
     return tuple(
-        ClassResult(name, bundle.task_of(index), int(totals[index]), accuracy, precision)
-        for index, (name, accuracy, precision) in enumerate(
-            zip(bundle.classes, recalls(confusion), precisions(confusion), strict=True)
+        ClassResult(name, task if interface.tasks else None, int(count), accuracy, precision)
+        for name, task, count, accuracy, precision in zip(
+            interface.classes, interface.task_numbers, totals, recalls(confusion), precisions(confusion), strict=True
         )
     )

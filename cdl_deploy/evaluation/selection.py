@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from cdl_deploy.bundle import INPUT_NAME, TASK_SCORES_NAME, Bundle, bundle_of, open_session
 from cdl_deploy.errors import OptionError
-from cdl_deploy.evaluation.answers import OnImage, Unreadable, no_image, task_numbers
+from cdl_deploy.evaluation.answers import OnImage, Unreadable, no_image
 from cdl_deploy.evaluation.labelled_images import Item, LabelledImages, known_images
 from cdl_deploy.evaluation.outputs import Output, model_outputs
 from cdl_deploy.images import FloatArray, load_image, to_input
@@ -83,15 +83,16 @@ def measure_selection(
     *,
     skip_unknown: bool = False,
     batch_size: int = 32,
-    threads: int | None = None,
+    workers: int | None = None,
     on_image: OnImage = lambda done, total: None,
 ) -> Selection:
     """Run every image through the model at `path` and average its task scores.
 
+    Each of `workers` threads decodes images and runs the model on them; default: the cores that this process may use.
     `skip_unknown`: leave images of classes out that the model does not know; otherwise they are a DataError.
     Raises OptionError for a model that selects no task's prompts, DataError where no image can be read.
     """
-    session = open_session(path, threads=threads)
+    session = open_session(path, threads=1)
     bundle = bundle_of(session, path)
     check_selects_by_task(bundle)
     known = known_images(images, bundle.classes, skip_unknown, str(path))
@@ -103,7 +104,7 @@ def measure_selection(
         scores: FloatArray = session.run([TASK_SCORES_NAME], {INPUT_NAME: batch})[0]
         return scores
 
-    outputs = model_outputs(prepare, run, known.items, batch_size, threads)
+    outputs = model_outputs(prepare, run, known.items, batch_size, workers)
     return collect_selection(bundle, known, outputs, by, on_image)
 
 
@@ -119,7 +120,7 @@ def collect_selection(
     Raises DataError where no image can be read.
     """
     position = {name: index for index, name in enumerate(bundle.classes)}
-    of_class = task_numbers(bundle)
+    of_class = np.array(bundle.task_numbers)
     sums = np.zeros((len(bundle.classes), len(bundle.tasks)))
     counts = np.zeros(len(bundle.classes), dtype=np.int64)
     unreadable: list[Unreadable] = []
@@ -133,15 +134,15 @@ def collect_selection(
     if not counts.sum():
         raise no_image(images, unreadable)
     if by == "class":
-        groups = [(name, int(of_class[index]), [index]) for index, name in enumerate(bundle.classes)]
+        groups = [(name, bundle.task_numbers[index], [index]) for index, name in enumerate(bundle.classes)]
     else:
         groups = [
-            (f"task {number + 1}", number, np.flatnonzero(of_class == number).tolist())
-            for number in range(len(bundle.tasks))
+            (f"task {number}", number, np.flatnonzero(of_class == number).tolist())
+            for number in range(1, len(bundle.tasks) + 1)
         ]
     rows = []
     for name, task, members in groups:
         count = int(counts[members].sum())
         scores = tuple((100 * sums[members].sum(axis=0) / count).tolist()) if count else None
-        rows.append(SelectionRow(name, task + 1, count, scores))
+        rows.append(SelectionRow(name, task, count, scores))
     return Selection(str(bundle.path), images.source, by, tuple(rows), tuple(unreadable), images.left_out)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import sys
 import tempfile
 
 import numpy as np
@@ -202,6 +203,25 @@ def test_one_line_and_exit_code_2(run, args, error, capsys, monkeypatch):
     assert (caught.value.code, captured.out) == (2, "")
     assert captured.err.startswith(f"error: {error}")
     assert captured.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("package", "reading", "extras"),
+    [
+        ("torch", ["training.run_directory"], "train,export"),
+        ("onnx", ["export", "export.export", "export.onnx_file"], "export"),
+    ],
+)
+def test_what_is_not_installed_is_named(tmp_path, monkeypatch, capsys, package, reading, extras):
+    for name in reading:
+        monkeypatch.delitem(sys.modules, f"cdl_deploy.{name}", raising=False)  # as in a process that has just begun
+    monkeypatch.setitem(sys.modules, package, None)
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(SystemExit) as caught:
+        main(["evaluate", str(tmp_path)])
+    assert caught.value.code == 2
+    expected = f"cdl evaluate RUN needs {package}, which is not installed: pip install 'cdl-deploy[{extras}]'"
+    assert capsys.readouterr().err == f"error: {expected}\n"
 
 
 def test_a_run_without_a_finished_task(run):

@@ -80,8 +80,8 @@ def test_accuracy_may_be_null_and_unknown_fields_are_ignored(tiny):
     assert metadata["cdl.accuracy"] == "null"
 
 
-def test_task_of_counts_from_one(tiny):
-    assert [tiny.bundle().task_of(i) for i in range(4)] == [1, 1, 2, 2]
+def test_task_numbers_count_from_one(tiny):
+    assert tiny.bundle().task_numbers == (1, 1, 2, 2)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,9 @@ from cdl_deploy.cli.evaluate_table import evaluation_tables
 from cdl_deploy.evaluation.agreement import compare_answers
 from cdl_deploy.evaluation.answers import Answers
 from cdl_deploy.evaluation.report import make_report
+from cdl_deploy.interface import bundle_interface
 from tests.runtime.conftest import example_bundle
+from tests.runtime.test_foreign import save
 
 
 @pytest.fixture
@@ -63,6 +65,21 @@ def test_the_table(cdl, model_path, make_model, data):
         "These images do not tell which of the two is better (exact McNemar test, p = 1).",
     ):
         assert re.sub(r" +", " ", part) in text, part
+
+
+def test_a_model_from_elsewhere(cdl, model_path, data, tmp_path):
+    theirs = save(tmp_path / "theirs.onnx", metadata={"labels": json.dumps(("red", "green", "blue", "grey"))})
+    code, out, err = cdl(theirs, "--data", data, "--against", model_path, "--plots", tmp_path / "pictures")
+    assert code == 0
+    assert err == f"note: {theirs} does not say how it wants its pixels: ImageNet's mean and deviation, 8×10, assumed\n"
+    assert max(map(len, out.splitlines()[:-2])) <= 100  # the last two are paths of the pictures
+    text = " ".join(out.split())
+    assert "│ accuracy (%) │ 75.0 │ of 4 images, among all classes" in text
+    assert "│ class ┃ images ┃ accuracy ┃ precision ┃".replace("│", "┃") in text
+    assert "┃ class ┃ taken for ┃ images ┃ of the class (%) ┃" in text
+    assert "against student.onnx: 4 images, among the 3 classes that both know" in text
+    assert "task" not in text
+    assert (tmp_path / "pictures/confusion.png").exists()
 
 
 def test_json_and_a_saved_report(cdl, model_path, data, tmp_path):
@@ -136,13 +153,13 @@ def large_report(classes: int, per_task: int):
     names = [f"a class with a name that is long, {i}" for i in range(classes)]
     tasks = tuple(tuple(names[i : i + per_task]) for i in range(0, classes, per_task))
     path = Path("/home/somebody/runs/botanical-garden/flowers-by-month/export/student.onnx")
-    bundle = example_bundle(path, classes=tuple(names), tasks=tasks)
+    interface = bundle_interface(example_bundle(path, classes=tuple(names), tasks=tasks))
     drawn = np.random.default_rng(0)
     true, named, other = (drawn.integers(0, classes, 3000) for _ in range(3))
     answers = Answers(np.arange(3000), true, named, drawn.uniform(0, 1, 3000), named, named, ())
     said = [[names[i] for i in values] for values in (true, named, other)]
     against = compare_answers("/home/another/teacher.onnx", (names, names), *said)
-    return make_report(bundle, "/home/somebody/images/from/the/botanical/garden", (), answers, against)
+    return make_report(str(path), interface, "/home/somebody/images/from/the/botanical/garden", (), answers, against)
 
 
 @pytest.mark.parametrize("width", [80, 100])

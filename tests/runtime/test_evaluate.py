@@ -11,9 +11,10 @@ from PIL import Image
 from sklearn.metrics import accuracy_score, confusion_matrix
 
 from cdl_deploy import Classifier
-from cdl_deploy.errors import DataError, OptionError
+from cdl_deploy.errors import BundleError, DataError, OptionError
 from cdl_deploy.evaluation import LabelledImages, evaluate, labelled_folder
 from cdl_deploy.evaluation.calibration import confidence_bins, expected_calibration_error
+from tests.runtime.test_foreign import save
 
 
 def draw(folder, counts, seed=0):
@@ -213,3 +214,65 @@ def test_no_image_of_a_common_class(model_path, make_model, tmp_path):
     other = Classifier(make_model("other.onnx", classes=names, tasks=(names[:2], names[2:])))
     with pytest.raises(DataError, match="has no image of the 2 classes that both models know"):
         evaluate(Classifier(model_path), labelled_folder(tmp_path / "data"), other)
+
+
+# ---- models that cdl did not export ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def foreign(tmp_path):
+    """Another's classifier: it calls the tiny model's classes by the same names, in the same order."""
+    return save(tmp_path / "theirs.onnx", metadata={"labels": json.dumps(("red", "green", "blue", "grün ✓"))})
+
+
+def test_a_model_from_elsewhere_by_a_slow_loop(foreign, folder):
+    images = labelled_folder(folder)
+    report = evaluate(Classifier(foreign), images, batch_size=7)
+    said = list(Classifier(foreign).predict(images.items, batch_size=1))
+    assert report.accuracy == pytest.approx(100 * accuracy_score(images.names, [p.label for p in said]))
+    labels = ["red", "green", "blue", "grün ✓"]
+    assert np.array_equal(report.confusion, confusion_matrix(images.names, [p.label for p in said], labels=labels))
+    assert report.confidence == pytest.approx(100 * np.mean([p.probability for p in said]), abs=1e-3)
+
+
+def test_nothing_is_said_by_task_where_no_task_is_known(foreign, folder):
+    report = evaluate(Classifier(foreign), labelled_folder(folder))
+    assert (report.model, report.role, report.accuracy_at_export) == (str(foreign), None, None)
+    assert (report.mean_over_tasks, report.tasks) == (None, ())
+    assert [item.task for item in report.classes] == [None] * 4
+    json.dumps(report.to_dict(), allow_nan=False)
+
+
+def test_ours_and_anothers_on_the_classes_that_both_know(model_path, tmp_path, folder):
+    """Both ways round, with a class on each side that the other does not know."""
+    theirs = save(tmp_path / "theirs.onnx", metadata={"labels": json.dumps(("blue", "pink", "red", "green"))})
+    images = labelled_folder(folder)
+    probability = {
+        path: [dict(p.top_k) for p in Classifier(path).predict(images.items, top_k=4)] for path in (model_path, theirs)
+    }
+    common = ("red", "green", "blue")
+    rows = [i for i, name in enumerate(images.names) if name in common]
+    said = {path: [max(common, key=found[i].__getitem__) for i in rows] for path, found in probability.items()}
+    same = sum(a == b for a, b in zip(said[model_path], said[theirs], strict=True))
+    assert 0 < same < len(rows)
+    for first, second, skip in ((model_path, theirs, False), (theirs, model_path, True)):
+        against = evaluate(Classifier(first), images, Classifier(second), skip_unknown=skip).against
+        assert (against.images, against.shared_classes, against.model) == (36, 3, str(second))
+        assert against.same == pytest.approx(100 * same / 36)
+        assert against.only_first == (("grün ✓",) if first == model_path else ("pink",))
+        pairs = [list(zip((images.names[i] for i in rows), said[path], strict=True)) for path in (first, second)]
+        right = [sum(true == name for true, name in both) for both in pairs]
+        assert [against.accuracy_first, against.accuracy_second] == pytest.approx([100 * n / 36 for n in right])
+
+
+@pytest.mark.parametrize("place", ["first", "second"])
+def test_two_classes_of_one_name_cannot_be_told_apart(model_path, tmp_path, folder, place):
+    crane = save(tmp_path / "theirs.onnx", metadata={"labels": json.dumps(("red", "green", "blue", "red"))})
+    models = [Classifier(crane), Classifier(model_path)]
+    first, second = models if place == "first" else models[::-1]
+    with pytest.raises(BundleError) as caught:
+        evaluate(first, labelled_folder(folder), second)
+    assert str(caught.value) == (
+        f"{crane} has two classes called 'red', number 1 and 4, so the names of folders do not tell them apart: give "
+        "each label a name of its own"
+    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -34,6 +36,18 @@ def test_confusion(classes, per_task):
     assert np.allclose(shown, expected)
     named = classes if classes <= 120 else len(range(0, classes // per_task, 5)) + 1
     assert abs(len(axis.get_yticks()) - named) <= 1
+
+
+@pytest.mark.parametrize("classes", [10, 200])
+def test_confusion_of_a_model_without_tasks(classes):
+    report = large_report(classes, classes)
+    items = tuple(dataclasses.replace(item, task=None) for item in report.classes)
+    figure = draw_confusion(dataclasses.replace(report, classes=items, tasks=(), mean_over_tasks=None))
+    inside_and_apart(figure)
+    axis = figure.axes[0]
+    assert not axis.lines  # between tasks
+    names = [label.get_text() for label in axis.get_yticklabels()]
+    assert names[:3] == ([item.name[:17] + "…" for item in items[:3]] if classes == 10 else ["1", "10", "20"])
 
 
 def test_a_class_without_images_is_an_empty_row():
