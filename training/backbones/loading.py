@@ -129,7 +129,7 @@ def load_weights_file(vit: VisionTransformer, file: Path) -> None:
     """Fill `vit` from a safetensors or timm-format checkpoint; a classifier in the file is left out.
 
     Position embeddings of another image size are resampled, as timm does. Raises WeightsError naming the first few
-    tensors that are missing or have the wrong shape.
+    tensors that have the wrong shape or are missing.
     """
     state = _read(file)
     state = {name: value for name, value in state.items() if not name.startswith(("head.", "head_dist."))}
@@ -139,13 +139,13 @@ def load_weights_file(vit: VisionTransformer, file: Path) -> None:
     except (RuntimeError, KeyError, AssertionError, ValueError, TypeError):
         state = {name: state[name] for name in state}  # the comparison below says what does not fit
     wanted = vit.state_dict()
-    wrong = [f"{name} is missing" for name in wanted if name not in state]
-    wrong += [f"{name} is not part of it" for name in state if name not in wanted and name in found_shapes]
-    wrong += [
-        f"{name} has shape {tuple(state[name].shape)}, expected {tuple(value.shape)}"
+    wrong = [  # shapes first: they tell a reader which model the file is of
+        f"{name} has shape {found_shapes.get(name, tuple(state[name].shape))}, expected {tuple(value.shape)}"
         for name, value in wanted.items()
         if name in state and state[name].shape != value.shape
     ]
+    wrong += [f"{name} is missing" for name in wanted if name not in state]
+    wrong += [f"{name} is not part of it" for name in state if name not in wanted and name in found_shapes]
     if wrong:
         more = f", and {len(wrong) - MISMATCHES_NAMED} more" if len(wrong) > MISMATCHES_NAMED else ""
         raise WeightsError(f"weights {file} do not fit the model: {'; '.join(wrong[:MISMATCHES_NAMED])}{more}")
