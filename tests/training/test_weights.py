@@ -86,7 +86,7 @@ def _evil(path):
         (
             "other.safetensors",
             lambda p: safetensors.torch.save_file({"cls_token": torch.zeros(1, 1, 8), "foo": torch.zeros(1)}, p),
-            r"do not fit the model: cls_token has shape \(1, 1, 8\), expected \(1, 1, 64\); pos_embed is missing; .*, and \d+ more",
+            r"model: cls_token has shape \(1, 1, 8\), expected \(1, 1, 64\); pos_embed is missing; .*, and \d+ more",
         ),
     ],
 )
