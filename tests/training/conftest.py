@@ -40,10 +40,35 @@ def write_images(folder: Path, counts: dict[str, int], seed: int = 0, side: int 
             Image.fromarray(pixels).save(folder / name / f"{i}.png")
 
 
+def write_photos(root: Path) -> None:
+    """Four classes, six training and three test images each."""
+    write_images(root / "train", dict.fromkeys(COLOURS, 6))
+    write_images(root / "test", dict.fromkeys(COLOURS, 3), seed=1)
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures take half of a small run's time: they are drawn only where a test is marked `pictures`."""
+    if request.node.get_closest_marker("pictures") is None:
+        from cdl_deploy.training import run
+
+        monkeypatch.setattr(run, "plot_run", lambda *_: None)
+
+
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     """Four classes, six training and three test images each."""
-    root = tmp_path / "photos"
-    write_images(root / "train", dict.fromkeys(COLOURS, 6))
-    write_images(root / "test", dict.fromkeys(COLOURS, 3), seed=1)
-    return root
+    write_photos(tmp_path / "photos")
+    return tmp_path / "photos"
+
+
+@pytest.fixture(scope="session")
+def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of `tests.training.runs.config` on images like `photos`, never interrupted. Only to be read."""
+    from cdl_deploy.training.run import train
+    from tests.training.runs import config
+
+    root = tmp_path_factory.mktemp("whole")
+    write_photos(root / "photos")
+    train(config(root / "photos"), root / "run")
+    return root / "run"

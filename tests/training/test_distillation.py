@@ -18,9 +18,9 @@ from cdl_deploy.training.run import resume, train
 from cdl_deploy.training.stage import learning_rate, make_optimizer, stage_losses
 from tests.training.conftest import make_backbone
 from tests.training.naive import naive_block, naive_coda_weights, naive_embed
+from tests.training.runs import Interrupt, config, weights
 from tests.training.test_learner import make_pair, naive_logits, normalised, pixels
 from tests.training.test_methods import make
-from tests.training.test_run import Interrupt, config, weights
 
 LABELS = torch.tensor([2, 3, 4, 2])
 """Of the second task, whose classes are 2 to 4."""

@@ -14,7 +14,7 @@ from cdl_deploy.training.dry_run import Measurement, plan_run
 from cdl_deploy.training.restore import load_run
 from cdl_deploy.training.run import train
 from tests.training.conftest import write_images
-from tests.training.test_run import config
+from tests.training.runs import config
 
 MODELS = ["--teacher", "mini_student", "--student", "mini_student", "--device", "cpu"]
 

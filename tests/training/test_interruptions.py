@@ -15,8 +15,9 @@ from cdl_deploy.cli import main
 from cdl_deploy.errors import DataError
 from cdl_deploy.training import stage as stage_module
 from cdl_deploy.training.progress import Progress, Stopped
+from cdl_deploy.training.restore import load_run
 from cdl_deploy.training.run import resume, train
-from tests.training.test_run import config, weights
+from tests.training.runs import config, weights
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -34,17 +35,16 @@ class StopAfter:
 
 def test_a_stop_finishes_the_step_and_goes_on_from_there(photos, tmp_path):
     """In the middle of an epoch, at its end, between stages, while images are checked or tested."""
-    whole = train(config(photos), tmp_path / "whole")
-    expected = weights(tmp_path / "whole")
     seen = []
 
     class Watch(Progress):
         def step(self, stage, epoch, images, losses):
             seen.append((stage.task, stage.role, epoch, images))
 
-    train(config(photos), tmp_path / "watched", Watch())
+    whole = train(config(photos), tmp_path / "whole", Watch())
+    expected = weights(tmp_path / "whole")
     once = list(seen)
-    for questions in (2, 3, 5, 12, 20, 31):
+    for questions in (2, 5, 12, 20, 31):
         run, seen[:] = tmp_path / f"stop-{questions}", []
         with pytest.raises(Stopped):
             train(config(photos), run, Watch(), StopAfter(questions))
@@ -90,9 +90,8 @@ def test_signals_say_how_to_continue(photos, tmp_path, monkeypatch, capsys, numb
     assert json.loads(capsys.readouterr().out)["status"] == "finished"
 
 
-def test_an_image_that_breaks_while_the_run_goes_on(photos, tmp_path):
+def test_an_image_that_breaks_while_the_run_goes_on(whole_run, photos, tmp_path):
     """Named on one line; restored, the run goes on to the same end."""
-    whole = train(config(photos), tmp_path / "whole")
     image = photos / "train/dog/2.png"
     good = image.read_bytes()
 
@@ -104,7 +103,7 @@ def test_an_image_that_breaks_while_the_run_goes_on(photos, tmp_path):
     with pytest.raises(DataError, match=r"cannot read image .*dog/2\.png"):
         train(config(photos), tmp_path / "run", Break())
     image.write_bytes(good)
-    assert resume(tmp_path / "run").matrices == whole.matrices
+    assert resume(tmp_path / "run").matrices == load_run(whole_run)[0].matrices
 
 
 def test_killed_at_any_moment_the_result_is_the_same():

@@ -21,8 +21,8 @@ from cdl_deploy.training.processes import Processes, connected
 from cdl_deploy.training.restore import load_run
 from cdl_deploy.training.run import train
 from cdl_deploy.training.stage import stage_losses
+from tests.training.runs import config
 from tests.training.test_learner import make_pair, pixels
-from tests.training.test_run import config
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -52,6 +52,7 @@ def start_two(task: str, photos: Path, out: Path) -> list[subprocess.CompletedPr
     ]
 
 
+@pytest.mark.pictures  # the launched processes draw them
 def test_two_processes_learn_what_one_learns(photos, tmp_path):
     for finished in start_two("train", photos, tmp_path):
         assert finished.returncode == 0, finished.stderr

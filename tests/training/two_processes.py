@@ -15,8 +15,8 @@ from cdl_deploy.training.data import loading, sources
 from cdl_deploy.training.processes import connected
 from cdl_deploy.training.run import train
 from cdl_deploy.training.stage import make_optimizer, stage_losses
+from tests.training.runs import config
 from tests.training.test_learner import make_pair, pixels
-from tests.training.test_run import config
 
 
 def gradients(out: Path) -> None:

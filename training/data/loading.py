@@ -30,7 +30,9 @@ class PixelDataset(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, key: Key) -> tuple[Tensor, int]:
         index, seed = key
-        torch.manual_seed(seed)  # torchvision's transforms draw from the global generators; nothing else here does
+        # torchvision's transforms draw from the global generators; nothing else here does. `torch.manual_seed` would
+        # seed those of every accelerator too, which takes longer than the image.
+        torch.default_generator.manual_seed(seed)
         random.seed(seed)
         return self.transform(load_image(self.items[index])), self.labels[index]
 
