@@ -11,12 +11,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from jaxtyping import config as jaxtyping_config
 from jaxtyping import install_import_hook
 
 import tests.shape_checker  # noqa: F401  jaxtyping finds it as an attribute of the package
 
 install_import_hook("cdl_deploy.training", "tests.shape_checker.checked")
+settings.register_profile("the same every time", derandomize=True, deadline=None)
+settings.load_profile("the same every time")
 torch.set_num_threads(1)  # the networks are small: a second thread costs more than it gives
 
 

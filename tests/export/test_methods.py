@@ -28,9 +28,12 @@ PAIRS = [("l2p", "full"), ("l2p", "block:2"), ("dualprompt", "full"), ("dualprom
          ("coda", "block:1"), ("apt", "full")]  # fmt: skip
 FILES = [  # method, query, distillation, blocks: no more than are needed, since tracing them takes the time
     ("l2p", "full", "kdp", 2),
+    ("l2p", "full", "deit", 2),
+    ("l2p", "full", "reviewkd", 2),
     ("l2p", "block:2", "none", 3),
-    ("dualprompt", "block:1", "kdp", 6),
-    ("dualprompt", "full", "none", 5),
+    ("dualprompt", "block:1", "none", 6),
+    ("dualprompt", "full", "kdp", 5),
+    ("coda", "full", "none", 5),
     ("coda", "block:1", "kdp", 6),
     ("apt", "full", "kdp", 2),
     ("apt", "full", "none", 2),
@@ -62,6 +65,8 @@ def test_the_folded_graph_gives_the_learners_logits(method, query, distill, role
 def test_the_file_gives_the_learners_logits_at_any_batch(method, query, distill, depth):
     pair = make(method, distill, query, depth=depth)
     student = pair.student
+    if distill == "deit":
+        student.distillation.token.normal_()  # it starts at zero, which would hide mistakes
     model = export_core(ExportGraph(pair, student), torch.zeros(2, 3, 16, 16), "image")
     assert [(o.domain, o.version) for o in model.opset_import if o.domain == ""] == [("", OPSET)]
     assert {node.domain for node in model.graph.node} == {""}
@@ -69,9 +74,10 @@ def test_the_file_gives_the_learners_logits_at_any_batch(method, query, distill,
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     for batch in (1, 2, 5):
         images = pixels(batch)
-        logits = session.run(["logits"], {"image": inputs(student, images).numpy()})[0]
+        logits, probabilities = session.run(["logits", "probabilities"], {"image": inputs(student, images).numpy()})
         expected = learner_logits(pair.encoder, student, images).numpy()
         np.testing.assert_allclose(logits, expected, atol=1e-4, rtol=0)
+        np.testing.assert_allclose(probabilities, torch.from_numpy(expected).softmax(1).numpy(), atol=1e-5)
         assert (logits.argmax(1) == expected.argmax(1)).all()
     blocks_run = sum(node.op_type == "Softmax" for node in model.graph.node) - 1  # and the probabilities' own
     assert blocks_run == (2 * depth if query == "full" and method != "apt" else depth), "once, unless the query is full"

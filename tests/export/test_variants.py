@@ -16,6 +16,7 @@ from cdl_deploy.bundle import open_session, read_bundle
 from cdl_deploy.cli import app
 from cdl_deploy.errors import DataError, OptionError, QuantisationError
 from cdl_deploy.export import ExportOptions, Shrink, export_run, variants
+from cdl_deploy.export import export as export_module
 from cdl_deploy.export.half import beyond_half, halve
 from cdl_deploy.export.images_of_run import HeldOut, calibration_images, held_out_images, spread
 from cdl_deploy.export.layers import float_products
@@ -23,16 +24,18 @@ from cdl_deploy.export.quantise import prepare
 from cdl_deploy.export.sensitivity import accuracy, most_sensitive, within_drop
 from cdl_deploy.training.run_directory import RunDirectory
 from tests.conftest import no_shape_checks
+from tests.export.conftest import trace_of
 from tests.training.conftest import COLOURS
 
 KINDS = ("int8", "int8-dynamic", "fp16")
 
 
 @pytest.fixture(scope="module")
-def exported(small_run, tmp_path_factory):
+def exported(small_run, small_bundle, tmp_path_factory):
     """The student with all its variants, in both formats."""
     out = tmp_path_factory.mktemp("variants") / "out"
-    with no_shape_checks():
+    with no_shape_checks(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export_module, "export_onnx", trace_of(small_bundle))
         return out, export_run(
             small_run, out, ExportOptions(teacher=False, shrink=Shrink(KINDS, max_drop=10), ort=True)
         )
@@ -136,6 +139,7 @@ def test_a_variant_is_as_small_as_it_says(exported):
         assert float_products(model, (onnx.TensorProto.FLOAT,)) == {}
 
 
+@pytest.mark.usefixtures("traced")
 def test_a_drop_beyond_the_limit_leaves_nothing_behind(small_run, tmp_path, monkeypatch):
     """A quantiser that loses everything, layers kept or not."""
 
@@ -279,6 +283,7 @@ def test_weights_beyond_half_stay_float(exported):
     assert set(float_products(halved, (onnx.TensorProto.FLOAT,))) == set(layer.nodes)
 
 
+@pytest.mark.usefixtures("traced")
 def test_the_command_prints_accuracy_before_and_after(small_run, tmp_path):
     arguments = ["export", str(small_run), "--onnx", "--out", str(tmp_path / "out"), "--no-teacher", "--fp16"]
     with no_shape_checks():
