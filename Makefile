@@ -1,8 +1,10 @@
 # `make` lists what there is. Another interpreter: make PYTHON=python3.12 test   Some tests: make test ARGS="-k coda -x"
+# One process for all tests: make test JOBS=0
 
 PYTHON ?= python3.11
 VENV ?= .venv
 ARGS ?=
+JOBS ?= logical
 BIN := $(VENV)/bin
 DEMO := .demo
 
@@ -27,7 +29,7 @@ demo: $(VENV)/.installed-all  ## install, then train, export and benchmark a sma
 	@echo; echo "Done in $$(($$(date +%s) - $$(cat $(DEMO)/.started))) s. To type such commands: source $(BIN)/activate"
 
 test: $(VENV)/.installed-dev  ## run the whole test suite
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest -n $(JOBS) --maxprocesses 4 --dist worksteal $(ARGS)
 
 test-install: $(VENV)/.installed-dev  ## the wheel alone, with dependencies fetched into an empty environment
 	$(BIN)/pytest -m network tests/packaging
