@@ -19,7 +19,7 @@ from cdl_deploy.training.config import OptimConfig
 from cdl_deploy.training.progress import Progress
 from cdl_deploy.training.run import resume, train
 from tests.training.conftest import write_images
-from tests.training.test_run import Interrupt, config, weights
+from tests.training.runs import Interrupt, config, weights
 
 Curves = dict[str, list[tuple[int, float]]]
 """(number, value as float32) by name."""
