@@ -5,6 +5,8 @@ Training and evaluation read folders through this, so that both hold out the sam
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from cdl_deploy.errors import DataError
@@ -19,9 +21,9 @@ Files = dict[str, list[Path]]
 
 def find_splits(root: Path, holdout: float | None) -> tuple[Files, Files]:
     """Training and test files of an image folder; nothing is decoded. Raises DataError where a split is missing."""
-    if not root.is_dir():
+    if not _is_folder(root):
         raise DataError(f"{root} is no folder: give an image folder, or 'digits' for the embedded data")
-    if (root / "train").is_dir():
+    if _is_folder(root / "train"):
         _refuse_holdout(root, holdout)
         test_root = _test_root(root)
         train_files, test_files = find_images(root / "train"), find_images(test_root)
@@ -49,9 +51,9 @@ def find_test_images(root: Path, holdout: float | None) -> Files:
     The held-out share is the one that `cdl train --holdout` with the same value left out. Classes may be few.
     Raises DataError where there are none.
     """
-    if not root.is_dir():
+    if not _is_folder(root):
         raise DataError(f"{root} is no folder: give an image folder, or 'digits' for the embedded data")
-    if (root / "train").is_dir():
+    if _is_folder(root / "train"):
         _refuse_holdout(root, holdout)
         return find_images(_test_root(root))
     found = find_images(root)
@@ -63,15 +65,26 @@ def find_images(root: Path) -> Files:
     found: Files = {}
     try:
         for folder in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")):
-            files = [path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()]
+            files = sorted(_images_below(folder))
             if files:
-                found[folder.name] = sorted(files)
+                found[folder.name] = files
     except OSError as error:
-        raise DataError(f"cannot read {error.filename or root}: {error.strerror or error}") from None
+        raise _cannot_read(root, error) from None
     if not found:
         suffixes = " ".join(sorted(IMAGE_SUFFIXES))
         raise DataError(f"{root} has no images: expected folders named by class with files ending in {suffixes}")
     return found
+
+
+def _images_below(folder: Path) -> Iterator[Path]:
+    """Unlike `Path.rglob`, which passes over folders that may not be read, this raises OSError for them."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for place, _, names in os.walk(folder, onerror=refuse):
+        paths = (Path(place, name) for name in names)
+        yield from (path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
 
 
 def hold_out(files: Files, share: float, root: Path) -> tuple[Files, Files]:
@@ -90,8 +103,19 @@ def hold_out(files: Files, share: float, root: Path) -> tuple[Files, Files]:
     return train, test
 
 
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError as error:  # the folder that it would be in may not be read
+        raise _cannot_read(path, error) from None
+
+
+def _cannot_read(path: Path, error: OSError) -> DataError:
+    return DataError(f"cannot read {error.filename or path}: {error.strerror or error}")
+
+
 def _test_root(root: Path) -> Path:
-    found = next((root / name for name in TEST_FOLDERS if (root / name).is_dir()), None)
+    found = next((root / name for name in TEST_FOLDERS if _is_folder(root / name)), None)
     if found is None:
         raise DataError(
             f"{root} has train/ but neither test/ nor val/: add one, or give {root}/train with --holdout 0.2"

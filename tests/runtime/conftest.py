@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -160,3 +163,24 @@ def photos(tmp_path: Path) -> dict[str, Path]:
         paths[name] = folder / f"{name}.png"
         Image.new("RGB", (31, 20), colour).save(paths[name])
     return paths
+
+
+@contextmanager
+def nobody() -> Iterator[None]:
+    """The root user may read everything: be someone else."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.fixture
+def shared() -> Iterator[Path]:
+    """A folder that anybody may read, unlike pytest's."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        yield Path(folder)

@@ -7,10 +7,8 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import threading
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,6 +17,7 @@ from cdl_deploy.cli import main
 from cdl_deploy.cli.predict_progress import shown
 from cdl_deploy.predict import Row
 from cdl_deploy.row_file import RowFile
+from tests.runtime.conftest import nobody
 from tests.runtime.test_foreign import LABELS, save
 
 
@@ -174,32 +173,12 @@ def test_progress_on_a_terminal(photos, monkeypatch):
     assert sys.stderr.getvalue() == ""
 
 
-@contextmanager
-def nobody():
-    """The root user may read everything: be someone else."""
-    if os.geteuid() != 0:
-        yield
-        return
-    os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
-
-
-@pytest.fixture
-def shared():
-    """A folder that anybody may read, unlike pytest's."""
-    with tempfile.TemporaryDirectory() as folder:
-        os.chmod(folder, 0o755)
-        yield Path(folder)
-
-
 def test_folders_and_files_without_rights(cdl, model_path, photos, shared):
     for name in ("a.png", "locked/b.png", "z.png", "y.png"):
         (shared / "f" / name).parent.mkdir(exist_ok=True, parents=True)
         (shared / "f" / name).write_bytes(photos["red"].read_bytes())
     (shared / "m.onnx").write_bytes(model_path.read_bytes())
+    assert cdl("predict", shared / "m.onnx", shared / "f/a.png")[0] == 0  # nobody may import what is in /root
     (shared / "f/y.png").chmod(0)
     (shared / "f/locked").chmod(0)
     try:

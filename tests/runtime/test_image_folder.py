@@ -10,6 +10,7 @@ from PIL import Image
 
 from cdl_deploy.errors import DataError
 from cdl_deploy.image_folder import find_splits, find_test_images
+from tests.runtime.conftest import nobody
 
 
 def write(folder: Path, **counts: int) -> None:
@@ -56,12 +57,16 @@ def test_an_empty_tree(tmp_path):
         find_test_images(tmp_path, None)
 
 
-def test_a_folder_without_rights(tmp_path, monkeypatch):
-    """Tests may run as root, who may read everything: the refusal is made here."""
-
-    def refuse(folder):
-        raise PermissionError(13, "Permission denied", str(folder))
-
-    monkeypatch.setattr(Path, "iterdir", refuse)
-    with pytest.raises(DataError, match=re.escape(f"cannot read {tmp_path}: Permission denied")):
-        find_test_images(tmp_path, None)
+@pytest.mark.parametrize("locked", ["photos", "photos/test", "photos/test/ant", "photos/test/ant/more"])
+def test_a_folder_without_rights(shared, locked):
+    """It is named, wherever it is: a class must not be missing in silence."""
+    write(shared / "photos/train", ant=1, bee=1)
+    write(shared / "photos/test", ant=1, bee=1)
+    (shared / "photos/test/ant/more").mkdir()
+    (shared / locked).chmod(0)
+    try:
+        with nobody(), pytest.raises(DataError) as caught:
+            find_test_images(shared / "photos", None)
+    finally:
+        (shared / locked).chmod(0o755)
+    assert re.fullmatch(f"cannot read {re.escape(str(shared / locked))}.*: Permission denied", str(caught.value))
