@@ -6,6 +6,7 @@ and dash as well as by colour, and every point carries its name.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +14,9 @@ from typing import TYPE_CHECKING
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.text import Annotation, Text
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.transforms import Bbox
 
 from cdl_deploy.bench.headline import file_size, short_time
 from cdl_deploy.bench.report import BenchReport, Measurement
@@ -28,6 +31,12 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#0
 MARKERS = "osD^vPX"
 DASHES = ("-", "--", ":", "-.")
 COLUMNS = 2
+CROWDED = 4
+"""So many names find room in a picture of one column."""
+PLACES = ((0, 17), (0, -17), (18, 0), (-18, 0), (9, 17), (9, -17), (-9, 17), (-9, -17), (0, 44), (0, -44))
+"""Where a label may stand: points to the right of what it names, and above."""
+WIDE = 2.5
+"""Decades of an axis from which on only powers of ten are named: more would run into one another."""
 
 
 def plot_report(report: BenchReport, file: Path) -> None:
@@ -43,7 +52,8 @@ def draw(report: BenchReport) -> Figure:
     columns = min(COLUMNS, max(1, len(conditions)))
     rows = -(-len(conditions) // columns)
     heights = [*([1.25] if known else []), *[1.0] * rows]
-    figure = Figure(figsize=(4.8 * columns + 0.6, 3.0 * sum(heights) + 0.6))
+    wide = COLUMNS if len(report.models) > CROWDED else columns
+    figure = Figure(figsize=(4.8 * wide + 0.6, 3.0 * sum(heights) + 0.6))
     FigureCanvasAgg(figure)
     figure.set_layout_engine(ConstrainedLayoutEngine(h_pad=0.1, w_pad=0.1))
     grid = figure.add_gridspec(len(heights), columns, height_ratios=heights)
@@ -54,13 +64,16 @@ def draw(report: BenchReport) -> Figure:
         axis = figure.add_subplot(grid[row + known, column])
         _distribution(axis, report, condition)
     handles, labels = figure.axes[-1].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(2 * wide, len(labels)), frameon=False)
     machine = report.machine
     figure.suptitle(
         f"{machine.cpu}, {machine.usable_cores} cores, onnxruntime {machine.onnxruntime}, {report.created[:10]}",
         fontsize="small",
         color="#555555",
     )
+    if known:
+        figure.draw_without_rendering()  # this lays everything out: only now it is known where what is
+        _spread_labels(figure.axes[0])
     return figure
 
 
@@ -69,8 +82,7 @@ def _accuracy_against_latency(axis: Axes, report: BenchReport, condition: str) -
     measured = {m.model: m for m in report.measurements if report.condition(m) == condition}
     shown = [model for model in report.models if model.accuracy is not None and model.name in measured]
     largest = max(model.file_bytes for model in shown) if shown else 1
-    # Labels stand above and below in turn: what lies side by side does not run into one another.
-    for place, model in enumerate(sorted(shown, key=lambda model: measured[model.name].p50_ms)):
+    for model in sorted(shown, key=lambda model: measured[model.name].p50_ms):
         number, m = report.models.index(model), measured[model.name]
         colour = COLOURS[number % len(COLOURS)]
         assert model.accuracy is not None
@@ -80,11 +92,11 @@ def _accuracy_against_latency(axis: Axes, report: BenchReport, condition: str) -
         axis.annotate(
             f"{model.name}\n{short_time(m.p50_ms)} ms, {file_size(model.file_bytes)}",
             (m.p50_ms, model.accuracy),
-            xytext=(0, -17 if place % 2 else 17),
+            xytext=PLACES[0],
             textcoords="offset points",
             ha="center",
-            va="top" if place % 2 else "bottom",
             fontsize="small",
+            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 5},
         )
     left_out = [model.name for model in report.models if model.accuracy is None]
     beside = f" (accuracy not known: {', '.join(left_out)})" if left_out else ""
@@ -97,6 +109,31 @@ def _accuracy_against_latency(axis: Axes, report: BenchReport, condition: str) -
     axis.set_ylim(min(values) - room, max(values) + room)
     axis.grid(alpha=0.3)
     axis.set_axisbelow(True)
+
+
+def _spread_labels(axis: Axes) -> None:
+    """Put each label where no other label and no other point is in its way, or else where the fewest are."""
+    inside = axis.get_window_extent()
+    points = {text: axis.transData.transform(text.xy) for text in axis.texts if isinstance(text, Annotation)}
+    placed: list[Bbox] = []
+    for label, (own_x, own_y) in points.items():
+        others = [(x, y) for x, y in points.values() if (x, y) != (own_x, own_y)]
+        taken = [*placed, *(Bbox.from_bounds(x - 9, y - 9, 18, 18) for x, y in others)]
+        boxes = {place: _put(label, place) for place in PLACES}
+        in_the_way = {
+            place: box.count_overlaps(taken) + len(points) * (box.union([box, inside]).bounds != inside.bounds)
+            for place, box in boxes.items()
+        }
+        placed.append(_put(label, min(PLACES, key=in_the_way.__getitem__)))
+
+
+def _put(label: Annotation, place: tuple[int, int]) -> Bbox:
+    """Move a label; where its text stands then, in pixels."""
+    label.set_position(place)
+    label.set_horizontalalignment("center" if not place[0] else "left" if place[0] > 0 else "right")
+    label.set_verticalalignment("center" if not place[1] else "bottom" if place[1] > 0 else "top")
+    label.get_window_extent()  # with the line to its point; it also brings what follows up to date
+    return Text.get_window_extent(label)
 
 
 def _distribution(axis: Axes, report: BenchReport, condition: str) -> None:
@@ -129,6 +166,7 @@ def _log_axis(axis: Axes, values: Sequence[float], room: float) -> None:
     """A logarithmic x axis in plain numbers that spans `values` with `room` (in decades) on each side."""
     axis.set_xscale("log")
     axis.set_xlim(min(values) / 10**room, max(values) * 10**room)
-    axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    decades = math.log10(max(values) / min(values)) + 2 * room
+    axis.xaxis.set_major_locator(LogLocator(subs=(1.0,) if decades > WIDE else (1.0, 2.0, 5.0)))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.xaxis.set_minor_formatter(NullFormatter())

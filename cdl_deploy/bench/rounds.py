@@ -83,10 +83,18 @@ def bench_latency(
         seconds=round(bench.elapsed(), 1),
         models=tuple(records),
         measurements=measurements,
-        comparisons=tuple(compare_all(bench.cells, bench.reference, options)),
+        comparisons=tuple(compare_all(bench.cells, reference_of(bench.models), options)),
         notes=tuple(make_notes(machine, watch, options, measurements, records, bench.bundles, bench.elapsed())),
         created=created,
     )
+
+
+def reference_of(models: Sequence[_Model]) -> str:
+    """The exported teacher if there is exactly one, its variants aside; otherwise the last model."""
+    teachers = [m for m in models if m.bundle is not None and m.bundle.role == "teacher"]
+    plain = [m for m in teachers if m.bundle and m.bundle.quantization is None and m.spec.path.suffix == ".onnx"]
+    chosen = plain if len(plain) == 1 else teachers
+    return chosen[0].spec.name if len(chosen) == 1 else models[-1].spec.name
 
 
 def _photos(options: BenchOptions, folder: Path) -> list[Path]:
@@ -114,12 +122,6 @@ class _Bench:
     @property
     def bundles(self) -> dict[str, Bundle | None]:
         return {model.spec.name: model.bundle for model in self.models}
-
-    @property
-    def reference(self) -> str:
-        """The exported teacher if there is exactly one, otherwise the last model."""
-        teachers = [m.spec.name for m in self.models if m.bundle is not None and m.bundle.role == "teacher"]
-        return teachers[0] if len(teachers) == 1 else self.models[-1].spec.name
 
     def elapsed(self) -> float:
         return time.monotonic() - self._begin
@@ -250,7 +252,7 @@ class _Bench:
             self._within[id(cell)] = found[2] if found else float("inf")
         if any(self._within[id(cell)] > self._options.precision for cell in cells):
             return False
-        against = next((cell for cell in cells if cell.model == self.reference), None)
+        against = next((cell for cell in cells if cell.model == reference_of(self.models)), None)
         return against is None or all(
             compare(cell, against, self._options).verdict != "unclear" for cell in cells if cell is not against
         )

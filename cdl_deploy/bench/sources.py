@@ -40,7 +40,16 @@ def find_models(sources: Sequence[str | Path], torch: bool = False) -> list[Mode
 def _models_in(folder: Path) -> list[Path]:
     found = sorted(file for file in folder.iterdir() if file.suffix in SUFFIXES and not file.name.startswith("."))
     if found:
-        return sorted(found, key=lambda file: (file.stem != "student", file.stem == "teacher", file.name))
+        # The student first, and last what it is compared with: the teacher, its .onnx file after an .ort file of it.
+        return sorted(
+            found,
+            key=lambda f: (
+                f.stem != "student",
+                f.stem == "teacher",
+                f.stem == "teacher" and f.suffix == ".onnx",
+                f.name,
+            ),
+        )
     if (folder / "run.json").is_file():
         exported = folder / "export"
         if exported.is_dir() and any(file.suffix in SUFFIXES for file in exported.iterdir()):

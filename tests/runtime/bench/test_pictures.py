@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
+from matplotlib.text import Text
 
 from cdl_deploy.bench import BenchOptions
 from cdl_deploy.bench.plots import draw, plot_report
@@ -47,16 +48,44 @@ def test_a_point_for_each_accuracy_and_a_curve_for_each_distribution(report):
     assert len({line.get_linestyle() + line.get_color() for line in below[0].lines}) == len(TIMES)
 
 
-def test_nothing_covers_anything_else(report):
-    figure = draw(report)
+CROWDED = {
+    "student": (4.91, 85.7),
+    "student.ort": (0.622, 85.7),
+    "student.int8": (9.04, 85.4),
+    "student.int8.ort": (0.523, 85.4),
+    "student (torch)": (23.2, 85.7),
+    "teacher (torch)": (41.2, 92.0),
+    "teacher.ort": (6.72, 92.0),
+    "teacher": (10.9, 92.0),
+}
+"""Milliseconds and accuracy of everything that one run can be exported to; beside it something much faster."""
+
+
+def crowded_report():
+    models = [made_up_record(name, 2_000_000, accuracy) for name, (_, accuracy) in CROWDED.items()]
+    rows = [made_up(name, ms, 1) for name, (ms, _) in CROWDED.items()]
+    return made_up_report(
+        models=(*models, made_up_record("theirs", 30_000, None)),
+        measurements=(*rows, made_up("theirs", 0.018, 1)),
+        comparisons=(),
+        options=BenchOptions((1,), (2,)),
+    )
+
+
+@pytest.mark.parametrize("crowded", [False, True])
+def test_nothing_covers_anything_else(report, crowded):
+    figure = draw(crowded_report() if crowded else report)
     figure.draw_without_rendering()
     above = figure.axes[0]
-    boxes = [text.get_window_extent() for text in above.texts]
+    boxes = [Text.get_window_extent(text) for text in above.texts]  # without the lines to their points
     assert not any(a.overlaps(b) for a, b in combinations(boxes, 2))
     inside = above.get_window_extent()
     assert all(inside.x0 <= box.x0 and box.x1 <= inside.x1 and box.y1 <= inside.y1 for box in boxes)
     panels = [axis.get_tightbbox() for axis in figure.axes]
     assert not any(a.overlaps(b) for a, b in combinations(panels, 2))
+    for axis in figure.axes:
+        ticks = [label.get_window_extent() for label in axis.get_xticklabels() if label.get_text()]
+        assert not any(a.overlaps(b) for a, b in pairwise(ticks))
     legend = figure.legends[0].get_window_extent()
     assert not any(panel.overlaps(legend) for panel in panels)
 

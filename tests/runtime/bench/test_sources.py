@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
 from cdl_deploy.bench import ModelSpec, find_models
+from cdl_deploy.bench.rounds import _Model, reference_of
+from cdl_deploy.bundle import Quantization
 from cdl_deploy.errors import BundleError, OptionError
 
 
@@ -32,6 +35,22 @@ def test_find_models(make_model, tmp_path):
         find_models([tmp_path / "bare"])
     with pytest.raises(BundleError, match="is given twice; to compare it with itself, give a copy"):
         find_models([student, student])
+
+
+def test_the_teacher_as_such_is_the_reference_not_a_variant_of_it(make_model, tmp_path, tiny):
+    for name in ("teacher.onnx", "teacher.int8.onnx", "student.onnx"):
+        make_model(f"out/{name}")
+    shutil.copy(tmp_path / "out/teacher.onnx", tmp_path / "out/teacher.ort")
+    specs = find_models([tmp_path / "out"])
+    assert [spec.name for spec in specs] == ["student", "teacher.int8", "teacher.ort", "teacher"]
+    int8 = Quantization("int8", True, (), 91.0, 90.8)
+    student, smaller, ort, teacher = (
+        _Model(spec, {}, tiny.bundle(role=spec.name[:7], quantization=int8 if "int8" in spec.name else None))
+        for spec in specs
+    )
+    assert reference_of([student, teacher, smaller, ort]) == "teacher"
+    assert reference_of([student, ort, _Model(ModelSpec(Path("theirs.onnx"), "theirs"), {}, None)]) == "teacher.ort"
+    assert reference_of([teacher, teacher, student]) == "student"  # of two runs: the last model
 
 
 def test_variants_of_a_model_stand_between_student_and_teacher(make_model, tmp_path):
