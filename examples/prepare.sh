@@ -24,6 +24,10 @@ if [ ${#packages[@]} -gt 0 ]; then
   DEBIAN_FRONTEND=noninteractive "${root[@]}" apt-get -qq install --no-install-recommends "${packages[@]}" > /dev/null
 fi
 
+if ! node -e 'const [major, minor] = process.versions.node.split("."); process.exit(major > 18 || (major == 18 && minor >= 17) ? 0 : 1)'; then
+  echo "$(command -v node) is Node.js $(node --version), expected v18.17 or newer: install one, or put it first on PATH" >&2
+  exit 2
+fi
 for app in node web; do
   installed=$app/node_modules/.package-lock.json
   if [ ! -e "$installed" ] || [ "$app/package-lock.json" -nt "$installed" ]; then
