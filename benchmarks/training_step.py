@@ -102,15 +102,17 @@ class Stepper:
         self.processes = Processes(torch.device(device))
         if way == REFERENCE:
             collect_backbone_gradients(self.pair)
+        else:
+            self.stack = ExitStack()  # as long as the process lives
+            self.stack.enter_context(in_precision(self.pair, self.precision))
 
     def step(self) -> None:
         """One step."""
         if self.way == REFERENCE:
             reference_step(self.pair, self.role, self.optimizer, self.images, self.labels)
             return
-        with in_precision(self.pair, self.precision):
-            count = len(self.labels)
-            take_step(self.pair, self.role, self.optimizer, self.images, self.labels, self.processes, count)
+        count = len(self.labels)
+        take_step(self.pair, self.role, self.optimizer, self.images, self.labels, self.processes, count)
 
 
 def work(task: dict[str, Any]) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
 import torch
 
 from cdl_deploy.training.config import OptimConfig
+from cdl_deploy.training.models.packed import can_pack
 from cdl_deploy.training.models.pair import Pair
 
 MAX_WORKERS = 8
@@ -30,19 +31,23 @@ def settle(optim: OptimConfig, device: torch.device, in_memory: bool, processes:
 
 @contextmanager
 def in_precision(pair: Pair, precision: str) -> Iterator[None]:
-    """While it lasts, the matrix products of both backbones run in `precision`, which is settled.
+    """While it lasts, the matrix products of both backbones run in `precision`, which is settled; in fp32 on a CPU with
+    packed weights, unless they are compiled.
 
     Selection, heads, losses and parameters are fp32 in any case: they are small, and the last digits can decide which
     prompt is chosen.
     """
     backbones = [learner.backbone for learner in pair.learners.values()]
-    for backbone in backbones:
-        backbone.bf16 = precision == "bf16"
-    try:
-        yield
-    finally:
+    with ExitStack() as stack:
         for backbone in backbones:
-            backbone.bf16 = False
+            backbone.bf16 = precision == "bf16"
+            if not backbone.bf16 and not backbone.compiled and can_pack(backbone.mean.device):
+                stack.enter_context(backbone.packed_layers())
+        try:
+            yield
+        finally:
+            for backbone in backbones:
+                backbone.bf16 = False
 
 
 def compile_blocks(pair: Pair, backend: str = "inductor") -> None:
@@ -52,4 +57,5 @@ def compile_blocks(pair: Pair, backend: str = "inductor") -> None:
     """
     for learner in pair.learners.values():
         backbone = learner.backbone
+        backbone.compiled = True
         backbone.run_blocks = torch.compile(backbone.run_blocks, backend=backend)  # type: ignore[method-assign]

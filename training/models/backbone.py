@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableSequence
+from collections.abc import Iterator, Mapping, MutableSequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar, cast
 
@@ -14,6 +15,7 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from cdl_deploy.errors import WeightsError
+from cdl_deploy.training.models.packed import SMALLEST_WIDTH, PackedLinear
 from cdl_deploy.training.shapes import Pixels, Rows, Tokens
 
 
@@ -78,6 +80,10 @@ class Backbone(nn.Module):
         self.vit = vit.eval().requires_grad_(False)
         self.bf16 = False
         """Whether matrix products run in bf16 (autocast). What comes out, and every parameter, is fp32 all the same."""
+        self.compiled = False
+        """Whether the blocks are compiled."""
+        self.packed: dict[tuple[int, int], PackedLinear] = {}
+        """Projections to query, and to key and value, by block and first row, while the layers are packed."""
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
         self.depth: int = len(vit.blocks)
@@ -122,9 +128,9 @@ class Backbone(nn.Module):
     ) -> Float[Tensor, "B n D"]:
         """One block; it returns as many tokens as it got, or only those at the positions `read`."""
         block = self.block(index)
-        if prompt is None and read is None:
+        if prompt is None and read is None and not self.packed:
             return block(tokens)
-        mixed = _attention(self.attention(index), block.norm1(tokens), prompt or BlockPrompt(), read)
+        mixed = self._attention(index, block.norm1(tokens), prompt or BlockPrompt(), read)
         tokens = pick(tokens, read) + block.ls1(mixed)
         return tokens + block.ls2(block.mlp(block.norm2(tokens)))
 
@@ -156,6 +162,61 @@ class Backbone(nn.Module):
         """The norm between the last block and the heads."""
         return self.vit.norm(tokens)
 
+    def _project(self, index: int, tokens: Tokens, first: int, count: int) -> Float[Tensor, "count B H N head"]:
+        """`count` of a block's projections to query, key and value (0, 1, 2), from `first` on, split into heads."""
+        layer = self.attention(index).qkv
+        if (index, first) in self.packed:
+            projected = self.packed[index, first](tokens)
+        else:
+            projected = F.linear(tokens, *_rows(layer, first, count))
+        return projected.unflatten(-1, (count, self.heads, -1)).permute(2, 0, 3, 1, 4)
+
+    def _attention(self, index: int, tokens: Tokens, prompt: BlockPrompt, read: Read = None) -> Float[Tensor, "B n D"]:
+        """Multi-head attention with prompt rows around the keys and values; queries are untouched.
+
+        With `read` only the tokens there ask; all of them answer.
+        """
+        attention, batch, heads = self.attention(index), tokens.shape[0], self.heads
+        # Apart, so that what keys and values were before rows joined them is not kept for the backward pass.
+        query = self._project(index, pick(tokens, read), 0, 1)[0]
+        key, value = self._project(index, tokens, 1, 2).unbind(0)
+        query, key = attention.q_norm(query), attention.k_norm(key)
+        if prompt.class_shift is not None:
+            shift_key, shift_value = (row.view(heads, 1, -1).to(key) for row in prompt.class_shift)
+            key = torch.cat([key[:, :, :1] + shift_key, key[:, :, 1:]], dim=2)
+            value = torch.cat([value[:, :, :1] + shift_value, value[:, :, 1:]], dim=2)
+        keys, values = [key], [value]
+        if prompt.before is not None:
+            keys.insert(0, _split_heads(prompt.before[0], batch, heads, key.dtype))
+            values.insert(0, _split_heads(prompt.before[1], batch, heads, key.dtype))
+        if prompt.after is not None:
+            keys.append(_split_heads(prompt.after[0], batch, heads, key.dtype))
+            values.append(_split_heads(prompt.after[1], batch, heads, key.dtype))
+        mixed = F.scaled_dot_product_attention(query, torch.cat(keys, dim=2), torch.cat(values, dim=2))
+        return attention.proj(mixed.transpose(1, 2).flatten(2))
+
+    @contextmanager
+    def packed_layers(self) -> Iterator[None]:
+        """While it lasts, the linear layers of all blocks are packed: faster on a CPU, for another copy of them.
+
+        Nothing is done to small models, where calls cost more than products.
+        """
+        replaced: list[nn.Linear] = []
+        try:
+            for index in range(self.depth if self.width >= SMALLEST_WIDTH else 0):
+                attention, block = self.attention(index), self.block(index)
+                for first, count in ((0, 1), (1, 2)):
+                    self.packed[index, first] = PackedLinear(*_rows(attention.qkv, first, count))
+                for layer in (attention.proj, *block.mlp.modules()):
+                    if isinstance(layer, nn.Linear):
+                        layer.forward = PackedLinear(layer.weight, layer.bias)  # type: ignore[method-assign, assignment]
+                        replaced.append(layer)
+            yield
+        finally:
+            self.packed.clear()
+            for layer in replaced:
+                del layer.forward
+
 
 def _split_heads(rows: Rows, batch: int, heads: int, dtype: torch.dtype) -> Float[Tensor, "B H p head"]:
     """Rows [B or 1, p, D] → [B, H, p, D / H], as they are: prompts pass no projection."""
@@ -168,38 +229,11 @@ def pick(tokens: Tokens, read: Read) -> Float[Tensor, "B n D"]:
     return tokens if read is None else torch.stack([tokens[:, position] for position in read], dim=1)
 
 
-def _project(attention: Attention, tokens: Tokens, first: int, count: int) -> Float[Tensor, "count B H N head"]:
-    """`count` of the projections to query, key and value (0, 1, 2), from `first` on, split into heads."""
-    width, heads = tokens.shape[-1], attention.num_heads
+def _rows(qkv: nn.Linear, first: int, count: int) -> tuple[Float[Tensor, "out in"], Float[Tensor, "out"] | None]:
+    """Weight and bias of `count` of the projections to query, key and value, from `first` on."""
+    width = qkv.in_features
     rows = slice(first * width, (first + count) * width)
-    bias = None if attention.qkv.bias is None else attention.qkv.bias[rows]
-    projected = F.linear(tokens, attention.qkv.weight[rows], bias)
-    return projected.unflatten(-1, (count, heads, -1)).permute(2, 0, 3, 1, 4)
-
-
-def _attention(attention: Attention, tokens: Tokens, prompt: BlockPrompt, read: Read = None) -> Float[Tensor, "B n D"]:
-    """Multi-head attention with prompt rows around the keys and values; queries are untouched.
-
-    With `read` only the tokens there ask; all of them answer.
-    """
-    batch, heads = tokens.shape[0], attention.num_heads
-    # Apart, so that what keys and values were before rows joined them is not kept for the backward pass.
-    query = _project(attention, pick(tokens, read), 0, 1)[0]
-    key, value = _project(attention, tokens, 1, 2).unbind(0)
-    query, key = attention.q_norm(query), attention.k_norm(key)
-    if prompt.class_shift is not None:
-        shift_key, shift_value = (row.view(heads, 1, -1).to(key) for row in prompt.class_shift)
-        key = torch.cat([key[:, :, :1] + shift_key, key[:, :, 1:]], dim=2)
-        value = torch.cat([value[:, :, :1] + shift_value, value[:, :, 1:]], dim=2)
-    keys, values = [key], [value]
-    if prompt.before is not None:
-        keys.insert(0, _split_heads(prompt.before[0], batch, heads, key.dtype))
-        values.insert(0, _split_heads(prompt.before[1], batch, heads, key.dtype))
-    if prompt.after is not None:
-        keys.append(_split_heads(prompt.after[0], batch, heads, key.dtype))
-        values.append(_split_heads(prompt.after[1], batch, heads, key.dtype))
-    mixed = F.scaled_dot_product_attention(query, torch.cat(keys, dim=2), torch.cat(values, dim=2))
-    return attention.proj(mixed.transpose(1, 2).flatten(2))
+    return qkv.weight[rows], None if qkv.bias is None else qkv.bias[rows]
 
 
 def check_plain(vit: nn.Module) -> None:
