@@ -1,4 +1,4 @@
-"""`cdl inspect`: what an exported model knows, takes and gives, and which prompts images select."""
+"""`cdl inspect`: what a model knows, takes and gives, and which prompts images select."""
 
 from __future__ import annotations
 
@@ -24,7 +24,12 @@ BY = ("task", "class")
 
 
 def command(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Exported model (.onnx).", show_default=False)],
+    model: Annotated[
+        Path,
+        typer.Argument(
+            metavar="MODEL", help="Exported model, or another ONNX classifier with labels (.onnx).", show_default=False
+        ),
+    ],
     images: Annotated[
         str | None,
         typer.Option(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from cdl_deploy.bundle import Method, Preprocessing
+from cdl_deploy.bundle import Bundle, Method, Preprocessing
 from cdl_deploy.cli.cells import ending, named
 from cdl_deploy.evaluation.inspection import Inspection, Port
 
@@ -14,9 +16,8 @@ from cdl_deploy.evaluation.inspection import Inspection, Port
 def inspection_tables(found: Inspection) -> RenderableType:
     """The model, then its tasks with their classes."""
     bundle = found.bundle
-    facts = Table(show_header=False, title_justify="left")
-    facts.add_column(no_wrap=True)
-    facts.add_column(overflow="fold")
+    if bundle is None:
+        return _from_elsewhere(found)
     method = bundle.method
     learned = method.continual + (f" + {method.distillation}" if method.distillation else "")
     rows = {
@@ -28,27 +29,48 @@ def inspection_tables(found: Inspection) -> RenderableType:
         "preprocessing": preprocessing_words(bundle.preprocessing),
         "prompts": selection_words(method),
         "gives": _ports(found.outputs),
-        "accuracy": _accuracy(found),
-        "parity": _parity(found),
-        "precision": _precision(found),
+        "accuracy": _accuracy(bundle),
+        "parity": _parity(bundle),
+        "precision": _precision(bundle),
         "written by": f"{bundle.producer.name} {bundle.producer.version}",
     }
-    for name, text in rows.items():
-        facts.add_row(name, Text(text))
     tasks = Table()
     tasks.add_column("task", justify="right", no_wrap=True)
     tasks.add_column("classes")
     for number, names in enumerate(bundle.tasks, 1):
         tasks.add_row(str(number), named(names))
-    return Group(Text(ending(str(bundle.path), 98)), facts, tasks)
+    return Group(Text(ending(str(found.path), 98)), _facts(rows), tasks)
 
 
-def preprocessing_words(preprocessing: Preprocessing) -> str:
+def _from_elsewhere(found: Inspection) -> RenderableType:
+    """What there is to say of a model that cdl did not export."""
+    interface = found.interface
+    rows = {
+        "model": f"not exported by cdl: {found.bytes / 1e6:.2f} MB",
+        "knows": f"{len(interface.classes)} classes",
+        "takes": _ports(found.inputs),
+        "preprocessing": preprocessing_words(interface.preprocessing, normalised=interface.dtype != "uint8")
+        + ("" if interface.assumed is None else " (assumed: nothing says it)"),
+        "gives": _ports(found.outputs),
+    }
+    return Group(Text(ending(str(found.path), 98)), _facts(rows), named(interface.classes))
+
+
+def _facts(rows: Mapping[str, str]) -> Table:
+    facts = Table(show_header=False, title_justify="left")
+    facts.add_column(no_wrap=True)
+    facts.add_column(overflow="fold")
+    for name, text in rows.items():
+        facts.add_row(name, Text(text))
+    return facts
+
+
+def preprocessing_words(preprocessing: Preprocessing, normalised: bool = True) -> str:
     """What happens to pixels, and where."""
     p = preprocessing
     steps = f"shorter edge to {p.resize} ({p.interpolation}, antialiased), middle {p.width}×{p.height}"
     mean, std = (", ".join(f"{value:g}" for value in values) for values in (p.mean, p.std))
-    steps += f", /255, minus ({mean}), by ({std})"
+    steps += f", /255, minus ({mean}), by ({std})" if normalised else ""
     return f"in the graph: {steps}" if p.input == "image" else f"before the graph, by the caller: {steps}"
 
 
@@ -83,16 +105,16 @@ def _ports(ports: tuple[Port, ...]) -> str:
     )
 
 
-def _accuracy(found: Inspection) -> str:
-    accuracy = found.bundle.accuracy
+def _accuracy(bundle: Bundle) -> str:
+    accuracy = bundle.accuracy
     if accuracy is None:
         return "not recorded"
     lost = "" if accuracy.forgetting is None else f", forgetting {accuracy.forgetting:.1f}"
     return f"{accuracy.final_average_accuracy:.1f} % over all classes, mean over tasks{lost} (measured by the run)"
 
 
-def _parity(found: Inspection) -> str:
-    parity = found.bundle.parity
+def _parity(bundle: Bundle) -> str:
+    parity = bundle.parity
     if parity is None:
         return "not recorded"
     return (
@@ -101,8 +123,8 @@ def _parity(found: Inspection) -> str:
     )
 
 
-def _precision(found: Inspection) -> str:
-    quantization = found.bundle.quantization
+def _precision(bundle: Bundle) -> str:
+    quantization = bundle.quantization
     if quantization is None:
         return "float32"
     parts = [quantization.kind, "" if quantization.batch_invariant else "results depend on the batch"]

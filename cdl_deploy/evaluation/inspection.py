@@ -1,4 +1,4 @@
-"""What an exported model knows, takes and gives: read from its file, nothing is run."""
+"""What a model knows, takes and gives: read from its file, nothing is run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cdl_deploy.bundle import Bundle, bundle_of, description, open_session
+from cdl_deploy.bundle import Bundle, description, open_session
+from cdl_deploy.interface import Interface, interface_of
 
 
 @dataclass(frozen=True)
@@ -24,23 +25,34 @@ class Port:
 class Inspection:
     """One model file."""
 
-    bundle: Bundle
+    path: Path
+    interface: Interface
     bytes: int
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
 
+    @property
+    def bundle(self) -> Bundle | None:
+        """What an exported model says about itself; None for a model from elsewhere."""
+        return self.interface.bundle
+
     def to_dict(self) -> dict[str, Any]:
         """The description in the file, and what was seen of the file itself: plain values for JSON."""
         ports = {"inputs": [asdict(port) for port in self.inputs], "outputs": [asdict(port) for port in self.outputs]}
-        return {"path": str(self.bundle.path), "bytes": self.bytes, **description(self.bundle), **ports}
+        if self.bundle is not None:
+            known = description(self.bundle)
+        else:
+            preprocessing = {**asdict(self.interface.preprocessing), "assumed": self.interface.assumed}
+            known = {"classes": list(self.interface.classes), "preprocessing": preprocessing}
+        return {"path": str(self.path), "bytes": self.bytes, **known, **ports}
 
 
 def inspect_model(path: Path) -> Inspection:
-    """Read the file at `path`. Raises BundleError for one that cdl did not export."""
+    """Read the file at `path`. Raises BundleError for no model, or one from elsewhere without labels."""
     session = open_session(path, optimise=False)  # nothing is going to be run
-    bundle = bundle_of(session, path)
+    interface = interface_of(session, path)
     inputs, outputs = (
         tuple(Port(node.name, node.type, tuple(node.shape)) for node in nodes)
         for nodes in (session.get_inputs(), session.get_outputs())
     )
-    return Inspection(bundle, path.stat().st_size, inputs, outputs)
+    return Inspection(path, interface, path.stat().st_size, inputs, outputs)

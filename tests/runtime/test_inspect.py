@@ -20,6 +20,7 @@ from cdl_deploy.errors import OptionError
 from cdl_deploy.evaluation import inspect_model, labelled_folder, measure_selection
 from cdl_deploy.evaluation.selection import By, Selection, SelectionRow
 from tests.runtime.test_evaluate import draw
+from tests.runtime.test_foreign import save
 
 SELECTED = Method("coda", "kdp", "full", "in-graph", "selected")
 
@@ -105,6 +106,29 @@ def test_quantised_models_say_what_was_done(make_model):
     assert (
         "int8-dynamic, results depend on the batch, 1 matrix products in float32, 91.0 % before, 90.6 % after" in text
     )
+
+
+def test_a_model_from_elsewhere(cdl, tmp_path):
+    path = save(tmp_path / "m.onnx", metadata={"labels": json.dumps(["red", "green", "blue", "grey"])})
+    code, out, err = cdl(path)
+    assert (code, err) == (0, "")
+    assert max(map(len, out.splitlines())) <= 100
+    text = " ".join(out.replace("│", " ").split())
+    for part in (
+        "model not exported by cdl: 0.00 MB",
+        "knows 4 classes",
+        "takes pixels float32 [B, 3, 8, 10]",
+        "shorter edge to 9 (bilinear, antialiased), middle 10×8, /255, minus (0.485, 0.456, 0.406), by",
+        "(assumed: nothing says it)",
+        "red, green, blue, grey",
+    ):
+        assert part in text, part
+    values = json.loads(cdl(path, "--json")[1])
+    assert values["classes"] == ["red", "green", "blue", "grey"]
+    assert values["preprocessing"]["assumed"].endswith("ImageNet's mean and deviation, 8×10, assumed")
+    code, out, err = cdl(path, "--images", tmp_path)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"error: {tmp_path} has no images")
 
 
 # ---- --images --------------------------------------------------------------------------------------------------------
