@@ -15,7 +15,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from cdl_deploy.export.layers import drop_unused
-from cdl_deploy.export.quantise import Prepared, check_quantised, store_selection_half
+from cdl_deploy.export.quantise import Prepared, check_quantised, store_half
 
 
 def beyond_half(prepared: Prepared) -> list[str]:
@@ -59,6 +59,6 @@ def halve(prepared: Prepared, keep: Collection[str] = (), always: Collection[str
     model.graph.node.extend(nodes)
     drop_unused(model)
     check_quantised(model, prepared, keep, (TensorProto.FLOAT,))
-    store_selection_half(model)
+    store_half(model)
     onnx.checker.check_model(model, full_check=True)
     return model

@@ -83,9 +83,13 @@ class Graph:
         return np.ascontiguousarray(found)
 
     def products(self) -> Iterator[tuple[onnx.NodeProto, str]]:
-        """Every product with a constant, and the initializer behind that constant."""
+        """Every product with a constant matrix or kernel, and the initializer behind that constant.
+
+        A stack of matrices, one a head, is none: the last block has two, and one or two tokens go through them.
+        """
         for node in self.model.graph.node:
-            if node.op_type in PRODUCTS and (source := self.constant(node.input[1])) is not None:
+            source = self.constant(node.input[1]) if node.op_type in PRODUCTS else None
+            if source is not None and (node.op_type != "MatMul" or len(self.initializers[source].dims) == 2):
                 yield node, source
 
     def of_tokens(self, node: onnx.NodeProto) -> bool:
@@ -245,9 +249,9 @@ def _name(graph: Graph, node: onnx.NodeProto, source: str) -> str:
 
 
 def _part(graph: Graph, node: onnx.NodeProto) -> str:
-    """`.qkv`, or the part of it that the last block has as a matrix of its own: `.q` or `.kv`."""
+    """`.qkv`, or the part of it that the last block has as a matrix of its own: `.q`."""
     rows, columns = graph.value(node.input[1]).shape
-    return {1: ".q", 2: ".kv"}.get(columns // rows, ".qkv")
+    return ".q" if columns == rows else ".qkv"
 
 
 def _short(module: str) -> str:

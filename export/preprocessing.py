@@ -14,6 +14,9 @@ numbers up to the last division, so a wide image loses nothing.
 
 Not the Resize operator: it resizes what the crop then throws away (a 1 × 40000 image would become 224 × 9 million),
 and rounds once where PIL rounds twice.
+
+An image whose shorter edge is as long as it should be already is only cropped; an `If` decides. Both of its branches
+stand alone, with constants of their own: tools that sort or prune a graph overlook what a branch takes from outside.
 """
 
 from __future__ import annotations
@@ -35,6 +38,25 @@ def preprocessing_graph(preprocessing: Preprocessing) -> Nodes:
     """Nodes from `image` to `pixels`. Raises OptionError for a filter they do not have."""
     check_filter(preprocessing.interpolation)
     g = Nodes("preprocessing")
+    sides = g("Shape", INPUT_NAME, start=1, end=3)
+    ready = g("Equal", g("ReduceMin", sides, keepdims=0), g.constant(preprocessing.resize, np.int64))
+    g("If", ready, name=PIXELS_NAME, then_branch=_cropped(preprocessing), else_branch=_resized(preprocessing))
+    return g
+
+
+def _cropped(preprocessing: Preprocessing) -> onnx.GraphProto:
+    """The middle of an image that need not be resized."""
+    g, size = Nodes("preprocessing/cropped"), (preprocessing.height, preprocessing.width)
+    counts = g.integers(*size)
+    first = _offset(g, g("Shape", INPUT_NAME, start=1, end=3), counts)
+    part = g("Slice", INPUT_NAME, first, g("Add", first, counts), g.integers(1, 2))
+    planes = g("Cast", g("Transpose", part, perm=[0, 3, 1, 2]), to=TensorProto.FLOAT)
+    return _branch(g, g("Reshape", planes, g.integers(-1, 3, *size)), size)  # so that the sizes are known beforehand
+
+
+def _resized(preprocessing: Preprocessing) -> onnx.GraphProto:
+    """Any other image, resized, and of that the middle."""
+    g = Nodes("preprocessing/resized")
     rows, columns = g("Shape", INPUT_NAME, start=1, end=2), g("Shape", INPUT_NAME, start=2, end=3)
     shorter = g("Min", rows, columns)
     first_row, last_row, rows_weights = _axis(g, rows, shorter, preprocessing.height, preprocessing)
@@ -44,8 +66,14 @@ def preprocessing_graph(preprocessing: Preprocessing) -> Nodes:
     part = g("Slice", INPUT_NAME, begin, end, g.integers(1, 2))
     planes = g("Cast", g("Transpose", part, perm=[0, 3, 1, 2]), to=TensorProto.FLOAT)
     narrow = _as_bytes(g, g("MatMul", planes, g("Transpose", columns_weights, perm=[1, 0])))
-    _as_bytes(g, g("MatMul", rows_weights, narrow), PIXELS_NAME)
-    return g
+    pixels = _as_bytes(g, g("MatMul", rows_weights, narrow))
+    return _branch(g, pixels, (preprocessing.height, preprocessing.width))
+
+
+def _branch(g: Nodes, output: str, size: tuple[int, int]) -> onnx.GraphProto:
+    """A graph that takes nothing of its own and gives `output` [B, 3, height, width]."""
+    value = helper.make_tensor_value_info(output, TensorProto.FLOAT, ["batch", 3, *size])
+    return helper.make_graph(g.nodes, g.prefix, [], [value], g.initializers)
 
 
 def check_filter(interpolation: str) -> None:
@@ -62,10 +90,7 @@ def _axis(g: Nodes, size: str, shorter: str, crop: int, preprocessing: Preproces
     reach, filter_of = FILTERS[preprocessing.interpolation]
     one, two, count = g.integers(1), g.integers(2), g.integers(crop)
     new = g("Div", g("Mul", size, g.integers(preprocessing.resize)), shorter)  # torchvision: int(resize·long / short)
-    spare = g("Sub", new, count)
-    half = g("Div", spare, two)
-    odd = g("Mod", spare, two)
-    offset = g("Add", half, g("Mul", odd, g("Mod", half, two)))  # Python's round(spare / 2): a half goes to the even
+    offset = _offset(g, new, count)
     larger = g("Max", size, new)
     margin = g("Add", g("Div", g("Mul", larger, g.integers(reach)), new), two)
     first = g("Max", g("Sub", g("Div", g("Mul", offset, size), new), margin), g.integers(0))
@@ -83,9 +108,17 @@ def _axis(g: Nodes, size: str, shorter: str, crop: int, preprocessing: Preproces
     return first, behind, g("Div", weights, g("ReduceSum", weights, g.integers(-1), keepdims=1))
 
 
-def _as_bytes(g: Nodes, values: str, name: str | None = None) -> str:
+def _offset(g: Nodes, sizes: str, crop: str) -> str:
+    """Where a centre crop begins: Python's round((size − crop) / 2), so a half goes to the even."""
+    two = g.integers(2)
+    spare = g("Sub", sizes, crop)
+    half = g("Div", spare, two)
+    return g("Add", half, g("Mul", g("Mod", spare, two), g("Mod", half, two)))
+
+
+def _as_bytes(g: Nodes, values: str) -> str:
     """Rounded as PIL does, halves up, and clipped to 0 … 255."""
-    return g("Clip", g("Floor", g("Add", values, g.number(0.5))), g.number(0), g.number(255), name=name)
+    return g("Clip", g("Floor", g("Add", values, g.number(0.5))), g.number(0), g.number(255))
 
 
 def _bilinear(g: Nodes, t: str) -> str:

@@ -6,7 +6,7 @@
   batch-invariant.
 
 Both are onnxruntime's own quantisers. What they leave out they leave out in silence, so `check_quantised` counts.
-All that is no layer is computed in fp32; large prompts and keys are stored in fp16 (`store_selection_half`).
+All that is no layer is computed in fp32; what else is large is stored in fp16 (`store_half`).
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from cdl_deploy.errors import QuantisationError
 from cdl_deploy.export.layers import FLOATS, Graph, Layer, bias_inside, drop_unused, find_layers, float_products
 
-SELECTION = "selection."
-"""How the initializers of an exported selection begin: prompts and keys."""
+STORED_HALF = ("selection.", "last.", "query_last.")
+"""How those initializers begin that are no layer and yet large: prompts and keys, and the last block's stacks."""
 LARGE = 1 << 15
-"""Numbers in a constant of the selection that is worth storing in fp16."""
+"""Numbers in such a constant that is worth storing in fp16."""
 Feeds = Mapping[str, npt.NDArray[Any]]
 """Inputs of a session by name."""
 
@@ -171,20 +171,20 @@ def check_quantised(
 def _finished(model: onnx.ModelProto, prepared: Prepared, keep: Collection[str]) -> onnx.ModelProto:
     drop_unused(model)
     check_quantised(model, prepared, keep)
-    store_selection_half(model)
+    store_half(model)
     onnx.checker.check_model(model, full_check=True)
     return model
 
 
-def store_selection_half(model: onnx.ModelProto) -> None:
-    """Keep large prompts and keys in the file as fp16, and turn them into fp32 when the model is loaded. In place.
+def store_half(model: onnx.ModelProto) -> None:
+    """Keep large prompts, keys and stacks in the file as fp16, turned into fp32 when the model is loaded. In place.
 
     With ten tasks of CODA they are a quarter of an int8 file, and rounding them is a thousandth of what int8 does to
     the tokens. The few keys of a selection that chooses the largest (L2P, DualPrompt) are too small to be worth it.
     """
     casts = []
     for value in model.graph.initializer:
-        if not value.name.startswith(SELECTION) or value.data_type != onnx.TensorProto.FLOAT:
+        if not value.name.startswith(STORED_HALF) or value.data_type != onnx.TensorProto.FLOAT:
             continue
         numbers = numpy_helper.to_array(value)
         stored = numbers.astype(np.float16)
