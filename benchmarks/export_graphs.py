@@ -171,7 +171,7 @@ def photographs(folder: Path, threads: int, runs: int = 20) -> list[dict[str, An
     from PIL import Image
 
     from cdl_deploy.bundle import decode_metadata
-    from cdl_deploy.images import to_pixels
+    from cdl_deploy.images import to_crop
 
     path = folder / "block4.onnx"
     model = onnx.load(path)
@@ -189,7 +189,7 @@ def photographs(folder: Path, threads: int, runs: int = 20) -> list[dict[str, An
             ours, theirs = [], []
             for _ in range(runs):
                 ours.append(seconds_of(lambda feed=feed: session.run(None, feed)))
-                theirs.append(seconds_of(lambda image=image: to_pixels(image, bundle.preprocessing)))
+                theirs.append(seconds_of(lambda image=image: to_crop(image, bundle.preprocessing)))
             rows.append({"image": size, "graph_ms": 1e3 * median(ours), "pillow_ms": 1e3 * median(theirs)})
     return rows
 

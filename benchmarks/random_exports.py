@@ -175,7 +175,7 @@ def as_pixels(images: Tensor) -> np.ndarray:
 def plain_vit(seed: int) -> nn.Module:
     """The classifier somebody would use who learns nothing continually: timm's, with 100 classes."""
     torch.manual_seed(seed)
-    return cast(nn.Module, timm.create_model(MODEL, pretrained=False, num_classes=10 * CLASSES)).eval()
+    return timm.create_model(MODEL, pretrained=False, num_classes=10 * CLASSES).eval()
 
 
 def export_as_is(module: nn.Module, path: Path) -> None:
@@ -256,4 +256,5 @@ class AsTheReference(nn.Module):
         scores = (query @ key.transpose(-2, -1)) * attention.scale
         mixed = (scores.softmax(dim=-1) @ value).transpose(1, 2).reshape(batch, count, width)
         tokens = tokens + attention.proj(mixed)
-        return tokens + block.mlp(block.norm2(tokens))
+        added: Tensor = block.mlp(block.norm2(tokens))
+        return tokens + added

@@ -28,7 +28,7 @@ OPSET = 20
 LOWEST_OPSET = 18
 """The first opset that torch's exporter writes."""
 HIGHEST_OPSET = 23
-"""The last one that the graph is made for; 20 is the one that the tests run."""
+"""The last one that the graph is made for; the tests export and run every one."""
 EXAMPLE_BATCH = 2  # with an example batch of 1 the exporter takes the batch for a constant
 
 
