@@ -3,6 +3,7 @@
     python benchmarks/export_graphs.py --work /tmp/graphs --build-only      # about 5 minutes, once
     python benchmarks/export_graphs.py --work /tmp/graphs                   # every graph, batch 1 and 8
     python benchmarks/export_graphs.py --work /tmp/graphs --graphs full,block4 --seconds 60 --json found.json
+    python benchmarks/export_graphs.py cpu --work /tmp/graphs               # where other programs cannot be kept away
     python benchmarks/export_graphs.py profile --work /tmp/graphs --graphs block4-int8
     python benchmarks/export_graphs.py photographs --work /tmp/graphs
     python benchmarks/export_graphs.py large                                # what exporting a ViT-B takes
@@ -11,6 +12,9 @@ ViT-S/16 at 224, CODA-Prompt and KDP, 10 tasks of 10 classes, random weights (`r
 timm ViT-S exported the ordinary way, which gets a normalised tensor; ours get uint8 pixels and preprocess them inside
 the measured time. `cdl_deploy.bench` measures: each model in a process of its own, taking turns in short bursts in
 random order; a ratio is the median over the rounds of (time of the graph / time of its unit).
+
+`cpu` compares processor time of single-threaded runs at batch 1 instead, also in processes of their own that take
+turns: what other programs do to the clock does not enter, nor does what two threads share. It prints no verdicts.
 
 Exits 1 where a bar is missed.
 """
@@ -63,6 +67,7 @@ MORE_TASKS = {"full-100-tasks": "full", "block4-100-tasks": "block4"}
 """Graphs with 100 tasks, and their own unit."""
 LARGE = "vit_base_patch16_224"
 LARGE_SECONDS, LARGE_BYTES = 120, 8e9
+KINDS = ("latency", "cpu", "profile", "photographs", "large")
 NAMES = [UNIT, *TIME_BARS, *MORE_TASKS]
 
 
@@ -119,6 +124,65 @@ def print_rows(rows: list[dict[str, Any]]) -> int:
         bar = "" if row["bar"] is None else f"≤ {row['bar']:g}×"
         print(f"| {row['graph']} | {what} | {row['value']:.2f} {row['unit']} | {ratio} | {bar} | {verdict} |")
     return missed
+
+
+# ---- processor time --------------------------------------------------------------------------------------------------
+
+
+def cpu_times(names: list[str], folder: Path, rounds: int, seed: int) -> list[dict[str, Any]]:
+    """Median milliseconds of processor time of one image on one thread, and ratios over the unit's, round by round."""
+    import random
+
+    names = [*[name for name in names if name != UNIT], UNIT]
+    order, workers = random.Random(seed), {name: start_worker(folder / f"{name}.onnx") for name in names}
+    try:
+        found: dict[str, list[float]] = {name: [] for name in names}
+        for _ in range(rounds):
+            for name in order.sample(names, len(names)):
+                ask(workers[name])  # fills the caches, uncounted
+                found[name].append(ask(workers[name]))
+    finally:
+        for worker in workers.values():
+            worker.communicate()
+    rows = []
+    for name in names:
+        against = MORE_TASKS.get(name, UNIT)
+        ratio = median(a / b for a, b in zip(found[name], found[against], strict=True)) if against in found else None
+        rows.append(
+            {"what": "processor time", "graph": name, "batch": 1, "value": 1e3 * median(found[name]), "unit": "ms",
+             "rounds": rounds, "against": against, "ratio": ratio, "bar": None}
+        )  # fmt: skip
+    return rows
+
+
+def start_worker(path: Path) -> subprocess.Popen[str]:
+    """A process that runs `path` once for every line it reads and answers with the seconds of processor time."""
+    command = [sys.executable, __file__, "--worker", str(path)]
+    worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    ask(worker)
+    return worker
+
+
+def ask(worker: subprocess.Popen[str]) -> float:
+    assert worker.stdin is not None
+    assert worker.stdout is not None
+    worker.stdin.write("run\n")
+    worker.stdin.flush()
+    return float(worker.stdout.readline())
+
+
+def work(path: Path) -> None:
+    """The inside of such a process."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    feed = make_feed(session, 1)
+    for _ in sys.stdin:
+        began = time.process_time()
+        session.run(None, feed)
+        print(time.process_time() - began, flush=True)
 
 
 # ---- where the time goes ---------------------------------------------------------------------------------------------
@@ -245,7 +309,9 @@ def chosen(text: str | None) -> Iterator[str]:
 def main() -> int:
     """Exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="?", default="latency", choices=("latency", "profile", "photographs", "large"))
+    parser.add_argument(
+        "what", nargs="?", default="latency", choices=("latency", "cpu", "profile", "photographs", "large")
+    )
     parser.add_argument("--work", type=Path, help="folder that keeps the graphs; without it they are built anew")
     parser.add_argument("--graphs", help=f"comma-separated, of {', '.join(NAMES)}; default: all")
     parser.add_argument("--build-only", action="store_true", help="fill the folder and end")
@@ -254,7 +320,12 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=180, help="at most so long; it ends when medians are precise")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument("--rounds", type=int, default=20, help="of `cpu`")
+    parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     a = parser.parse_args()
+    if a.worker:
+        work(a.worker)
+        return 0
     names = list(chosen(a.graphs))
     facts = about(a.seed, a.threads)
     print(", ".join(f"{key} {value}" for key, value in facts.items()), flush=True)
@@ -279,6 +350,9 @@ def main() -> int:
             missed += print_rows(found["rows"])
             found["notes"] = list(report.notes)
             print("\n" + "\n".join(f"note: {note}" for note in report.notes))
+        elif a.what == "cpu":
+            found["rows"] = cpu_times(names, folder, a.rounds, a.seed)
+            print_rows(found["rows"])
         elif a.what == "profile":
             found["profiles"] = {
                 f"{name}, batch {batch}": profile(folder / f"{name}.onnx", batch, a.threads)

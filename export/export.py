@@ -30,6 +30,7 @@ from cdl_deploy.bundle import (
 from cdl_deploy.errors import OptionError, RunError, nearest
 from cdl_deploy.export.fixed_selection import BATCH, Select, check_select, fix_selection, load_images
 from cdl_deploy.export.graph import ExportGraph
+from cdl_deploy.export.latency import latency_ms
 from cdl_deploy.export.onnx_file import OPSET, check_opset, export_onnx, save_onnx
 from cdl_deploy.export.ort_file import write_ort
 from cdl_deploy.export.parity import check_parity, trained_logits
@@ -61,6 +62,10 @@ class Exported:
     """Of an int8 variant: which images its scales come from."""
     products: int | None = None
     """Of a smaller variant: products of tokens with a matrix, of which `kept_float` stayed float."""
+    left_float: dict[str, str] = field(default_factory=dict)
+    """Of a smaller variant: what is computed in fp32 all the same, and why."""
+    latency_ms: float | None = None
+    """Milliseconds of one image on this machine, roughly."""
     updates: tuple[MadeUpdate, ...] = ()
     """What makes it from older models."""
 
@@ -192,7 +197,9 @@ def _export_learner(
     if role == "student":
         for it in write_variants(run, record, model, bundle, options.shrink, on_step):
             size, nodes = it.bundle.path.stat().st_size, len(it.model.graph.node)
-            exported.append(Exported(it.bundle, size, nodes, it.held_out, it.calibration, it.products))
+            found = Exported(it.bundle, size, nodes, it.held_out, it.calibration, it.products, it.left_float)
+            exported.append(found)
+    exported = [replace(it, latency_ms=latency_ms(it.bundle.path, it.bundle.preprocessing)) for it in exported]
     if options.ort:
         for item in exported:
             on_step(f"{item.bundle.path.stem}.ort: optimising")

@@ -27,6 +27,7 @@ from cdl_deploy.bundle import (
 from cdl_deploy.errors import OptionError, nearest
 from cdl_deploy.export.half import beyond_half, halve
 from cdl_deploy.export.images_of_run import Calibration, HeldOut, calibration_images, held_out_images
+from cdl_deploy.export.left_float import left_float
 from cdl_deploy.export.onnx_file import save_onnx
 from cdl_deploy.export.preprocessing import PIXELS_NAME
 from cdl_deploy.export.quantise import calibrate, prepare, quantise_dynamic, quantise_static
@@ -75,6 +76,8 @@ class Variant:
     """Which images its scales come from."""
     products: int
     """Products of tokens with a matrix, of which those of `kept_float` are left."""
+    left_float: dict[str, str]
+    """What is computed in fp32 all the same, and why."""
 
 
 def write_variants(
@@ -141,10 +144,12 @@ def _write(
     save_onnx(small, path, encode_metadata(written))
     write_json(description_file(path), description(written))
     source = f"{len(calibration.items)} {calibration.source}" if kind == "int8" else None
-    return Variant(written, small, held_out.images, source, len(prepared.nodes()))
+    left = left_float(small, set(kept) - set(always), always)
+    return Variant(written, small, held_out.images, source, len(prepared.nodes()), left)
 
 
 def _parity(expected: npt.NDArray[np.float32], found: npt.NDArray[np.float32]) -> Parity:
     """How the variant's logits compare with those of the float model; nothing is demanded of them."""
     same = expected.argmax(axis=1) == found.argmax(axis=1)
-    return Parity(len(same), float(np.abs(expected - found).max()), float(same.mean()))
+    difference = float(np.abs(expected - found).max())
+    return Parity(len(same), float(f"{difference:.1g}"), float(same.mean()))

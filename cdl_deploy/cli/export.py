@@ -150,7 +150,7 @@ def _print(exported: list[Exported], destination: Path) -> None:
     from rich.table import Table
 
     table = Table(title=f"Exported to {destination}")
-    for column in ("file", "MB", "parameters", "nodes", "classes", "logit off by", "same top-1"):
+    for column in ("file", "MB", "parameters", "nodes", "ms", "classes", "logit off by", "same top-1"):
         table.add_column(column, justify="left" if column == "file" else "right", no_wrap=column == "file")
     for item in exported:
         parity = item.bundle.parity
@@ -160,6 +160,7 @@ def _print(exported: list[Exported], destination: Path) -> None:
             f"{item.bytes / 1e6:.2f}",
             f"{item.bundle.parameters:,}",
             str(item.nodes),
+            "" if item.latency_ms is None else f"{item.latency_ms:.1f}",
             str(len(item.bundle.classes)),
             f"{parity.max_abs_logit_difference:.1e}",
             f"{parity.top1_agreement:.0%} of {parity.images}",
@@ -192,10 +193,9 @@ def _print_variant(console: Console, item: Exported) -> None:
         highlight=False,
     )
     left = f"but {', '.join(kept)}" if kept else "none left out"
-    console.print(
-        f"  {item.products} products of tokens with a matrix, {left}; selection, heads, attention and norms stay fp32",
-        highlight=False,
-    )
+    console.print(f"  {item.products} products of tokens with a matrix, {left}; in fp32 are:", highlight=False)
+    for part, reason in item.left_float.items():
+        console.print(f"    {part}: {reason}", highlight=False)
     if item.calibration:
         console.print(f"  scales from {item.calibration}", highlight=False)
     if not quantization.batch_invariant:

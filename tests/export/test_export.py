@@ -108,7 +108,8 @@ def test_an_export_that_fails_keeps_the_files_of_the_last_one(run, tmp_path, mon
 
 def test_compare_by_hand():
     expected = np.array([[1.0, 2.0], [3.0, 1.0]], dtype=np.float32)
-    assert parity.compare(expected, expected + 5e-5, "x").max_abs_logit_difference == pytest.approx(5e-5, rel=0.1)
+    assert parity.compare(expected, expected + 5e-5, "x").max_abs_logit_difference == 1e-4
+    assert parity.compare(expected, expected, "x").max_abs_logit_difference == 1e-7
     with pytest.raises(ParityError, match=r"a logit by 0.5, at most 0.0001 allowed"):
         parity.compare(expected, expected + 0.5, "x")
     with pytest.raises(ParityError, match="a logit by nan"):
@@ -116,6 +117,11 @@ def test_compare_by_hand():
     close = np.array([[1.0, 1.00005]], dtype=np.float32)
     with pytest.raises(ParityError, match="1 of 1 images get another class"):
         parity.compare(close, close[:, ::-1], "x")
+
+
+@pytest.mark.parametrize(("found", "said"), [(0, 1e-7), (3.1e-6, 1e-5), (2.9e-6, 1e-5), (1e-5, 1e-5), (5e-5, 1e-4)])
+def test_what_a_file_says_of_a_difference_does_not_depend_on_its_last_digits(found, said):
+    assert parity.power_of_ten_above(found) == said
 
 
 def test_out_must_be_a_folder(run, tmp_path):

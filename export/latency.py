@@ -1,0 +1,33 @@
+"""How long an exported file takes, roughly: for the export report; `cdl bench-latency` measures."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import onnxruntime
+
+from cdl_deploy.bundle import INPUT_NAME, Preprocessing
+
+RUNS, SECONDS = 20, 2.0
+"""At most so many runs, and no more once so many seconds have passed."""
+
+
+def latency_ms(path: Path, preprocessing: Preprocessing) -> float:
+    """Median milliseconds of one image, as the runtime feeds it, on all cores of this machine."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    if preprocessing.input == "image":
+        feed = np.zeros((1, preprocessing.resize, preprocessing.resize, 3), np.uint8)
+    else:
+        feed = np.zeros((1, 3, preprocessing.height, preprocessing.width), np.float32)
+    session.run(None, {INPUT_NAME: feed})
+    times: list[float] = []
+    while len(times) < RUNS and sum(times) < SECONDS:
+        began = time.perf_counter()
+        session.run(None, {INPUT_NAME: feed})
+        times.append(time.perf_counter() - began)
+    return 1e3 * median(times)

@@ -1,0 +1,31 @@
+"""What a smaller variant computes in fp32 all the same, and why: for the export report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+
+import onnx
+
+PARTS = {
+    "selection": ("selection.", "keys and prompts: a small error there selects other prompts"),
+    "heads": ("head.", "one vector an image: nothing to gain"),
+    "last block's stacks": (("last.", "query_last."), "one or two tokens ask there: nothing to gain"),
+    "distillation's rows": ("constants.", "prompts"),
+}
+"""What is left in any case: how its initializers begin, and the reason."""
+ALWAYS = {
+    "attention": "its own products have no weights, and prompts stand among their rows",
+    "norms, softmax, GELU, residual adds": "they cost accuracy in integers and are no products",
+}
+
+
+def left_float(model: onnx.ModelProto, kept: Collection[str], beyond: Collection[str] = ()) -> dict[str, str]:
+    """Part → reason, with the layers `kept` for accuracy's sake and those with weights `beyond` fp16 first."""
+    found = dict.fromkeys(sorted(kept), "quantised, the answers would lose more than --max-drop")
+    found |= dict.fromkeys(sorted(beyond), "a weight is larger than fp16 can hold")
+    for part, (begin, reason) in PARTS.items():
+        sizes = [math.prod(v.dims) for v in model.graph.initializer if v.name.startswith(begin) and v.dims]
+        if sizes:
+            found[part] = f"{sum(sizes):,} numbers; {reason}"
+    return found | ALWAYS
