@@ -48,6 +48,7 @@ def make_notes(
     yield from _about(measurements, options)
     yield from _about_models(models, options, measurements)
     yield from _about_classes(bundles)
+    yield from _about_selection(bundles)
 
 
 def _about_machine(machine: Machine, watch: Watch) -> Iterator[str]:
@@ -152,4 +153,13 @@ def _about_classes(bundles: Mapping[str, Bundle | None]) -> Iterator[str]:
             yield (
                 f"{first_name} knows {len(first.classes)} classes and {name} knows {len(bundle.classes)}, "
                 "not the same ones: their accuracies do not compare"
+            )
+
+
+def _about_selection(bundles: Mapping[str, Bundle | None]) -> Iterator[str]:
+    for name, bundle in bundles.items():
+        if bundle is not None and bundle.accuracy is not None and bundle.method.select not in (None, "in-graph"):
+            yield (
+                f"{name}: its prompts were chosen at export ({bundle.method.select}), and its accuracy is the run's, "
+                "where each image chose: cdl evaluate measures its own"
             )

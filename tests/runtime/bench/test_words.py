@@ -13,6 +13,7 @@ from cdl_deploy.bench import BenchOptions, Change, Comparison, Machine, Watch
 from cdl_deploy.bench.headline import count, file_size, ratio_in_words, short_time
 from cdl_deploy.bench.notes import make_notes
 from cdl_deploy.bench.table import regression_line, report_tables
+from cdl_deploy.bundle import Method
 from tests.runtime.bench.conftest import CALM, QUIET, made_up, made_up_record, made_up_report
 
 
@@ -94,6 +95,11 @@ def test_notes_about_models(tiny):
     bundles = {"a": tiny.bundle(), "b": tiny.bundle(classes=("x",), top_k=1, tasks=(("x",),)), "c": None}
     assert notes(bundles=bundles) == [
         "a knows 4 classes and b knows 1, not the same ones: their accuracies do not compare"
+    ]
+    chosen = tiny.bundle(method=Method("coda", "kdp", None, "task:2", "selected"))
+    assert notes(bundles={"a": tiny.bundle(), "b": chosen}) == [
+        "b: its prompts were chosen at export (task:2), and its accuracy is the run's, where each image chose: "
+        "cdl evaluate measures its own"
     ]
     uncounted = made_up_record("theirs", 1, None, uncounted=("Attention",))
     found = notes(*[made_up("theirs", 1, batch=b) for b in (1, 8, 32)], models=[uncounted])
