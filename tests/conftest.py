@@ -5,12 +5,14 @@ jaxtyping wraps every module of cdl_deploy.training that is imported after this 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from hypothesis import settings
 from jaxtyping import config as jaxtyping_config
 from jaxtyping import install_import_hook
@@ -18,6 +20,8 @@ from jaxtyping import install_import_hook
 import tests.shape_checker  # noqa: F401  jaxtyping finds it as an attribute of the package
 
 install_import_hook("cdl_deploy.training", "tests.shape_checker.checked")
+MadeOnce = Callable[[str, Callable[[Path], None]], Path]
+
 settings.register_profile("the same every time", derandomize=True, deadline=None)
 settings.load_profile("the same every time")
 torch.set_num_threads(1)  # the networks are small: a second thread costs more than it gives
@@ -34,31 +38,52 @@ def no_shape_checks() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made_once(tmp_path_factory: pytest.TempPathFactory, testrun_uid: str) -> MadeOnce:
+    """`made_once(name, make)`: the folder that `make` filled in the first of pytest-xdist's processes that asks."""
+
+    def folder(name: str, make: Callable[[Path], None]) -> Path:
+        shared = tmp_path_factory.getbasetemp()
+        if "PYTEST_XDIST_WORKER" in os.environ:
+            shared = shared.parent
+        done = shared / f"{name}.{testrun_uid}"
+        with FileLock(shared / f"{name}.lock"):
+            if not done.exists():
+                make(shared / name)
+                done.touch()
+        return shared / name
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_run(made_once: MadeOnce) -> Path:
     """Two tasks of two classes, KDP, a real teacher of another width and depth."""
     from cdl_deploy.training.config import DataConfig, MethodConfig, ModelConfig, OptimConfig, RunConfig
     from cdl_deploy.training.run import train
     from tests.training.conftest import COLOURS, write_images
 
-    root = tmp_path_factory.mktemp("export")
-    write_images(root / "photos/train", dict.fromkeys(COLOURS, 6))
-    write_images(root / "photos/test", dict.fromkeys(COLOURS, 3), seed=1)
-    config = RunConfig(
-        DataConfig(str(root / "photos"), tasks=2, class_order="natural"),
-        ModelConfig(),
-        MethodConfig(components_per_task=3),
-        OptimConfig(epochs=2, batch_size=4, device="cpu"),
-    )
-    train(config, root / "run")
-    return root / "run"
+    def make(root: Path) -> None:
+        write_images(root / "photos/train", dict.fromkeys(COLOURS, 6))
+        write_images(root / "photos/test", dict.fromkeys(COLOURS, 3), seed=1)
+        config = RunConfig(
+            DataConfig(str(root / "photos"), tasks=2, class_order="natural"),
+            ModelConfig(),
+            MethodConfig(components_per_task=3),
+            OptimConfig(epochs=2, batch_size=4, device="cpu"),
+        )
+        train(config, root / "run")
+
+    return made_once("small_run", make) / "run"
 
 
 @pytest.fixture(scope="session")
-def small_bundle(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small_bundle(small_run: Path, made_once: MadeOnce) -> Path:
     """The folder with student.onnx and teacher.onnx of that run."""
     from cdl_deploy.export import export_run
 
-    out = tmp_path_factory.mktemp("bundle") / "out"
-    with no_shape_checks():
-        export_run(small_run, out)
-    return out
+    def make(root: Path) -> None:
+        root.mkdir()
+        with no_shape_checks():
+            export_run(small_run, root / "out")
+
+    return made_once("small_bundle", make) / "out"
