@@ -91,6 +91,8 @@ def command(
     if not teacher:
         raise OptionError(f"--no-teacher is about a run, and {model} is none: leave it out")
     if data is None:
+        if not model.exists():
+            raise OptionError(f"{model} does not exist: give an exported model, or a run directory")
         raise OptionError("cdl evaluate needs images whose classes are known: add --data DIR")
     with needs("cdl evaluate"):
         from cdl_deploy.classifier import Classifier

@@ -188,3 +188,10 @@ def test_names_with_brackets_are_no_markup():
     report = report.__class__(**{**vars(report), "left_out": ("[red]fox[/red]",)})
     Console(file=(file := io.StringIO()), width=100).print(evaluation_tables(report))
     assert "[red]fox[/red]" in file.getvalue()
+
+
+def test_neither_model_nor_run(cdl, tmp_path):
+    """Said before anything about images."""
+    code, out, err = cdl(tmp_path / "none")
+    assert (code, out) == (2, "")
+    assert err == f"error: {tmp_path}/none does not exist: give an exported model, or a run directory\n"
