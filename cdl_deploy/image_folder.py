@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cdl_deploy.errors import DataError
+from cdl_deploy.images import SUFFIXES
 from cdl_deploy.seeds import derive_seed
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"}
 TEST_FOLDERS = ("test", "val")
 
 Files = dict[str, list[Path]]
@@ -71,7 +71,7 @@ def find_images(root: Path) -> Files:
     except OSError as error:
         raise _cannot_read(root, error) from None
     if not found:
-        suffixes = " ".join(sorted(IMAGE_SUFFIXES))
+        suffixes = " ".join(sorted(SUFFIXES))
         raise DataError(f"{root} has no images: expected folders named by class with files ending in {suffixes}")
     return found
 
@@ -84,7 +84,7 @@ def _images_below(folder: Path) -> Iterator[Path]:
 
     for place, _, names in os.walk(folder, onerror=refuse):
         paths = (Path(place, name) for name in names)
-        yield from (path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+        yield from (path for path in paths if path.suffix.lower() in SUFFIXES and path.is_file())
 
 
 def hold_out(files: Files, share: float, root: Path) -> tuple[Files, Files]:

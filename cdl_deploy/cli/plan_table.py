@@ -62,12 +62,13 @@ def _estimate(plan: dict[str, Any]) -> str:
     memory = f"{estimate['memory_bytes'] / 1e9:.1f} GB"
     if estimate["gpu_memory_bytes"] is not None:
         memory += f", and {estimate['gpu_memory_bytes'] / 1e9:.1f} GB on the GPU"
+    epochs = f"{optim['epochs']} epoch{'s' if optim['epochs'] > 1 else ''}"
     return (
         f"time:   about {duration(estimate['seconds'])} ({parts})\n"
         f"memory: about {memory}\n"
         f"how:    on {optim['device']} in {optim['precision']}, with images of task {estimate['task']}, the largest, "
         "just now:\n"
-        f"        steps timed: {steps}, after one each to warm up; images tested: {estimate['tested']}\n"
-        f"        images/s: {speeds}\n"
-        f"        × all images, {optim['epochs']} epochs a task, tests after every task; without writing checkpoints"
+        f"        steps timed: {steps}, after one each to warm up\n"
+        f"        images tested: {estimate['tested']}; images/s: {speeds}\n"
+        f"        × all images, {epochs} a task, tests after every task; without writing checkpoints"
     )

@@ -10,6 +10,8 @@ from PIL import Image
 
 from cdl_deploy.errors import DataError
 from cdl_deploy.image_folder import find_splits, find_test_images
+from cdl_deploy.images import SUFFIXES
+from cdl_deploy.sources import expand_paths
 from tests.runtime.conftest import nobody
 
 
@@ -34,6 +36,16 @@ def test_one_tree_as_a_whole_or_its_held_out_share(tmp_path):
     train, held_out = find_splits(tmp_path, 0.2)
     assert find_test_images(tmp_path, 0.2) == held_out
     assert not {file for files in held_out.values() for file in files} & {f for files in train.values() for f in files}
+
+
+@pytest.mark.parametrize("suffix", sorted(SUFFIXES))
+def test_training_and_prediction_take_the_same_files(tmp_path, suffix):
+    for name in ("ant", "bee"):
+        write(tmp_path, **{name: 1})
+        (tmp_path / name / "0.png").rename(tmp_path / name / f"0{suffix.upper()}")
+        (tmp_path / name / "notes.txt").write_text("no image")
+    assert find_test_images(tmp_path, None) == {n: [tmp_path / n / f"0{suffix.upper()}"] for n in ("ant", "bee")}
+    assert sorted(expand_paths([str(tmp_path)])) == [str(tmp_path / n / f"0{suffix.upper()}") for n in ("ant", "bee")]
 
 
 @pytest.mark.parametrize(

@@ -12,25 +12,16 @@ from typing import Any
 from timm.models import generate_default_cfgs, register_model
 from timm.models.vision_transformer import VisionTransformer, _create_vision_transformer
 
+from cdl_deploy.training.backbones.registering import model_cfg
+
 WEIGHTS_DIR = Path(__file__).resolve().parent / "weights"
 MINI_MODELS = ("mini_teacher", "mini_student")
 
 
 def _cfg(name: str) -> dict[str, Any]:
-    return {
-        "file": str(WEIGHTS_DIR / f"{name}.safetensors"),
-        "num_classes": 254,
-        "input_size": (3, 32, 32),
-        "pool_size": None,
-        "crop_pct": 1.0,
-        "interpolation": "bicubic",
-        "fixed_input_size": True,
-        "mean": (0.5, 0.5, 0.5),
-        "std": (0.5, 0.5, 0.5),
-        "first_conv": "patch_embed.proj",
-        "classifier": "head",
-        "license": "apache-2.0",
-    }
+    half = (0.5, 0.5, 0.5)
+    file = str(WEIGHTS_DIR / f"{name}.safetensors")
+    return model_cfg(half, half, file=file, num_classes=254, license="apache-2.0")
 
 
 default_cfgs = generate_default_cfgs({f"{name}.glyphs": _cfg(name) for name in MINI_MODELS})

@@ -11,25 +11,14 @@ from typing import Any
 from timm.models import generate_default_cfgs, register_model
 from timm.models.vision_transformer import VisionTransformer, _create_vision_transformer
 
+from cdl_deploy.training.backbones.registering import model_cfg
+
 SMALL_MODELS = ("vit_small_patch4_32", "vit_tiny_patch4_32", "vit_192x9_patch4_32", "vit_128x6_patch4_32")
 
-default_cfgs = generate_default_cfgs(
-    {
-        name: {
-            "num_classes": 0,
-            "input_size": (3, 32, 32),
-            "pool_size": None,
-            "crop_pct": 1.0,
-            "interpolation": "bicubic",
-            "fixed_input_size": True,
-            "mean": (0.485, 0.456, 0.406),
-            "std": (0.229, 0.224, 0.225),
-            "first_conv": "patch_embed.proj",
-            "classifier": "head",
-        }
-        for name in SMALL_MODELS
-    }
-)
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+"""Mean and standard deviation of its pixels."""
+
+default_cfgs = generate_default_cfgs({name: model_cfg(*IMAGENET) for name in SMALL_MODELS})
 
 
 @register_model
