@@ -142,10 +142,12 @@ def group_runs(paths: Iterable[Path]) -> list[RunGroup]:
         settings = group.runs[0].settings
         group.differs = {name: settings.get(name) for name in different}
         parts = [f"{settings['method']} + {settings['distill']}"]
+        preset, covered = preset_of(group.differs)
+        parts += [f"preset {preset}"] if preset else []
         parts += [
             f"{name.replace('_', '-')} {value}"
             for name, value in group.differs.items()
-            if name not in ("method", "distill") and value is not None and value is not False
+            if name not in ("method", "distill", *covered) and value is not None and value is not False
         ]
         group.name = ", ".join(parts)
     taken = [group.name for group in groups]
@@ -153,6 +155,24 @@ def group_runs(paths: Iterable[Path]) -> list[RunGroup]:
         if taken.count(group.name) > 1:
             group.name += f", {group.runs[0].path}"
     return groups
+
+
+def preset_of(differs: dict[str, Any]) -> tuple[str | None, set[str]]:
+    """The preset whose values a group has where groups differ, and the settings that its name stands for.
+
+    Only where they differ in several settings of `--preset paper`: one or two are told better by themselves.
+    """
+    from cdl_deploy.training.config import RunConfig
+    from cdl_deploy.training.presets import PAPER
+
+    paper = {name: value for values in PAPER.values() for name, value in values.items() if name in differs}
+    plain = {name: value for values in RunConfig().to_dict().values() for name, value in values.items()}
+    found = {name: differs[name] for name in paper}
+    if len(paper) > 2:
+        for preset, values in (("paper", paper), ("default", {name: plain[name] for name in paper})):
+            if found == values:
+                return preset, set(paper)
+    return None, set()
 
 
 def groups_csv(groups: Sequence[RunGroup]) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from cdl_deploy.cli import main
-from cdl_deploy.cli.run_groups import METRICS, group_runs
+from cdl_deploy.cli.run_groups import METRICS, group_runs, preset_of
 
 
 def write_run(
@@ -21,7 +21,7 @@ def write_run(
         "data": {"data": "digits", "tasks": 2},
         "models": {"teacher": "large", "student": "small"},
         "method": {"method": "coda", "distill": "kdp" if teacher is not None else "none", "alpha": 0.5},
-        "optim": {"epochs": 20, "seed": seed, "device": "cpu", "workers": 0, "precision": "fp32"},
+        "optim": {"epochs": 20, "seed": seed, "device": "cpu", "workers": 0, "precision": "fp32", "log": "none"},
     }
     weights = changes.pop("weights", "abc")
     for section in config.values():
@@ -121,7 +121,7 @@ def test_one_run_has_no_deviation(tmp_path, capsys):
     ("changes", "names"),
     [
         ({"seed": 1}, ["coda + kdp"]),
-        ({"seed": 1, "device": "cuda", "workers": 8}, ["coda + kdp"]),
+        ({"seed": 1, "device": "cuda", "workers": 8, "log": "wandb"}, ["coda + kdp"]),
         ({"seed": 1, "epochs": 5}, ["coda + kdp, epochs 20", "coda + kdp, epochs 5"]),
         ({"seed": 1, "alpha": 0.25}, ["coda + kdp, alpha 0.5", "coda + kdp, alpha 0.25"]),
         ({"method": "l2p"}, ["coda + kdp", "l2p + kdp"]),
@@ -135,6 +135,16 @@ def test_one_run_has_no_deviation(tmp_path, capsys):
 def test_what_is_one_group_and_what_tells_groups_apart(tmp_path, changes, names):
     runs = {"a": write_run(tmp_path / "a"), "b": write_run(tmp_path / "b", **changes)}
     assert [group.name for group in group_runs(runs.values())] == [name.format(**runs) for name in names]
+
+
+def test_a_preset_stands_for_the_settings_it_brings():
+    """Where groups differ in three of them or more; one that a user has changed makes them all worth telling."""
+    paper = {"class_order": "natural", "schedule": "cosine-late", "pull_weight": 2.0, "head_start": "linear"}
+    plain = {"class_order": "shuffled", "schedule": "cosine", "pull_weight": 1.0, "head_start": "zeros"}
+    assert preset_of({**paper, "method": "l2p", "epochs": 5}) == ("paper", set(paper))
+    assert preset_of(plain) == ("default", set(plain))
+    assert preset_of({**paper, "pull_weight": 1.5}) == (None, set())
+    assert preset_of({"class_order": "natural", "schedule": "cosine-late"}) == (None, set())
 
 
 def test_a_run_named_twice_counts_once(tmp_path, monkeypatch):
