@@ -81,7 +81,7 @@ def calibration_images(root: Path, record: Record, preprocessing: Preprocessing,
     items = [item for task in trained if task for item in spread(task.items, CALIBRATION_IMAGES // len(trained) or 1)]
     if items:
         return Calibration(items, preprocessing, f"training images of {', '.join(_places(record))}")
-    tensors = RunDirectory(root).load_tensors(RunDirectory(root).heldout_file)[0]
+    tensors = RunDirectory(root).load_heldout()
     kept = torch.cat([tensors[f"task_{number}/images"] for number in range(1, len(record.tasks) + 1)])
     chosen = [image.permute(1, 2, 0).numpy() for image in spread(list(kept), CALIBRATION_IMAGES)]
     return Calibration(chosen, preprocessing, "held-out images that the run keeps, its training images being gone")
@@ -128,7 +128,7 @@ def _task_data(root: Path, record: Record) -> TaskData:
         [TaskPlan.from_dict(plan) for plan in record.plans],
         record.tasks,
         {},
-        lambda: directory.load_tensors(directory.heldout_file)[0],
+        directory.load_heldout,
         record.skipped_images,
     )
 

@@ -56,7 +56,9 @@ def _up_to(root: Path, record: Record, task: int) -> Record:
 def load_heldout(root: Path, record: Record) -> tuple[Tensor, Tensor]:
     """Held-out images [n, 3, height, width] uint8 of every finished task, and their labels [n]."""
     directory = RunDirectory(root)
-    tensors, _ = directory.load_tensors(directory.heldout_file)
     numbers = range(1, len(record.tasks) + 1)
+    tensors: dict[str, Tensor] = {}
+    for number in numbers:
+        tensors |= directory.load_tensors(directory.heldout_file(number))[0]
     images = torch.cat([tensors[f"task_{number}/images"] for number in numbers])
     return images, torch.cat([tensors[f"task_{number}/labels"] for number in numbers])

@@ -21,6 +21,7 @@ from cdl_deploy.training.data.task_data import TaskData, TaskImages, TaskPlan, o
 from cdl_deploy.training.data.transforms import Preprocessing, evaluation_transform, training_transform
 from cdl_deploy.training.evaluation import accuracy_row
 from cdl_deploy.training.machine import compile_blocks, in_precision, settle
+from cdl_deploy.training.models.growing import carried_over, earlier_names
 from cdl_deploy.training.models.learner import Role
 from cdl_deploy.training.models.pair import Pair
 from cdl_deploy.training.plots import plot_run
@@ -89,7 +90,7 @@ class Run:
     ) -> None:
         self.config, self.directory, self.record = RunConfig.from_dict(record.config), directory, record
         self.plans = [TaskPlan.from_dict(plan) for plan in record.plans]
-        self.data = TaskData(self.plans, record.tasks, sources, self.kept_images, record.skipped_images)
+        self.data = TaskData(self.plans, record.tasks, sources, directory.load_heldout, record.skipped_images)
         self.pair, self.processes, self.progress, self.stop = pair, processes, progress, stop
         for learner in pair.learners.values():
             learner.to(processes.device)
@@ -234,12 +235,6 @@ class Run:
             "known": self.data.known(count) if count else [],
         }
 
-    def kept_images(self) -> dict[str, Tensor]:
-        """Test images of finished tasks that the run has kept."""
-        if not self.directory.heldout_file.exists():
-            return {}
-        return self.directory.load_tensors(self.directory.heldout_file)[0]
-
     def keep_images(self, number: int, test: TaskImages) -> None:
         """Keep a few test images of a task, preprocessed but not normalised: export compares models on them, and later
         tasks are tested on them where the folder is gone."""
@@ -248,15 +243,24 @@ class Run:
         transform = evaluation_transform(self.preprocessing)
         step = max(1, len(test.items) // HELDOUT_IMAGES_PER_TASK)
         chosen = range(0, len(test.items), step)[:HELDOUT_IMAGES_PER_TASK]
-        tensors = self.kept_images()
-        tensors[f"task_{number}/images"] = torch.stack([transform(load_image(test.items[i])) for i in chosen])
-        tensors[f"task_{number}/labels"] = torch.tensor([test.labels[i] for i in chosen])
-        self.directory.save_tensors(self.directory.heldout_file, tensors)
+        tensors = {
+            f"task_{number}/images": torch.stack([transform(load_image(test.items[i])) for i in chosen]),
+            f"task_{number}/labels": torch.tensor([test.labels[i] for i in chosen]),
+        }
+        self.directory.save_tensors(self.directory.heldout_file(number), tensors)
 
     def save_last(self, optimizer: torch.optim.Optimizer | None) -> None:
-        """The state after an epoch. `optimizer` is that of an unfinished stage."""
+        """The state after an epoch. `optimizer` is that of an unfinished stage.
+
+        What stands in the checkpoint of the task before is not written again, so an epoch costs the same in every task.
+        """
         self.progress.saving()
         tensors = self.pair.trained_state()
+        if self.begun and self.begun == len(self.record.tasks):
+            tensors = {}
+        elif self.begun > 1:
+            known = earlier_names(tensors)
+            tensors = {name: value for name, value in tensors.items() if name not in known}
         if optimizer is not None:
             for index, moments in optimizer.state_dict()["state"].items():
                 tensors |= {f"adam/{index}/{name}": torch.as_tensor(value) for name, value in moments.items()}
@@ -276,10 +280,15 @@ class Run:
         tensors, header = self.directory.load_tensors(self.directory.last_checkpoint)
         self.moments = {name: value for name, value in tensors.items() if name.startswith("adam/")}
         state = {name: value for name, value in tensors.items() if name not in self.moments}
+        begun = len(header["tasks"])
+        if begun and begun == len(self.record.tasks):
+            state = self.directory.load_tensors(self.directory.task_checkpoint(begun))[0]
+        elif begun > 1:
+            state |= carried_over(self.directory.load_tensors(self.directory.task_checkpoint(begun - 1))[0])
         self.pair.load_trained_state(state, header["tasks"], header["known"])
         for learner in self.pair.learners.values():
             learner.to(self.processes.device)
-        self.begun, self.stage_done, self.seconds = len(header["tasks"]), header["stage_done"], header["seconds"]
+        self.begun, self.stage_done, self.seconds = begun, header["stage_done"], header["seconds"]
         self.steps_done = header["steps_done"]
         if self.record.tasks:
             self.write_summary()

@@ -3,8 +3,8 @@
     RUN/run.json                     configuration, tasks, models, accuracy matrices, metrics
     RUN/backbones/<role>.safetensors the frozen weights
     RUN/checkpoints/task-01.safetensors …   everything trained, after each task
-    RUN/checkpoints/last.safetensors the same after the last finished epoch, with optimiser moments, for --resume
-    RUN/heldout.safetensors          a few held-out test images of each task, for export to compare on
+    RUN/checkpoints/last.safetensors what has changed since, up to the last finished epoch, with optimiser moments
+    RUN/heldout/task-01.safetensors … a few held-out test images of each task, for export to compare on
     RUN/logs/                        curves for TensorBoard or Weights & Biases, where --log asks for them
     RUN/accuracy_<role>.csv, RUN/accuracy_matrix.png, RUN/accuracy_over_tasks.png, RUN/forgetting.png
 
@@ -118,9 +118,16 @@ class RunDirectory:
     def last_checkpoint(self) -> Path:
         return self.root / "checkpoints" / "last.safetensors"
 
-    @property
-    def heldout_file(self) -> Path:
-        return self.root / "heldout.safetensors"
+    def heldout_file(self, number: int) -> Path:
+        """Test images kept of task `number`, counted from 1."""
+        return self.root / "heldout" / f"task-{number:02d}.safetensors"
+
+    def load_heldout(self) -> dict[str, Tensor]:
+        """Test images kept of all tasks: `task_1/images` [n, 3, height, width] uint8, `task_1/labels` [n], …"""
+        found: dict[str, Tensor] = {}
+        for file in (self.root / "heldout").glob("task-*.safetensors"):
+            found |= self.load_tensors(file)[0]
+        return found
 
     def task_checkpoint(self, number: int) -> Path:
         """After task `number`, counted from 1."""
@@ -225,7 +232,7 @@ class RunDirectory:
 
     def _remove_leftovers(self) -> None:
         """Temporary files of a process that was killed in the middle of a write."""
-        for folder in (self.root, *(self.root / name for name in ("checkpoints", "backbones", "logs"))):
+        for folder in (self.root, *(self.root / name for name in ("checkpoints", "backbones", "heldout", "logs"))):
             for path in folder.glob(TEMPORARY):
                 path.unlink(missing_ok=True)
 

@@ -25,7 +25,7 @@ class Tracker(Protocol):
         """Everything there is to say at `number`."""
 
     def flush(self) -> None:
-        """What was written outlives a kill of this process from here on."""
+        """Where it can be had, what was written outlives a kill of this process from here on."""
 
     def close(self, finished: bool) -> None:
         """Nothing follows. `finished`: the run did all it had to do."""
@@ -85,7 +85,7 @@ class WeightsAndBiases:
             self.run.log(dict(values), step=number, commit=True)
 
     def flush(self) -> None:
-        """Nothing: what is logged is in another process, which lives on."""
+        """Nothing: the process that wandb starts writes when it likes, so a kill may lose its last rows."""
 
     def close(self, finished: bool) -> None:
         self.run.finish(exit_code=0 if finished else 1)

@@ -144,9 +144,7 @@ def _own_tests(run: Path, record: Record) -> list[TaskTest]:
 
     directory = RunDirectory(run)
     plans = [TaskPlan.from_dict(plan) for plan in record.plans]
-    data = TaskData(
-        plans, record.tasks, {}, lambda: directory.load_tensors(directory.heldout_file)[0], record.skipped_images
-    )
+    data = TaskData(plans, record.tasks, {}, directory.load_heldout, record.skipped_images)
     tests = []
     for number in range(1, len(record.tasks) + 1):
         test = data.test(number)

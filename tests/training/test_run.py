@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import safetensors
@@ -14,11 +15,13 @@ from PIL import Image
 from cdl_deploy.errors import CdlError, DataError, OptionError, RunError
 from cdl_deploy.training.config import MethodConfig, ModelConfig, OptimConfig
 from cdl_deploy.training.evaluation import accuracy_row
+from cdl_deploy.training.models.growing import GrowingRows, carried_over, earlier_names
 from cdl_deploy.training.models.learner import learner_logits
 from cdl_deploy.training.progress import Progress
 from cdl_deploy.training.restore import load_heldout, load_run
 from cdl_deploy.training.run import resume, train
 from cdl_deploy.training.run_directory import RunDirectory
+from tests.training.conftest import write_images
 from tests.training.runs import Interrupt, config, weights
 
 
@@ -46,7 +49,8 @@ def test_a_run_directory_describes_itself(photos, tmp_path):
     for name in ("accuracy_matrix", "accuracy_over_tasks", "forgetting"):
         with Image.open(tmp_path / f"run/{name}.png") as picture:
             assert picture.width > 600
-    for file in ("backbones/student", "backbones/teacher", "checkpoints/task-01", "checkpoints/task-02", "heldout"):
+    kinds = ("checkpoints/task-01", "checkpoints/task-02", "heldout/task-01", "heldout/task-02")
+    for file in ("backbones/student", "backbones/teacher", *kinds):
         with safetensors.safe_open(tmp_path / f"run/{file}.safetensors", framework="pt") as opened:
             assert opened.metadata()["format_version"] == "1"
     assert not list((tmp_path / "run").rglob("*.tmp*"))
@@ -252,3 +256,38 @@ def test_accuracy_is_a_percentage_of_every_image(photos, tmp_path):
     row = accuracy_row(pair.encoder, pair.student, tasks, evaluation_transform(Preprocessing(32, 32, "bicubic")))
     assert row == [50.0, 0.0]
     assert all(math.isfinite(value) for value in row)
+
+
+def test_a_checkpoint_does_not_grow_with_the_tasks(photos, tmp_path):
+    """Nothing that earlier tasks trained is written again: those of an epoch are equally large in all tasks."""
+    write_images(photos / "train", {"eel": 6, "fox": 6})
+    write_images(photos / "test", {"eel": 3, "fox": 3}, seed=1)
+    run, sizes = tmp_path / "run", {}
+
+    class Measure(Progress):
+        def epoch_started(self, stage, epoch, lr):
+            if epoch == 1:
+                sizes[stage.task, stage.role] = (run / "checkpoints/last.safetensors").stat().st_size
+
+    three = config(photos)
+    train(replace(three, data=replace(three.data, tasks=3)), run, Measure())
+    with safetensors.safe_open(run / "checkpoints/last.safetensors", framework="pt") as file:
+        header = len(file.metadata()["header"])
+    for role in ("teacher", "student"):
+        assert sizes[3, role] - sizes[2, role] < header, "only the record has grown"
+    grown = [(run / f"checkpoints/task-0{task}.safetensors").stat().st_size for task in (1, 2, 3)]
+    assert grown[2] - grown[1] > 10_000, "there is nothing to leave out"
+
+
+def test_what_is_left_out_of_a_checkpoint_is_what_a_task_retires():
+    """With known classes opened again, and a state that is no growing rows of ours."""
+    rows = torch.nn.ModuleDict({"a": GrowingRows(2), "b": torch.nn.Linear(2, 2)})
+    rows["a"].grow(torch.arange(6.0).view(3, 2))
+    rows["a"].grow(torch.ones(1, 2), reopen=[2, 0])
+    with torch.no_grad():
+        rows["a"].reopened += 5
+    before = {name: value.clone() for name, value in rows.state_dict().items()}
+    rows["a"].grow(torch.zeros(2, 2))
+    found = carried_over(before)
+    assert found.keys() == {"a.earlier"} == earlier_names(rows.state_dict())
+    assert torch.equal(found["a.earlier"], rows["a"].earlier)

@@ -60,6 +60,26 @@ class GrowingRows(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
+def carried_over(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """From the state at the end of a task: what `earlier` is throughout the next one, of every `GrowingRows` by name.
+
+    The same values, bit for bit, that `grow` retires.
+    """
+    found: dict[str, Tensor] = {}
+    for name in earlier_names(state):
+        earlier, prefix = state[name], name.removesuffix("earlier")
+        if len(state[f"{prefix}reopened"]):
+            earlier = earlier.index_copy(0, state[f"{prefix}reopened_at"], state[f"{prefix}reopened"])
+        found[name] = torch.cat([earlier, state[f"{prefix}current"]])
+    return found
+
+
+def earlier_names(state: Mapping[str, Tensor]) -> set[str]:
+    """What `earlier` is called in a state, for every `GrowingRows` in it."""
+    names = {name.removesuffix("reopened_at") for name in state if name.endswith(".reopened_at")}
+    return {f"{name}earlier" for name in names}
+
+
 class Remembered:
     """A function of tensors that seldom change, computed again only when one of them did.
 
