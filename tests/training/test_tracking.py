@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -136,10 +138,8 @@ def test_a_checkpoint_holds_nothing_that_is_not_in_the_file(photos, tmp_path, mo
     assert compared == [3, 6, 7, 10, 13, 14]
 
 
-def wandb_history(file: Path) -> Iterator[dict[str, float]]:
-    """Rows of a `.wandb` file: a LevelDB log of protocol buffers."""
-    import json
-
+def wandb_records(file: Path) -> Iterator[Any]:
+    """The whole records of a `.wandb` file: a LevelDB log of protocol buffers."""
     from wandb.proto import wandb_internal_pb2
 
     data, at, parts = file.read_bytes(), 7, b""
@@ -148,15 +148,26 @@ def wandb_history(file: Path) -> Iterator[dict[str, float]]:
             at += 32768 - at % 32768
             continue
         length, kind = struct.unpack("<HB", data[at + 4 : at + 7])
+        if at + 7 + length > len(data):
+            return
         parts += data[at + 7 : at + 7 + length]
         at += 7 + length
         if kind in (1, 4):  # whole, or the last part
-            record = wandb_internal_pb2.Record.FromString(parts)  # type: ignore[attr-defined]
+            yield wandb_internal_pb2.Record.FromString(parts)  # type: ignore[attr-defined]
             parts = b""
-            if record.WhichOneof("record_type") == "history":
-                yield {
-                    "/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item
-                } | {"number": record.history.step.num}
+
+
+def wandb_history(file: Path) -> Iterator[dict[str, float]]:
+    """Rows that were logged. wandb's own process may still be writing the last ones: it is waited for."""
+    end = time.monotonic() + 30
+    while not any(record.WhichOneof("record_type") == "exit" for record in wandb_records(file)):
+        assert time.monotonic() < end, f"{file} has no end"
+        time.sleep(0.05)
+    for record in wandb_records(file):
+        if record.WhichOneof("record_type") == "history":
+            yield {
+                "/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item
+            } | {"number": record.history.step.num}
 
 
 def test_wandb_is_one_run_however_often_it_is_interrupted(photos, tmp_path, monkeypatch, wandb_home):
