@@ -7,7 +7,9 @@ import copy
 import pytest
 import torch
 
+from cdl_deploy.training import stage as stage_module
 from cdl_deploy.training.models.growing import Remembered
+from cdl_deploy.training.processes import Processes
 from cdl_deploy.training.stage import stage_losses
 from tests.training.naive import naive_coda_weights
 from tests.training.test_coda import grown
@@ -112,3 +114,23 @@ def test_what_earlier_tasks_learned_costs_no_gradient():
     assert kept
     assert max(max(shape, default=0) for shape in kept) <= max(24 * 4, 16, components)
     assert not any(60 - components in shape for shape in kept)
+
+
+@pytest.mark.parametrize("role", ["teacher", "student"])
+def test_a_step_in_pieces_is_the_same_step(role, monkeypatch):
+    """Five images in pieces of two: terms and gradients as in one piece, for all terms that are means."""
+    found = []
+    for piece in (5, 2):
+        monkeypatch.setattr(stage_module, "PIECE", piece)
+        pair = make_pair()
+        optimizer = stage_module.make_optimizer(pair.learners[role], 0.1)
+        labels = torch.tensor([2, 3, 4, 3, 2])
+        names, values = stage_module.take_step(
+            pair, role, optimizer, pixels(5), labels, Processes(torch.device("cpu")), 5
+        )
+        trained = [value for group in optimizer.param_groups for value in group["params"]]
+        found.append([values, *(value.grad for value in trained if value.grad is not None)])
+        assert len(names) == len(values)
+    assert len(found[0]) == len(found[1]) > 3
+    for whole, pieces in zip(*found, strict=True):
+        torch.testing.assert_close(pieces, whole, atol=1e-6, rtol=1e-5)
