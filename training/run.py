@@ -181,8 +181,8 @@ class Run:
 
     def finish_task(self, number: int, images: TaskImages, optim: OptimConfig) -> None:
         """Evaluate, and write everything a finished task leaves."""
-        tests = [self.data.test(task) for task in range(1, number + 1)]
         began = time.perf_counter()
+        tests = [self.data.test(task) for task in range(1, number + 1)]
         for role, learner in self.pair.learners.items():
             row = accuracy_row(
                 self.pair.encoder,

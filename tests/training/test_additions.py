@@ -13,9 +13,12 @@ from cdl_deploy import Classifier
 from cdl_deploy.cli import main
 from cdl_deploy.errors import DataError, OptionError, RunError
 from cdl_deploy.export import ExportOptions, export_run
+from cdl_deploy.image_folder import find_splits
 from cdl_deploy.training.additions import Addition, add_task
 from cdl_deploy.training.config import DataConfig, MethodConfig, ModelConfig, OptimConfig, RunConfig
-from cdl_deploy.training.data.sources import load_image
+from cdl_deploy.training.data import task_data
+from cdl_deploy.training.data.sources import fingerprint, load_image, open_source
+from cdl_deploy.training.data.task_data import TaskData, TaskPlan
 from cdl_deploy.training.data.transforms import Preprocessing, evaluation_transform
 from cdl_deploy.training.models.growing import GrowingRows
 from cdl_deploy.training.models.learner import learner_logits
@@ -46,6 +49,23 @@ def make_photos(root, pairs=PAIRS) -> None:
             extra = 40 if name == "ant" else 0
             write_images(root / "train", {name: 9 + extra}, seed=ord(name[0]))
             write_images(root / "test", {name: 3}, seed=ord(name[1]))
+
+
+def test_a_folder_is_searched_once_however_many_tasks_it_had(tmp_path, monkeypatch):
+    make_photos(tmp_path / "all")
+    plans = [TaskPlan(tuple(pair), str(tmp_path / "all")) for pair in PAIRS]
+    opened = TaskData(plans, [], {plans[0].place: open_source(*plans[0].place)}, dict, [])
+    tests = [opened.test(number) for number in range(1, 5)]
+    searched = []
+
+    def search(*place):
+        searched.append(place)
+        return find_splits(*place)
+
+    monkeypatch.setattr(task_data, "find_splits", search)
+    later = TaskData(plans, [{"test_fingerprint": fingerprint(test.items)} for test in tests], {}, dict, [])
+    assert [later.test(number) for number in range(1, 5)] == tests
+    assert searched == [(tmp_path / "all", None)]
 
 
 @pytest.mark.parametrize("method", ["coda", "dualprompt"])

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cdl_deploy.errors import DataError
-from cdl_deploy.image_folder import find_splits
+from cdl_deploy.image_folder import Files, find_splits
 from cdl_deploy.training.data.sources import ImageSource, Item, OnCheck, fingerprint, open_source
 
 Heldout = Mapping[str, Tensor]
@@ -73,6 +73,8 @@ class TaskData:
         """`sources`: those that were opened, at least of every unfinished task. `finished`: entries of the record."""
         self.plans, self.finished, self.sources = plans, finished, sources
         self.heldout, self.skipped = heldout, set(skipped)
+        self.listings: dict[tuple[str, float | None, bool], tuple[Files, Files]] = {}
+        """Training and test files of folders of earlier tasks: each is searched once, however many tasks it had."""
         self.positions = {name: i for i, name in enumerate(name for plan in plans for name in plan.classes)}
         """Position of every class among the logits."""
 
@@ -110,7 +112,9 @@ class TaskData:
         try:
             if plan.data == "digits":
                 return self._from_source(open_source(*plan.place), plan, split)
-            train, test = find_splits(Path(plan.data), plan.holdout)
+            if plan.place not in self.listings:
+                self.listings[plan.place] = find_splits(Path(plan.data), plan.holdout)
+            train, test = self.listings[plan.place]
             files = train if split == "train" else test
             known = "data_fingerprint" if split == "train" else "test_fingerprint"
             chosen = {
