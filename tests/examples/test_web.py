@@ -62,6 +62,8 @@ def opened(page: Page, hosted: Host) -> Iterator[Page]:
     page.on("pageerror", lambda error: wrong.append(str(error)))
     page.on("console", lambda message: wrong.append(message.text) if message.type in ("error", "warning") else None)
     page.on("request", lambda request: None if is_local(request.url, hosted) else wrong.append(request.url))
+    # From the first listener on, choosers of files are Playwright's and not windows; it takes a moment.
+    page.on("filechooser", lambda _: None)
     page.goto(hosted.url)
     expect(page.locator("body[data-ready]")).to_be_attached()
     yield page
