@@ -25,6 +25,7 @@ from cdl_deploy.training.data.sources import load_image as load_item
 from cdl_deploy.training.data.task_data import TaskData, TaskPlan
 from cdl_deploy.training.data.transforms import Preprocessing as Evaluation
 from cdl_deploy.training.data.transforms import evaluation_transform
+from cdl_deploy.training.restore import load_heldout
 from cdl_deploy.training.run_directory import Record, RunDirectory
 
 CALIBRATION_IMAGES = 128
@@ -81,8 +82,7 @@ def calibration_images(root: Path, record: Record, preprocessing: Preprocessing,
     items = [item for task in trained if task for item in spread(task.items, CALIBRATION_IMAGES // len(trained) or 1)]
     if items:
         return Calibration(items, preprocessing, f"training images of {', '.join(_places(record))}")
-    tensors = RunDirectory(root).load_heldout()
-    kept = torch.cat([tensors[f"task_{number}/images"] for number in range(1, len(record.tasks) + 1)])
+    kept, _ = load_heldout(root, record)
     chosen = [image.permute(1, 2, 0).numpy() for image in spread(list(kept), CALIBRATION_IMAGES)]
     return Calibration(chosen, preprocessing, "held-out images that the run keeps, its training images being gone")
 

@@ -59,6 +59,6 @@ def load_heldout(root: Path, record: Record) -> tuple[Tensor, Tensor]:
     numbers = range(1, len(record.tasks) + 1)
     tensors: dict[str, Tensor] = {}
     for number in numbers:
-        tensors |= directory.load_tensors(directory.heldout_file(number))[0]
+        tensors |= directory.load_heldout(number)
     images = torch.cat([tensors[f"task_{number}/images"] for number in numbers])
     return images, torch.cat([tensors[f"task_{number}/labels"] for number in numbers])

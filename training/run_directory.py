@@ -122,12 +122,9 @@ class RunDirectory:
         """Test images kept of task `number`, counted from 1."""
         return self.root / "heldout" / f"task-{number:02d}.safetensors"
 
-    def load_heldout(self) -> dict[str, Tensor]:
-        """Test images kept of all tasks: `task_1/images` [n, 3, height, width] uint8, `task_1/labels` [n], …"""
-        found: dict[str, Tensor] = {}
-        for file in (self.root / "heldout").glob("task-*.safetensors"):
-            found |= self.load_tensors(file)[0]
-        return found
+    def load_heldout(self, number: int) -> dict[str, Tensor]:
+        """Test images kept of a task: `task_1/images` [n, 3, height, width] uint8, `task_1/labels` [n]."""
+        return self.load_tensors(self.heldout_file(number))[0]
 
     def task_checkpoint(self, number: int) -> Path:
         """After task `number`, counted from 1."""

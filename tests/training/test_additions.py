@@ -54,7 +54,7 @@ def make_photos(root, pairs=PAIRS) -> None:
 def test_a_folder_is_searched_once_however_many_tasks_it_had(tmp_path, monkeypatch):
     make_photos(tmp_path / "all")
     plans = [TaskPlan(tuple(pair), str(tmp_path / "all")) for pair in PAIRS]
-    opened = TaskData(plans, [], {plans[0].place: open_source(*plans[0].place)}, dict, [])
+    opened = TaskData(plans, [], {plans[0].place: open_source(*plans[0].place)}, lambda _: {}, [])
     tests = [opened.test(number) for number in range(1, 5)]
     searched = []
 
@@ -63,7 +63,7 @@ def test_a_folder_is_searched_once_however_many_tasks_it_had(tmp_path, monkeypat
         return find_splits(*place)
 
     monkeypatch.setattr(task_data, "find_splits", search)
-    later = TaskData(plans, [{"test_fingerprint": fingerprint(test.items)} for test in tests], {}, dict, [])
+    later = TaskData(plans, [{"test_fingerprint": fingerprint(test.items)} for test in tests], {}, lambda _: {}, [])
     assert [later.test(number) for number in range(1, 5)] == tests
     assert searched == [(tmp_path / "all", None)]
 

@@ -15,7 +15,7 @@ from cdl_deploy.image_folder import Files, find_splits
 from cdl_deploy.training.data.sources import ImageSource, Item, OnCheck, fingerprint, open_source
 
 Heldout = Mapping[str, Tensor]
-"""`task_1/images` [n, 3, height, width] uint8 and `task_1/labels` [n], and so on: test images that the run keeps."""
+"""`task_1/images` [n, 3, height, width] uint8 and `task_1/labels` [n], by number: test images kept of a task."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class TaskData:
         plans: list[TaskPlan],
         finished: list[dict[str, Any]],
         sources: Mapping[tuple[str, float | None, bool], ImageSource],
-        heldout: Callable[[], Heldout],
+        heldout: Callable[[int], Heldout],
         skipped: list[str],
     ) -> None:
         """`sources`: those that were opened, at least of every unfinished task. `finished`: entries of the record."""
@@ -129,7 +129,7 @@ class TaskData:
         return TaskImages(items, [self.positions[name] for name, paths in chosen.items() for _ in paths])
 
     def _kept(self, number: int) -> TaskImages:
-        kept = self.heldout()
+        kept = self.heldout(number)
         labels: list[int] = kept[f"task_{number}/labels"].tolist()
         return TaskImages([], labels, torch.as_tensor(kept[f"task_{number}/images"]))
 
