@@ -65,7 +65,7 @@ def find_images(root: Path) -> Files:
     found: Files = {}
     try:
         for folder in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")):
-            files = sorted(_images_below(folder))
+            files = sorted(_walk_images(folder))
             if files:
                 found[folder.name] = files
     except OSError as error:
@@ -76,7 +76,12 @@ def find_images(root: Path) -> Files:
     return found
 
 
-def _images_below(folder: Path) -> Iterator[Path]:
+def images_below(folder: Path) -> list[Path]:
+    """Image files at any depth, sorted, whatever the folders are called. Those that may not be read are passed over."""
+    return sorted(path for path in folder.rglob("*") if _is_image(path))
+
+
+def _walk_images(folder: Path) -> Iterator[Path]:
     """Unlike `Path.rglob`, which passes over folders that may not be read, this raises OSError for them."""
 
     def refuse(error: OSError) -> None:
@@ -84,7 +89,7 @@ def _images_below(folder: Path) -> Iterator[Path]:
 
     for place, _, names in os.walk(folder, onerror=refuse):
         paths = (Path(place, name) for name in names)
-        yield from (path for path in paths if path.suffix.lower() in SUFFIXES and path.is_file())
+        yield from filter(_is_image, paths)
 
 
 def hold_out(files: Files, share: float, root: Path) -> tuple[Files, Files]:
@@ -101,6 +106,10 @@ def hold_out(files: Files, share: float, root: Path) -> tuple[Files, Files]:
         train[name] = [path for path in paths if path not in held]
         test[name] = [path for path in paths if path in held]
     return train, test
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and path.is_file()
 
 
 def _is_folder(path: Path) -> bool:

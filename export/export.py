@@ -97,6 +97,8 @@ class ExportOptions:
     """Smaller variants to write beside the student."""
     ort: bool = False
     """Write every file in onnxruntime's own format as well."""
+    latency: bool = True
+    """Measure, roughly, how long each file takes, for the report."""
     update_from: tuple[Path, ...] = ()
     """Older models, or folders of them: beside each file, the update that makes it from the older one."""
 
@@ -199,7 +201,8 @@ def _export_learner(
             size, nodes = it.bundle.path.stat().st_size, len(it.model.graph.node)
             found = Exported(it.bundle, size, nodes, it.held_out, it.calibration, it.products, it.left_float)
             exported.append(found)
-    exported = [replace(it, latency_ms=latency_ms(it.bundle.path, it.bundle.preprocessing)) for it in exported]
+    if options.latency:
+        exported = [replace(it, latency_ms=latency_ms(it.bundle.path, it.bundle.preprocessing)) for it in exported]
     if options.ort:
         for item in exported:
             on_step(f"{item.bundle.path.stem}.ort: optimising")

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cdl_deploy.errors import OptionError, nearest
-from cdl_deploy.images import SUFFIXES
+from cdl_deploy.image_folder import images_below
 from cdl_deploy.training.config import MethodConfig
 from cdl_deploy.training.data.sources import load_image
 from cdl_deploy.training.data.transforms import Preprocessing, evaluation_transform
@@ -135,8 +135,7 @@ def load_images(folder: Path, preprocessing: Preprocessing) -> list[Pixels]:
 
 def _find(folder: Path) -> Iterator[Path]:
     """Paths of images in sorted order, at least one."""
-    paths = sorted(folder.rglob("*")) if folder.is_dir() else []
-    found = [path for path in paths if path.suffix.lower() in SUFFIXES and path.is_file()]
+    found = images_below(folder) if folder.is_dir() else []
     if not found:
         what = "has no images" if folder.is_dir() else "is no folder"
         raise OptionError(f"--select images:{folder} {what}: give a folder of images like those it will be shown")

@@ -19,6 +19,7 @@ from cdl_deploy.bundle import INPUT_NAME, Preprocessing
 from cdl_deploy.errors import DataError
 from cdl_deploy.export.parity import graph_input
 from cdl_deploy.export.quantise import Feeds
+from cdl_deploy.image_folder import images_below
 from cdl_deploy.images import SUFFIXES, load_image, to_tensor
 from cdl_deploy.training.data.sources import Item
 from cdl_deploy.training.data.sources import load_image as load_item
@@ -75,7 +76,7 @@ class HeldOut:
 def calibration_images(root: Path, record: Record, preprocessing: Preprocessing, folder: Path | None) -> Calibration:
     """Up to 128 images, spread evenly over the tasks. Raises DataError for a `folder` without images."""
     if folder is not None:
-        items: list[Item] = list(spread(images_below(folder), CALIBRATION_IMAGES))
+        items: list[Item] = list(spread(given_images(folder), CALIBRATION_IMAGES))
         return Calibration(items, preprocessing, str(folder))
     data = _task_data(root, record)
     trained = [data.kept_training(number) for number in range(1, len(record.tasks) + 1)]
@@ -105,11 +106,11 @@ def held_out_images(root: Path, record: Record, preprocessing: Preprocessing) ->
     return HeldOut(tasks)
 
 
-def images_below(folder: Path) -> list[Path]:
-    """Image files at any depth, sorted. Raises DataError where there are none."""
+def given_images(folder: Path) -> list[Path]:
+    """Image files of `--calibrate` at any depth, sorted. Raises DataError where there are none."""
     if not folder.is_dir():
         raise DataError(f"--calibrate {folder} is no folder: give a folder of images like those the model will see")
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    files = images_below(folder)
     if not files:
         raise DataError(
             f"--calibrate {folder} has no images: expected files ending in {' '.join(sorted(SUFFIXES))}, at any depth"

@@ -7,9 +7,8 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-import onnxruntime
 
-from cdl_deploy.bundle import INPUT_NAME, Preprocessing
+from cdl_deploy.bundle import INPUT_NAME, Preprocessing, open_session
 
 RUNS, SECONDS = 20, 2.0
 """At most so many runs, and no more once so many seconds have passed."""
@@ -17,9 +16,7 @@ RUNS, SECONDS = 20, 2.0
 
 def latency_ms(path: Path, preprocessing: Preprocessing) -> float:
     """Median milliseconds of one image, as the runtime feeds it, on all cores of this machine."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    session = open_session(path)
     if preprocessing.input == "image":
         feed = np.zeros((1, preprocessing.resize, preprocessing.resize, 3), np.uint8)
     else:

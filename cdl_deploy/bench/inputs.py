@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from cdl_deploy.errors import BundleError, DataError
-from cdl_deploy.images import SUFFIXES, load_image
+from cdl_deploy.image_folder import images_below
+from cdl_deploy.images import load_image
 
 TYPES: dict[str, type[np.generic]] = {
     "tensor(float)": np.float32,
@@ -141,7 +142,7 @@ def photos_in(folder: Path, count: int = PHOTOS) -> list[Path]:
     """
     if not folder.is_dir():
         raise DataError(f"--images {folder} is no folder, expected one with photographs")
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+    files = images_below(folder)
     if not files:
         raise DataError(f"--images {folder}: no image in this folder, expected files such as photo.jpg")
     chosen = [files[i * len(files) // min(count, len(files))] for i in range(min(count, len(files)))]

@@ -121,7 +121,7 @@ def evaluate_run(
         total = sum(result.images[:number])
         with tempfile.TemporaryDirectory(prefix="cdl-evaluate-") as folder:
             on_step(f"task {number}/{len(tests)}: exporting", 0, total)
-            export_run(run, Path(folder), ExportOptions(teacher="teacher" in roles), after=number)
+            export_run(run, Path(folder), ExportOptions(teacher="teacher" in roles, latency=False), after=number)
             for role in roles:
                 doing = f"task {number}/{len(tests)}: testing the {role}"
                 row, unreadable = accuracy_row(

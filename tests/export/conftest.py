@@ -7,17 +7,16 @@ from pathlib import Path
 
 import onnx
 import pytest
-from jaxtyping import config as jaxtyping_config
 
 from cdl_deploy.bundle import Bundle
 from cdl_deploy.export import export as export_module
+from tests.conftest import no_shape_checks
 
 
 @pytest.fixture(autouse=True)
 def _no_shape_checks():
-    jaxtyping_config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping_config.update("jaxtyping_disable", False)
+    with no_shape_checks():
+        yield
 
 
 def trace_of(bundle_folder: Path) -> Callable[..., onnx.ModelProto]:

@@ -12,7 +12,6 @@ import tempfile
 import numpy as np
 import pytest
 import torch
-from jaxtyping import config as jaxtyping_config
 from PIL import Image
 from rich.console import Console
 
@@ -27,6 +26,7 @@ from cdl_deploy.images import load_image
 from cdl_deploy.training.data.transforms import Preprocessing, evaluation_transform
 from cdl_deploy.training.models.learner import learner_logits
 from cdl_deploy.training.restore import load_run
+from tests.conftest import no_shape_checks
 from tests.training.conftest import COLOURS, write_images
 
 
@@ -34,8 +34,8 @@ from tests.training.conftest import COLOURS, write_images
 def exports(small_run, small_bundle, tmp_path_factory):
     """What `export_run` writes after each task: made once, exporting takes seconds."""
     root = tmp_path_factory.mktemp("exports")
-    jaxtyping_config.update("jaxtyping_disable", True)
-    export_run(small_run, root / "1", after=1)
+    with no_shape_checks():
+        export_run(small_run, root / "1", after=1)
     shutil.copytree(small_bundle, root / "2")
     return root
 

@@ -26,6 +26,7 @@ from cdl_deploy.bundle import (
     Weights,
     encode_metadata,
 )
+from cdl_deploy.cli import main
 
 CLASSES = ("red", "green", "blue", "grün ✓")
 WEIGHTS = np.array([[4.0, -1, -1, 0], [-1, 4.0, -1, 0], [-1, -1, 4.0, 0]], dtype=np.float32)
@@ -184,3 +185,16 @@ def shared() -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
         os.chmod(folder, 0o755)
         yield Path(folder)
+
+
+@pytest.fixture
+def cdl(capsys):
+    """`cdl("predict", ...)` → (exit code, stdout, stderr)."""
+
+    def run(*args):
+        with pytest.raises(SystemExit) as caught:
+            main([str(arg) for arg in args])
+        out, err = capsys.readouterr()
+        return caught.value.code, out, err
+
+    return run

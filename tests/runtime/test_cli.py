@@ -14,23 +14,10 @@ from typing import Any
 import pytest
 from typer.main import get_command
 
-from cdl_deploy.cli import COMMANDS, app, main
+from cdl_deploy.cli import COMMANDS, app
 from cdl_deploy.cli.missing import needs
 from cdl_deploy.errors import CdlError, MissingExtraError
 from cdl_deploy.version import __version__
-
-
-@pytest.fixture
-def cdl(capsys):
-    """`cdl("predict", ...)` → (exit code, stdout, stderr)."""
-
-    def run(*args):
-        with pytest.raises(SystemExit) as caught:
-            main([str(arg) for arg in args])
-        out, err = capsys.readouterr()
-        return caught.value.code, out, err
-
-    return run
 
 
 def test_version_and_help(cdl, monkeypatch):

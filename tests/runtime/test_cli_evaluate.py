@@ -6,6 +6,7 @@ import io
 import json
 import re
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,6 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from cdl_deploy.cli import main
 from cdl_deploy.cli.evaluate_table import evaluation_tables
 from cdl_deploy.evaluation.agreement import compare_answers
 from cdl_deploy.evaluation.answers import Answers
@@ -24,17 +24,10 @@ from tests.runtime.test_foreign import save
 
 
 @pytest.fixture
-def cdl(capsys, monkeypatch):
-    """`cdl(...)` → (exit code, stdout, stderr)."""
+def cdl(cdl, monkeypatch):
+    """`cdl(...)` → (exit code, stdout, stderr) of `cdl evaluate`."""
     monkeypatch.setenv("COLUMNS", "100")
-
-    def run(*args):
-        with pytest.raises(SystemExit) as caught:
-            main([str(arg) for arg in ("evaluate", *args)])
-        out, err = capsys.readouterr()
-        return caught.value.code, out, err
-
-    return run
+    return partial(cdl, "evaluate")
 
 
 @pytest.fixture

@@ -11,27 +11,11 @@ import threading
 import time
 from pathlib import Path
 
-import pytest
-
-from cdl_deploy.cli import main
 from cdl_deploy.cli.predict_progress import shown
 from cdl_deploy.predict import Row
 from cdl_deploy.row_file import RowFile
 from tests.runtime.conftest import nobody
 from tests.runtime.test_foreign import LABELS, save
-
-
-@pytest.fixture
-def cdl(capsys):
-    """`cdl("predict", ...)` → (exit code, stdout, stderr)."""
-
-    def run(*args):
-        with pytest.raises(SystemExit) as caught:
-            main([str(arg) for arg in args])
-        out, err = capsys.readouterr()
-        return caught.value.code, out, err
-
-    return run
 
 
 def labels(path):

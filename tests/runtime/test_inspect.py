@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import re
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,7 +14,6 @@ from PIL import Image
 from rich.console import Console
 
 from cdl_deploy.bundle import Method, Quantization
-from cdl_deploy.cli import main
 from cdl_deploy.cli.heat_map import HeatMap
 from cdl_deploy.cli.inspect_table import inspection_tables, selection_words
 from cdl_deploy.errors import OptionError
@@ -26,17 +26,10 @@ SELECTED = Method("coda", "kdp", "full", "in-graph", "selected")
 
 
 @pytest.fixture
-def cdl(capsys, monkeypatch):
-    """`cdl(...)` → (exit code, stdout, stderr)."""
+def cdl(cdl, monkeypatch):
+    """`cdl(...)` → (exit code, stdout, stderr) of `cdl inspect`."""
     monkeypatch.setenv("COLUMNS", "100")
-
-    def run(*args):
-        with pytest.raises(SystemExit) as caught:
-            main([str(arg) for arg in ("inspect", *args)])
-        out, err = capsys.readouterr()
-        return caught.value.code, out, err
-
-    return run
+    return partial(cdl, "inspect")
 
 
 @pytest.fixture

@@ -9,22 +9,8 @@ import json
 import pytest
 
 from cdl_deploy.bundle import Accuracy
-from cdl_deploy.cli import main
 from cdl_deploy.update import make_update
 from cdl_deploy.update_news import news
-
-
-@pytest.fixture
-def cdl(capsys):
-    """`cdl("update", ...)` → (exit code, stdout, stderr)."""
-
-    def run(*args):
-        with pytest.raises(SystemExit) as caught:
-            main([str(arg) for arg in args])
-        out, err = capsys.readouterr()
-        return caught.value.code, out, err
-
-    return run
 
 
 @pytest.fixture

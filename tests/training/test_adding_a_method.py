@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from jaxtyping import config as jaxtyping_config
 
 from cdl_deploy.export.graph import ExportGraph
 from cdl_deploy.training.distillation import DISTILLATIONS
 from cdl_deploy.training.methods import METHODS
 from cdl_deploy.training.models.learner import learner_logits
 from cdl_deploy.training.stage import make_optimizer, stage_losses
+from tests.conftest import no_shape_checks
 from tests.training.naive_methods import cosine
 from tests.training.test_learner import make_pair, pixels
 
@@ -62,16 +62,13 @@ def test_the_method_is_what_the_page_says():
 @pytest.mark.usefixtures("added")
 @torch.no_grad()
 def test_the_method_exports_as_it_is():
-    jaxtyping_config.update("jaxtyping_disable", True)
-    try:
+    with no_shape_checks():
         for query in ("full", "block:2"):
             pair = make_pair(method="soft", query=query)
             backbone = pair.student.backbone
             logits = ExportGraph(pair, pair.student)((IMAGES / 255 - backbone.mean) / backbone.std)[0]
             expected = learner_logits(pair.encoder, pair.student, IMAGES)
             torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
-    finally:
-        jaxtyping_config.update("jaxtyping_disable", False)
 
 
 @pytest.mark.usefixtures("added")
