@@ -36,7 +36,7 @@ GRIDS = {
     "full": {(method, distill) for method in METHODS for distill in DISTILLATIONS},
     "small": {(method, distill) for method in ("coda", "l2p") for distill in ("none", "kd", "kdp")},
 }
-STUDENT_OF = {"vit_small_patch4_32": "vit_tiny_patch4_32", "vit_192x9_patch4_32": "vit_128x6_patch4_32"}
+STUDENT_OF = {"vit_small_patch4_32": "vit_tiny_patch4_32", "vit_192x9_patch8_32": "vit_128x6_patch8_32"}
 
 
 @dataclass(frozen=True)

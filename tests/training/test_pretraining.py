@@ -15,7 +15,7 @@ from cdl_deploy.training.recipes.augmentation import erase, mix, rand_augment, r
 from cdl_deploy.training.recipes.pretrain_photos import Pretraining, Recipe
 from tests.training.conftest import write_images
 
-MODEL = "vit_128x6_patch4_32"
+MODEL = "vit_128x6_patch8_32"
 
 
 def generator(seed: int = 0) -> torch.Generator:
