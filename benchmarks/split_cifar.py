@@ -6,7 +6,8 @@
 `run` trains whatever has no record yet, each run by `cdl train`, and keeps its figures in docs/results/. Interrupted,
 it goes on where it stopped. `report` writes docs/results.md and its picture from those records alone. `--weights`: the
 folder that training/recipes/pretrain_photos.py wrote. `--grid small` is what two CPU cores can do in some hours: CODA
-and L2P with none, kd and kdp, few epochs.
+and L2P with none, kd and kdp, few epochs. The teacher does not depend on the distillation: the first run of a method
+and a seed teaches it, the others take it over (`--teacher-run`). `--runs` keeps the run directories.
 """
 
 from __future__ import annotations
@@ -51,40 +52,62 @@ class Setup:
     threads: int | None
 
 
-def command(setup: Setup, method: str, distill: str, seed: int, out: Path) -> list[str]:
+def command(setup: Setup, method: str, distill: str, seed: int, out: Path, teacher_run: Path | None) -> list[str]:
     """The `cdl train` of one run."""
     student = STUDENT_OF[setup.teacher]
+    taught = ["--teacher-run", str(teacher_run)] if teacher_run and distill != "none" else []
     return [
         "train", "--data", str(setup.data), "--tasks", "10", "--method", method, "--distill", distill,
         "--teacher", setup.teacher, "--teacher-weights", str(setup.weights / f"{setup.teacher}.safetensors"),
         "--student", student, "--student-weights", str(setup.weights / f"{student}.safetensors"),
-        "--epochs", str(setup.epochs), "--seed", str(seed), *setup.options, "--out", str(out), "--json",
+        "--epochs", str(setup.epochs), "--seed", str(seed), *taught, *setup.options, "--out", str(out), "--json",
     ]  # fmt: skip
 
 
-def train(setup: Setup, method: str, distill: str, seed: int, folder: Path) -> None:
-    """One run; its figures go into docs/results."""
-    file = RESULTS / f"{method}-{distill}-{seed}.json"
-    if file.exists():
-        return
+def train_all(setup: Setup, method: str, distillations: list[str], seed: int, folder: Path) -> None:
+    """The runs of a method and a seed, one after another: the first that has a teacher lends it to the others."""
+    teacher_run: Path | None = None
+    for distill in distillations:
+        file = RESULTS / f"{method}-{distill}-{seed}.json"
+        out = folder / file.stem
+        if not file.exists():
+            keep(setup, file, method, distill, seed, *train(setup, method, distill, seed, out, teacher_run))
+        if distill != "none" and teacher_run is None and out.exists():
+            teacher_run = out
+
+
+def train(
+    setup: Setup, method: str, distill: str, seed: int, out: Path, teacher_run: Path | None
+) -> tuple[dict[str, Any], float]:
+    """One run, from where it was interrupted if it was; its record and the seconds spent here."""
     began = time.perf_counter()
     environment = dict(os.environ)
     if setup.threads:
         environment["OMP_NUM_THREADS"] = str(setup.threads)
-    arguments = command(setup, method, distill, seed, folder / file.stem)
+    if (out / "run.json").exists():
+        arguments = ["train", str(out), "--resume", "--json"]
+    else:
+        arguments = command(setup, method, distill, seed, out, teacher_run)
     done = subprocess.run(
         [sys.executable, "-m", "cdl_deploy", *arguments], env=environment, capture_output=True, text=True
     )
     if done.returncode:
-        raise SystemExit(f"{file.stem}: {done.stderr}")
-    record = json.loads(done.stdout)
+        raise SystemExit(f"{out.name}: {done.stderr}")
+    return json.loads(done.stdout), time.perf_counter() - began
+
+
+def keep(
+    setup: Setup, file: Path, method: str, distill: str, seed: int, record: dict[str, Any], seconds: float
+) -> None:
+    """A run's figures, into docs/results."""
     figures: dict[str, Any] = {
         "method": method,
         "distillation": distill,
         "seed": seed,
         "epochs": setup.epochs,
         "options": list(setup.options),
-        "seconds": round(time.perf_counter() - began),
+        "teacher_taken": record["config"]["models"]["teacher_run"] is not None,
+        "seconds": round(seconds),
         "commit": commit(),
         "machine": machine(),
         "versions": {name: version(name) for name in ("torch", "timm")},
@@ -260,16 +283,18 @@ def main() -> None:
     run.add_argument("--epochs", type=int, default=20)
     run.add_argument("--jobs", type=int, default=1)
     run.add_argument("--threads", type=int, help="CPU threads of each run")
+    run.add_argument("--runs", type=Path, help="keep the run directories in this folder")
     run.add_argument("options", nargs="*", metavar="-- OPTIONS", help="more options for every cdl train")
     commands.add_parser("report", help="write docs/results.md from the records")
     given = parser.parse_args()
     if given.what == "run":
         RESULTS.mkdir(parents=True, exist_ok=True)
         setup = Setup(given.data, given.weights, given.teacher, given.epochs, tuple(given.options), given.threads)
-        order = [(m, d) for m in METHODS for d in DISTILLATIONS if (m, d) in GRIDS[given.grid]]
-        work = [(m, d, int(seed)) for seed in given.seeds.split(",") for m, d in order]
+        distillations = {m: [d for d in DISTILLATIONS if (m, d) in GRIDS[given.grid]] for m in METHODS}
+        work = [(m, int(seed)) for seed in given.seeds.split(",") for m in METHODS if distillations[m]]
         with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(given.jobs) as pool:
-            list(pool.map(lambda item: train(setup, item[0], item[1], item[2], Path(folder)), work))
+            runs = given.runs or Path(folder)
+            list(pool.map(lambda item: train_all(setup, item[0], distillations[item[0]], item[1], runs), work))
         return
     text = report(RESULTS)
     picture(read_records(RESULTS), RESULTS / "accuracy.png")

@@ -70,7 +70,10 @@ def add_task(root: Path, addition: Addition, progress: Progress | None = None, s
             plan = TaskPlan(new, addition.data, holdout, addition.skip_bad, known, changed)
             _, pair = load_run(root)
             skipped = [*record.skipped_images, *source.skipped]
-            record = replace(record, plans=[*record.plans, plan.to_dict()], skipped_images=skipped)
+            models = {**record.config["models"], "teacher_run": None}  # from here on its teacher learns by itself
+            config = {**record.config, "models": models}
+            plans = [*record.plans, plan.to_dict()]
+            record = replace(record, config=config, plans=plans, skipped_images=skipped)
         with directory.lock():
             run = Run(directory, record, {plan.place: source}, pair, processes, progress, stop)
             run.begun = len(record.tasks)

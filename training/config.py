@@ -86,6 +86,8 @@ class ModelConfig:
     """Weights file of the teacher, instead of the hub's."""
     student_weights: str | None = None
     """Weights file of the student, instead of the hub's."""
+    teacher_run: str | None = None
+    """Run whose teacher is taken over, task by task, instead of teaching one: same tasks, method and backbones."""
     pixel_range: str = "model"
     """Pixels are normalised with the weights' own mean and std, or left in [0, 1] (`unit`), as in the paper."""
 

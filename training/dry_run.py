@@ -135,7 +135,10 @@ def plan_run(config: RunConfig, out: Path | None = None, progress: Progress | No
         on_gpu = processes.device.type == "cuda"
     images_learned = sum(optim.epochs * task.train_images for task in tasks)
     images_tested = sum(sum(task.test_images for task in tasks[: number + 1]) for number in range(len(tasks)))
-    parts = {"checking": checking, **{str(role): images_learned / speeds[role] for role in pair.learners}}
+    learned = {str(role): images_learned / speeds[role] for role in pair.learners}
+    if prepared.taught:
+        learned["teacher"] = 0.0
+    parts = {"checking": checking, **learned}
     parts["tests"] = images_tested / speeds["tests"]
     estimate = Estimate(
         seconds=sum(parts.values()),

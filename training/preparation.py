@@ -21,6 +21,7 @@ from cdl_deploy.training.models.pair import Pair, build_pair
 from cdl_deploy.training.processes import Processes
 from cdl_deploy.training.progress import Progress, Stop, Stopped
 from cdl_deploy.training.run_directory import Record
+from cdl_deploy.training.taught_teacher import TaughtTeacher, open_taught_teacher
 from cdl_deploy.training.trackers import check_trackers
 
 
@@ -35,6 +36,8 @@ class Prepared:
     backbones: dict[Role, Backbone]
     pair: Pair
     """Learners that have seen no task, on the CPU."""
+    taught: TaughtTeacher | None
+    """Takes the place of the teacher's stages, where the configuration names a run that has one."""
 
 
 def prepare(config: RunConfig, processes: Processes, progress: Progress, stop: Stop) -> Prepared:
@@ -62,7 +65,7 @@ def prepare(config: RunConfig, processes: Processes, progress: Progress, stop: S
         plans=[plan.to_dict() for plan in plans],
         skipped_images=list(source.skipped),
     )
-    return Prepared(record, source, plans, backbones, pair)
+    return Prepared(record, source, plans, backbones, pair, open_taught_teacher(config, record))
 
 
 def never() -> bool:

@@ -31,6 +31,7 @@ from cdl_deploy.training.progress import Progress, Stage, Stop, Stopped
 from cdl_deploy.training.restore import rebuild_pair
 from cdl_deploy.training.run_directory import Record, RunDirectory
 from cdl_deploy.training.stage import Position, make_optimizer, run_stage
+from cdl_deploy.training.taught_teacher import TaughtTeacher, open_taught_teacher
 from cdl_deploy.training.tracking import tracked
 
 HELDOUT_IMAGES_PER_TASK = 32
@@ -54,7 +55,10 @@ def train(config: RunConfig, out: Path, progress: Progress | None = None, stop: 
             for role, backbone in prepared.backbones.items():
                 directory.save_tensors(directory.backbone_file(role), backbone.vit.state_dict())
             directory.write_record(record)
-            return Run(directory, record, {place: prepared.source}, prepared.pair, processes, progress, stop).go()
+            run = Run(
+                directory, record, {place: prepared.source}, prepared.pair, processes, progress, stop, prepared.taught
+            )
+            return run.go()
 
 
 def resume(out: Path, progress: Progress | None = None, stop: Stop = never) -> Record:
@@ -69,8 +73,9 @@ def resume(out: Path, progress: Progress | None = None, stop: Stop = never) -> R
             plans = [TaskPlan.from_dict(plan) for plan in record.plans]
             sources = open_sources(plans, len(record.tasks), checking(progress, stop, processes))
             pair = rebuild_pair(directory, record)
+            taught = open_taught_teacher(RunConfig.from_dict(record.config), record)
         with directory.lock():
-            run = Run(directory, record, sources, pair, processes, progress, stop)
+            run = Run(directory, record, sources, pair, processes, progress, stop, taught)
             run.restore()
             return run.go()
 
@@ -87,7 +92,9 @@ class Run:
         processes: Processes,
         progress: Progress,
         stop: Stop,
+        taught: TaughtTeacher | None = None,
     ) -> None:
+        self.taught = taught
         self.config, self.directory, self.record = RunConfig.from_dict(record.config), directory, record
         self.plans = [TaskPlan.from_dict(plan) for plan in record.plans]
         self.data = TaskData(self.plans, record.tasks, sources, directory.load_heldout, record.skipped_images)
@@ -132,6 +139,10 @@ class Run:
         for role, learner in self.pair.learners.items():
             start = Position(self.stage_done.get(role, 0), self.steps_done)
             if start.epoch == optim.epochs:
+                continue
+            if role == "teacher" and self.taught and self.taught.knows(number, self.plans[number - 1], images):
+                self.taught.teach(learner, number)
+                self.stage_done[role] = optim.epochs
                 continue
             optimizer = make_optimizer(learner, optim.lr)
             if start != (0, 0):
@@ -184,7 +195,8 @@ class Run:
         began = time.perf_counter()
         tests = [self.data.test(task) for task in range(1, number + 1)]
         for role, learner in self.pair.learners.items():
-            row = accuracy_row(
+            row = self.taught.accuracy_row(number, tests) if role == "teacher" and self.taught else None
+            row = row or accuracy_row(
                 self.pair.encoder,
                 learner,
                 tests,
@@ -208,6 +220,7 @@ class Run:
                 "test_fingerprint": fingerprint(tests[-1].items),
                 "kept_tests": [task for task, test in enumerate(tests, start=1) if test.pixels is not None],
                 "optim": {"epochs": optim.epochs, "batch_size": optim.batch_size, "lr": optim.lr},
+                "teacher_run": self.config.models.teacher_run,
                 "finished": datetime.now(UTC).isoformat(timespec="seconds"),
                 "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
             }

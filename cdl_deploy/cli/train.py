@@ -21,6 +21,7 @@ EXAMPLES = """
 cdl train --data digits --tasks 5 --out runs/digits
 cdl train --data photos/ --tasks 10 --out runs/photos
 cdl train --data photos/ --holdout 0.2 --classes-per-task 4 --distill none --out runs/alone
+cdl train --data photos/ --tasks 10 --distill kd --teacher-run runs/photos --out runs/photos-kd
 cdl train --data photos/ --task-file tasks.yaml --out runs/photos \\
     --teacher vit_base_patch16_224.augreg_in21k_ft_in1k --student vit_small_patch16_224.augreg_in21k_ft_in1k
 cdl train --data photos/ --preset paper --config my.yaml --distill deit --epochs 35 --out runs/deit
@@ -52,6 +53,7 @@ def command(
     student: option.Student = None,
     teacher_weights: option.TeacherWeights = None,
     student_weights: option.StudentWeights = None,
+    teacher_run: option.TeacherRun = None,
     pixel_range: option.PixelRange = None,
     method: option.Method = None,
     distill: option.Distill = None,

@@ -15,7 +15,7 @@ ADDITION = ("holdout", "skip_bad")
 SECTIONS = {
     "data": ("data", "tasks", "classes_per_task", "task_file", "holdout", "class_order", "augmentation", "image_size",
              "skip_bad"),
-    "models": ("teacher", "student", "teacher_weights", "student_weights", "pixel_range"),
+    "models": ("teacher", "student", "teacher_weights", "student_weights", "teacher_run", "pixel_range"),
     "method": ("method", "distill", "query", "query_regulariser", "prompt_rows", "pull_weight", "pool_size", "top_k",
                "shared_prompt_rows", "merge_share", "orthogonality", "components_per_task", "alpha", "temperature",
                "dkd_target_weight", "dkd_nontarget_weight", "dkd_temperature", "fitnets_weight", "reviewkd_weight",
@@ -92,6 +92,9 @@ Teacher = Annotated[str | None, _option("MODEL", "A plain ViT by its timm tag. D
 Student = Annotated[str | None, _option("MODEL", "The same, smaller. Default: mini_student.", MODELS)]
 TeacherWeights = Annotated[Path | None, _option("FILE", "Its weights. Default: from the hub.", MODELS)]
 StudentWeights = Annotated[Path | None, _option("FILE", "Its weights. Default: from the hub.", MODELS)]
+TeacherRun = Annotated[
+    Path | None, _option("RUN", "Take the teacher of this run, task by task, instead of teaching one.", MODELS)
+]
 PixelRange = Annotated[
     str | None, _option("model|unit", "Pixels by the weights' mean and std, or in 0 to 1. Default: model.", MODELS)
 ]

@@ -1,0 +1,107 @@
+"""A teacher that another run has taught. Runs that differ in the student alone need not teach it again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cdl_deploy.errors import OptionError, RunError
+from cdl_deploy.training.config import RunConfig
+from cdl_deploy.training.data.sources import fingerprint
+from cdl_deploy.training.data.task_data import TaskImages, TaskPlan
+from cdl_deploy.training.distillation import needs_teacher
+from cdl_deploy.training.models.learner import Learner
+from cdl_deploy.training.run_directory import Record, RunDirectory
+
+OF_THE_TEACHER = (
+    "method", "query", "query_regulariser", "prompt_rows", "pull_weight", "pool_size", "top_k", "shared_prompt_rows",
+    "merge_share", "orthogonality", "components_per_task", "head_start",
+)  # fmt: skip
+"""Fields of MethodConfig that decide what a teacher is; the others concern what the student makes of it."""
+
+
+class TaughtTeacher:
+    """The teacher of a run, task by task."""
+
+    def __init__(self, root: Path) -> None:
+        self.directory = RunDirectory(root)
+        self.record = self.directory.read_record()
+
+    def check(self, ours: Record) -> None:
+        """Raises OptionError unless it could be the teacher of a run that begins as `ours`."""
+        run, theirs = f"--teacher-run {self.directory.root}", self.record
+        if not needs_teacher(ours.config["method"]["distill"]):
+            raise OptionError(f"{run}: --distill {ours.config['method']['distill']} has no teacher: leave it out")
+        if "teacher" not in theirs.backbones:
+            raise OptionError(
+                f"{run} has no teacher: it was trained with --distill {theirs.config['method']['distill']}"
+            )
+        for name in OF_THE_TEACHER:
+            had, has = (record.config["method"][name] for record in (theirs, ours))
+            if had != has:
+                raise OptionError(f"{run} has --{name.replace('_', '-')} {had}, this run {has}: give the same")
+        for role in ("teacher", "student"):  # the student's class token is the query that the teacher's keys meet
+            if theirs.backbones[role]["sha256"] != ours.backbones[role]["sha256"]:
+                raise OptionError(
+                    f"{run} has another {role}, {theirs.backbones[role]['model']}: its weights must be the same"
+                )
+        if theirs.preprocessing != ours.preprocessing:
+            raise OptionError(
+                f"{run} saw its images otherwise: {_difference(theirs.preprocessing, ours.preprocessing)}"
+            )
+        learned = [task["classes"] for task in theirs.tasks]
+        for number, classes in enumerate(ours.planned_tasks, start=1):
+            if learned[number - 1 : number] != [classes]:
+                found = f"learned {', '.join(learned[number - 1])}" if number <= len(learned) else "has not learned it"
+                raise OptionError(
+                    f"{run}: in task {number} it {found}; this run learns {', '.join(classes)}: give it the same "
+                    "classes in the same order (--seed, --class-order, --task-file)"
+                )
+
+    def knows(self, number: int, plan: TaskPlan, images: TaskImages) -> bool:
+        """Whether it learned task `number`.
+
+        Raises RunError where it learned the same classes from other images.
+        """
+        if number > len(self.record.tasks):
+            return False
+        task = self.record.tasks[number - 1]
+        if (task["classes"], task["known_classes"]) != (list(plan.classes), list(plan.known_classes)):
+            return False
+        if task["data_fingerprint"] != fingerprint(images.items):
+            raise RunError(
+                f"the teacher of {self.directory.root} learned task {number} from {task['train_images']} images that "
+                f"are not the {len(images.items)} of {plan.data}: train it on the same folder"
+            )
+        return True
+
+    def teach(self, learner: Learner, number: int) -> None:
+        """Make `learner`, a teacher that has begun task `number`, what this one was after it."""
+        tensors, header = self.directory.load_tensors(self.directory.task_checkpoint(number))
+        own = {name.removeprefix("teacher/"): v for name, v in tensors.items() if name.startswith("teacher/")}
+        learner.load_trained_state(own, header["tasks"], header["known"])
+
+    def accuracy_row(self, number: int, tests: Sequence[TaskImages]) -> list[float] | None:
+        """Its accuracy after task `number` on every task so far, if that was measured on just these test images."""
+        tasks = self.record.tasks[:number]
+        seen = [task["test_fingerprint"] for task in tasks]
+        if len(tasks) < number or seen != [fingerprint(test.items) for test in tests]:
+            return None
+        return self.record.matrices["teacher"][number - 1]
+
+
+def open_taught_teacher(config: RunConfig, ours: Record) -> TaughtTeacher | None:
+    """The teacher that `config` names, checked against the run that begins; None where it is to be taught."""
+    if config.models.teacher_run is None:
+        return None
+    try:
+        taught = TaughtTeacher(Path(config.models.teacher_run))
+    except RunError as error:
+        raise OptionError(f"--teacher-run: {error}") from None
+    taught.check(ours)
+    return taught
+
+
+def _difference(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {theirs[name]}, here {ours[name]}" for name in ours if theirs[name] != ours[name])
