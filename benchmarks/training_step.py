@@ -1,6 +1,6 @@
 """What a training step costs: ours against the same step done the reference's way, and task 50 against task 2.
 
-    python benchmarks/training_step.py                  # everything; about 30 minutes on 2 cores
+    python benchmarks/training_step.py                  # everything; about 15 minutes on 2 cores
     python benchmarks/training_step.py --part speed --role student --batch 16
 
 ViT-B/16 teacher and ViT-S/16 student at 224, random weights, CODA-Prompt and KDP, in the second of two tasks with ten
@@ -12,11 +12,13 @@ medians are compared.
 * memory: the highest resident memory of a whole process that takes two steps, PyTorch and both models included. On a
   GPU: the most that PyTorch had allocated there.
 * task-steps: the step in task 50 against the step in task 2, with two classes a task.
-* whole-tasks: a task added to a run of one task and to a run of 49 (the shipped pair on noise, everything from opening
-  the run to its record, without the evaluation, which tests the classes of all tasks by definition).
+* whole-tasks: a task added to a run of one task and to a run of 49: the shipped pair, 80 images of noise,
+  `--task-epochs` epochs; everything from opening the run to its record, without the evaluation, which tests the classes
+  of all tasks by definition.
 
-With CUDA, speed compares bf16 with the reference's way in fp32, and the share of the GPU's matrix rate is printed: the
-multiplications that PyTorch counts in our step, over its time, as a share of what one large bf16 product reaches.
+`--precision` is ours, by default bf16 on a GPU; the reference's way is always fp32. With CUDA the share of the GPU's
+matrix rate is printed: the multiplications that PyTorch counts in our step, over its time, as a share of what one large
+bf16 product reaches.
 Exits 1 where a bar is missed.
 """
 
@@ -91,7 +93,9 @@ def make_pair(query: str, tasks: int, classes: int, device: str) -> Pair:
 class Stepper:
     """Takes steps of one learner, in one way, on the same random images."""
 
-    def __init__(self, way: str, role: Role, batch: int, device: str, tasks: int, classes: int) -> None:
+    def __init__(
+        self, way: str, role: Role, batch: int, device: str, tasks: int, classes: int, precision: str = "fp32"
+    ) -> None:
         self.way, self.role = way, role
         self.pair = make_pair(way if way == EARLY else "full", tasks, classes, device)
         self.optimizer = make_optimizer(self.pair.learners[role], 1e-3)
@@ -99,13 +103,12 @@ class Stepper:
         first = (tasks - 1) * classes
         self.images = torch.randint(0, 256, (batch, 3, 224, 224), dtype=torch.uint8).to(device)
         self.labels = torch.randint(first, first + classes, (batch,)).to(device)
-        self.precision = "bf16" if device == "cuda" and way != REFERENCE else "fp32"
         self.processes = Processes(torch.device(device))
         if way == REFERENCE:
             collect_backbone_gradients(self.pair)
         else:
             self.stack = ExitStack()  # as long as the process lives
-            self.stack.enter_context(in_precision(self.pair, self.precision))
+            self.stack.enter_context(in_precision(self.pair, precision))
 
     def step(self) -> None:
         """One step."""
@@ -202,9 +205,12 @@ def check_agreement() -> float:
     return worst
 
 
-def compare_speed(role: Role, batch: int, rounds: int, device: str, threads: int) -> list[dict[str, Any]]:
+def compare_speed(
+    role: Role, batch: int, rounds: int, device: str, threads: int, precision: str
+) -> list[dict[str, Any]]:
     """Median seconds and images/s of every way; ratios over the reference's."""
     common = {"role": role, "batch": batch, "device": device, "tasks": 2, "classes": 10, "threads": threads}
+    common["precision"] = precision
     with ExitStack() as stack:
         workers = {way: stack.enter_context(Worker(way=way, **common)) for way in (REFERENCE, FULL, EARLY)}
         seconds = take_turns(workers, rounds, warm_up=1 if device == "cpu" else 5)
@@ -254,11 +260,12 @@ def matrix_rate() -> float:
     return 2 * size**3 / median(times[2:])
 
 
-def compare_memory(role: Role, batch: int, device: str, threads: int) -> list[dict[str, Any]]:
+def compare_memory(role: Role, batch: int, device: str, threads: int, precision: str) -> list[dict[str, Any]]:
     """The memory that two steps of every way take, one process after another."""
     rows: list[dict[str, Any]] = []
     for way in (REFERENCE, FULL, EARLY):
         task = {"role": role, "batch": batch, "device": device, "tasks": 2, "classes": 10, "threads": threads}
+        task["precision"] = precision
         with Worker(way=way, **task) as worker:
             worker.ask()
             found = worker.ask()["bytes"]
@@ -281,7 +288,7 @@ def compare_task_steps(role: Role, batch: int, rounds: int, device: str, threads
     }
 
 
-def compare_whole_tasks(rounds: int, threads: int) -> dict[str, Any]:
+def compare_whole_tasks(rounds: int, threads: int, epochs: int) -> dict[str, Any]:
     """A task added to a run of 1 and to a run of 49 tasks, by turns, each time to a fresh copy in a fresh process."""
     with tempfile.TemporaryDirectory(prefix="cdl-tasks-") as name:
         folder = Path(name)
@@ -289,7 +296,7 @@ def compare_whole_tasks(rounds: int, threads: int) -> dict[str, Any]:
         write_noise(folder / "new", 2, first=2 * (LATE_TASK - 1))
         runs = {EARLY_TASK: folder / "one", LATE_TASK: folder / "many"}
         for number, run in runs.items():
-            in_a_process("make", str(folder / "old"), str(run), str(number - 1), str(threads))
+            in_a_process("make", str(folder / "old"), str(run), str(number - 1), str(threads), "1")
         found: dict[int, list[dict[str, Any]]] = {number: [] for number in runs}
         order, rng = list(runs), random.Random(0)
         for _ in range(rounds):
@@ -297,7 +304,9 @@ def compare_whole_tasks(rounds: int, threads: int) -> dict[str, Any]:
             for number in order:
                 copy = folder / "copy"
                 shutil.copytree(runs[number], copy)
-                found[number].append(in_a_process("add", str(folder / "new"), str(copy), "0", str(threads)))
+                found[number].append(
+                    in_a_process("add", str(folder / "new"), str(copy), "0", str(threads), str(epochs))
+                )
                 shutil.rmtree(copy)
     seconds = {number: median(row["seconds"] for row in rows) for number, rows in found.items()}
     memory = {number: median(row["bytes"] for row in rows) for number, rows in found.items()}
@@ -330,19 +339,19 @@ def in_a_process(*arguments: str) -> dict[str, Any]:
     return found
 
 
-def whole_task(what: str, data: str, run: str, tasks: str, threads: str) -> None:
-    """Make a run of `tasks` tasks with one short epoch each, or add one task with two epochs to it and time that."""
+def whole_task(what: str, data: str, run: str, tasks: str, threads: str, epochs: str) -> None:
+    """Make a run of `tasks` tasks with one short epoch each, or add one task to it and time that."""
     torch.set_num_threads(int(threads))
     if what == "make":
         names = [f"{number:03d}" for number in range(2 * int(tasks))]
         listed = Path(f"{run}.yaml")
         listed.write_text(json.dumps([names[i : i + 2] for i in range(0, len(names), 2)]))
-        optim = OptimConfig(epochs=1, batch_size=64, device="cpu")
+        optim = OptimConfig(epochs=int(epochs), batch_size=64, device="cpu")
         train(RunConfig(DataConfig(data, task_file=str(listed)), optim=optim), Path(run))
         say({})
         return
     began = time.perf_counter()
-    record = add_task(Path(run), Addition(data, optim={"epochs": 2, "batch_size": 16}))
+    record = add_task(Path(run), Addition(data, optim={"epochs": int(epochs), "batch_size": 16}))
     seconds = time.perf_counter() - began
     spent = record.tasks[-1]["seconds"]
     say(
@@ -362,14 +371,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", choices=PARTS, default="all")
     parser.add_argument("--role", choices=ROLES, help="one learner only")
-    parser.add_argument("--batch", type=int, help="images a step for speed; default 32, and 64 on a GPU")
+    parser.add_argument("--batch", type=int, help="images a step for speed; default 16, and 64 on a GPU")
     parser.add_argument("--memory-batch", type=int, default=64)
     parser.add_argument("--rounds", type=int, help="default 3, and 30 on a GPU")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), help="of ours; default fp32, and bf16 on a GPU")
+    parser.add_argument("--task-epochs", type=int, default=OptimConfig().epochs, help="of a whole task")
     parser.add_argument("--save", type=Path, help="also write the report to this file, as JSON")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
-    parser.add_argument("--whole-task", nargs=5, help=argparse.SUPPRESS)
+    parser.add_argument("--whole-task", nargs=6, help=argparse.SUPPRESS)
     a = parser.parse_args()
     if a.worker:
         work(json.loads(a.worker))
@@ -378,7 +389,8 @@ def main() -> None:
         whole_task(*a.whole_task)
         return
     on_gpu = a.device == "cuda"
-    batch, rounds = a.batch or (64 if on_gpu else 32), a.rounds or (30 if on_gpu else 3)
+    batch, rounds = a.batch or (64 if on_gpu else 16), a.rounds or (30 if on_gpu else 3)
+    precision = a.precision or ("bf16" if on_gpu else "fp32")
     roles: tuple[Role, ...] = (a.role,) if a.role else ROLES
     report: dict[str, Any] = {"machine": describe_machine(a.device, a.threads)}
     print(", ".join(f"{key} {value}" for key, value in report["machine"].items()))
@@ -387,8 +399,10 @@ def main() -> None:
         apart = report["agreement"] = check_agreement()
         print(f"losses and gradients, the reference's way against ours: at most {apart:.1e} apart (relative)")
     if a.part in ("all", "speed"):
-        report["speed"] = [row for role in roles for row in compare_speed(role, batch, rounds, a.device, a.threads)]
-        print(f"\nspeed, batch {batch}, medians of {rounds} steps by turns")
+        report["speed"] = [
+            row for role in roles for row in compare_speed(role, batch, rounds, a.device, a.threads, precision)
+        ]
+        print(f"\nspeed, batch {batch}, {precision} against fp32, medians of {rounds} steps by turns")
         for row in report["speed"]:
             bar = SPEED_BARS[a.device].get(row["way"])
             missed += [row] if bar is not None and row["ratio"] < bar else []
@@ -398,7 +412,9 @@ def main() -> None:
                 + (f"  (bar {bar:.1f}×){share}" if bar is not None else "")
             )
     if a.part in ("all", "memory"):
-        report["memory"] = [row for role in roles for row in compare_memory(role, a.memory_batch, a.device, a.threads)]
+        report["memory"] = [
+            row for role in roles for row in compare_memory(role, a.memory_batch, a.device, a.threads, precision)
+        ]
         print(f"\npeak memory, batch {a.memory_batch}")
         for row in report["memory"]:
             unit = row["way"] == REFERENCE
@@ -409,7 +425,10 @@ def main() -> None:
         small = max(1, batch // 4)
         report["tasks"] = [compare_task_steps(role, small, rounds, a.device, a.threads) for role in roles]
     if a.part in ("all", "whole-tasks"):
-        report["tasks"] = [*report.get("tasks", []), compare_whole_tasks(2 * rounds if not on_gpu else 6, a.threads)]
+        report["tasks"] = [
+            *report.get("tasks", []),
+            compare_whole_tasks(3 if on_gpu else rounds, a.threads, a.task_epochs),
+        ]
     if "tasks" in report:
         print(f"\ntask {LATE_TASK} against task {EARLY_TASK}, CODA, two classes a task (bar {TASKS_BAR}×)")
         for row in report["tasks"]:

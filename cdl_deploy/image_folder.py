@@ -77,8 +77,11 @@ def find_images(root: Path) -> Files:
 
 
 def images_below(folder: Path) -> list[Path]:
-    """Image files at any depth, sorted, whatever the folders are called. Those that may not be read are passed over."""
-    return sorted(path for path in folder.rglob("*") if _is_image(path))
+    """Image files at any depth, sorted, whatever the folders are called. Raises DataError where one may not be read."""
+    try:
+        return sorted(_walk_images(folder))
+    except OSError as error:
+        raise _cannot_read(folder, error) from None
 
 
 def _walk_images(folder: Path) -> Iterator[Path]:

@@ -9,23 +9,23 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cdl_deploy.export.selection import HeadRows, split_rows
+from cdl_deploy.export.attention import FoldedAttention, HeadRows, Projected, split_heads
 from cdl_deploy.training.models.backbone import Backbone, BlockPrompt
-
-Projected = tuple[Float[Tensor, "B H N d"], Float[Tensor, "B H N d"], Float[Tensor, "B H N d"]]
-"""Query, key and value of tokens."""
 
 
 class ConstantPrompt(nn.Module):
     """What one block gets for every image alike, split into heads: `before`, `after` and `class_shift`."""
 
-    def __init__(self, prompt: BlockPrompt, heads: int) -> None:
+    def __init__(self, prompt: BlockPrompt, attention: FoldedAttention) -> None:
         super().__init__()
         for place in ("before", "after", "class_shift"):
             pair = getattr(prompt, place)
-            for part, rows in zip(("key", "value"), pair or (), strict=False):
-                split = split_rows(rows.detach().view(1, -1, rows.shape[-1]), heads)
-                self.register_buffer(f"{place}_{part}", split.contiguous())
+            if pair is None:
+                continue
+            key, value = (split_heads(rows.detach().view(1, -1, rows.shape[-1]), attention.heads) for rows in pair)
+            rows = (key, value) if place == "class_shift" else attention.shifted((key, value))
+            for part, own in zip(("key", "value"), rows, strict=True):
+                self.register_buffer(f"{place}_{part}", own.contiguous())
 
     def pair(self, place: str) -> HeadRows | None:
         """Key rows and value rows [1, H, p, d], or None."""
@@ -36,6 +36,7 @@ class ConstantPrompt(nn.Module):
 
 def run_block(
     backbone: Backbone,
+    attention: FoldedAttention,
     index: int,
     tokens: Float[Tensor, "B N D"],
     before: HeadRows | None = None,
@@ -46,84 +47,55 @@ def run_block(
 ) -> Float[Tensor, "B n D"]:
     """One block with prompt rows around its keys and values; with `read`, only those tokens come out.
 
-    `before` are the rows chosen for each image; `few` is how few tokens ask, where there is a way; `projected` what the
-    tokens become in this block, where that is known.
+    `before` are the rows chosen for each image, as `attention` wants them; `few` is how few tokens ask, where there is
+    a way; `projected` what the tokens become in this block, where that is known.
     """
-    block, attention = backbone.block(index), backbone.attention(index)
+    block = backbone.block(index)
     kept = tokens if read is None else select_tokens(tokens, read)
     chosen = before or (None, None)
     if read is not None and few is not None:
-        mixed = few(block.norm1(tokens), before, constant, read)
+        mixed = few(attention, block.norm1(tokens), before, constant, read)
     else:
-        query, key, value = projected or project(backbone, index, block.norm1(tokens))
+        query, key, value = projected or attention.project(block.norm1(tokens))
         query = query if read is None else select_tokens(query.transpose(1, 2), read).transpose(1, 2)
         key, value = surround(key, 0, chosen[0], constant), surround(value, 1, chosen[1], constant)
-        scores = (query * attention.scale) @ key.transpose(2, 3)
-        mixed = scores.softmax(dim=-1) @ value
-    kept = kept + block.ls1(attention.proj(mixed.transpose(1, 2).flatten(2)))
+        mixed = (query @ key.transpose(2, 3)).softmax(dim=-1) @ value
+    kept = kept + block.ls1(attention.output(mixed))
     return kept + block.ls2(block.mlp(block.norm2(kept)))
-
-
-def enter(backbone: Backbone, tokens: Float[Tensor, "B N D"]) -> Projected:
-    """What tokens become where they enter block 0."""
-    return project(backbone, 0, backbone.block(0).norm1(tokens))
-
-
-def project(backbone: Backbone, index: int, normed: Float[Tensor, "B N D"]) -> Projected:
-    """Query, key and value of normalised tokens in one block."""
-    attention = backbone.attention(index)
-    query, key, value = split_heads(attention.qkv(normed), 3, backbone.heads).unbind(0)
-    return attention.q_norm(query), attention.k_norm(key), value
 
 
 class FewAsking(nn.Module):
     """A block's attention where n tokens ask and all N answer, without a key or a value for any of the N:
 
-        scores = q · (X Wₖᵀ + bₖ)ᵀ = (q Wₖ) · Xᵀ + q · bₖ        P · (X Wᵥᵀ + bᵥ) = (P · X) Wᵥᵀ + (Σ P) bᵥ
+        scores = q · (X Wₖᵀ)ᵀ = (q Wₖ) · Xᵀ        P · (X Wᵥᵀ) = (P · X) Wᵥᵀ
 
     head by head. That is 2·n·H products of the tokens with a vector, where keys and values would be 2·D of them. Prompt
     rows are keys and values already and stay beside the tokens.
     """
 
-    query: Tensor
     key: Tensor
     value: Tensor
-    query_bias: Tensor
-    key_bias: Tensor
-    value_bias: Tensor
 
-    def __init__(self, backbone: Backbone, index: int) -> None:
+    def __init__(self, attention: FoldedAttention) -> None:
         super().__init__()
-        attention, self.heads = backbone.attention(index), backbone.heads
-        self.scale, self.norm = attention.scale, attention.q_norm
-        weight = attention.qkv.weight.detach().chunk(3)
-        bias = attention.qkv.bias
-        shifts = (torch.zeros(3 * backbone.width) if bias is None else bias.detach()).chunk(3)
-        self.register_buffer("query", weight[0].T.contiguous())
-        self.register_buffer("key", weight[1].unflatten(0, (self.heads, -1)).contiguous())  # [H, d, D]
-        self.register_buffer("value", weight[2].unflatten(0, (self.heads, -1)).transpose(1, 2).contiguous())
-        self.register_buffer("query_bias", shifts[0].clone())
-        self.register_buffer("key_bias", shifts[1].view(self.heads, -1, 1).clone())
-        self.register_buffer("value_bias", shifts[2].view(1, self.heads, 1, -1).clone())
-
-    @staticmethod
-    def fits(backbone: Backbone, index: int) -> bool:
-        """Not where keys are normalised, which is no product."""
-        return isinstance(backbone.attention(index).k_norm, nn.Identity)
+        self.heads = attention.heads
+        self.register_buffer("key", attention.k.weight.T.unflatten(0, (self.heads, -1)).contiguous())  # [H, d, D]
+        value = attention.v.weight.unflatten(1, (self.heads, -1)).transpose(0, 1)
+        self.register_buffer("value", value.contiguous())  # [H, D, d]
 
     def forward(
         self,
+        attention: FoldedAttention,
         normed: Float[Tensor, "B N D"],
         before: HeadRows | None,
         constant: ConstantPrompt | None,
         read: tuple[int, ...],
     ) -> Float[Tensor, "B H n d"]:
         """What the tokens at the positions `read` gather."""
-        asking = split_heads(select_tokens(normed, read) @ self.query + self.query_bias, 1, self.heads)[0]
-        query = self.norm(asking) * self.scale  # [B, H, n, d]
+        query = attention.queries(select_tokens(normed, read))  # [B, H, n, d]
         count = (self.heads, len(read))
         vectors = (query @ self.key).flatten(1, 2)  # [B, H·n, D]
-        scores = (vectors @ normed.transpose(1, 2)).unflatten(1, count) + query @ self.key_bias  # [B, H, n, N]
+        scores = (vectors @ normed.transpose(1, 2)).unflatten(1, count)  # [B, H, n, N]
         shift = constant.pair("class_shift") if constant else None
         if shift is not None:
             scores = torch.cat([scores[..., :1] + query @ shift[0].transpose(2, 3), scores[..., 1:]], dim=3)
@@ -133,7 +105,7 @@ class FewAsking(nn.Module):
         everywhere = scores.softmax(dim=-1)
         shares = everywhere if rows is None else everywhere[..., rows[0].shape[2] :]
         gathered = (shares.flatten(1, 2) @ normed).unflatten(1, count)  # [B, H, n, D]
-        mixed = gathered @ self.value + shares.sum(dim=3, keepdim=True) * self.value_bias
+        mixed = gathered @ self.value
         if shift is not None:
             mixed = mixed + shares[..., :1] * shift[1]
         return mixed if rows is None else mixed + everywhere[..., : rows[0].shape[2]] @ rows[1]
@@ -163,11 +135,6 @@ def surround(
     if last is not None:
         parts.append(last[part].expand(rows.shape[0], -1, -1, -1))
     return torch.cat(parts, dim=2) if len(parts) > 1 else rows
-
-
-def split_heads(rows: Float[Tensor, "B N parts_D"], parts: int, heads: int) -> Float[Tensor, "parts B H N d"]:
-    """A fused projection's output, by part and head."""
-    return rows.unflatten(2, (parts, heads, -1)).permute(2, 0, 3, 1, 4)
 
 
 def select_tokens(tokens: Float[Tensor, "B N D"], read: tuple[int, ...]) -> Float[Tensor, "B n D"]:

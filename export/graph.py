@@ -1,10 +1,11 @@
 """The network as it is exported: the learner's own computation with everything that training decided folded in.
 
-Four things differ from the training model, and none changes a logit by more than rounding:
+Five things differ from the training model, and none changes a logit by more than rounding:
 
 * only what is read is computed: the last block of the query pass ends in the class token alone, the last block of the
   prompted pass in the class token and, where there is one, the distillation's token. For so few tokens that ask, keys
   and values of all the others are not worth computing: `FewAsking` brings the question to the tokens instead;
+* an attention's biases and scale are part of other constants (`cdl_deploy.export.attention`);
 * tokens that enter block 0 of both passes are normalised and projected there once;
 * a method's selection is folded by `cdl_deploy.export.selection` (key norms, A∘K̂ and A² are constants), and what is
   the same for every image is split into heads beforehand;
@@ -19,7 +20,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cdl_deploy.export.block import ConstantPrompt, FewAsking, Projected, enter, run_block
+from cdl_deploy.export.attention import FoldedAttention, Projected, as_blocks, fold_attentions
+from cdl_deploy.export.block import ConstantPrompt, FewAsking, run_block
 from cdl_deploy.export.embedding import fold_embedding
 from cdl_deploy.export.heads import fold_heads
 from cdl_deploy.export.selection import fold_selection
@@ -46,29 +48,33 @@ class ExportGraph(nn.Module):
         ones = torch.ones_like(own.mean)
         mean, std = (0 * ones, ones / 255) if pixels else (own.mean, own.std)
         self.embedding = fold_embedding(own, mean, std)
+        self.attentions = fold_attentions(own)
+        self.blocks = as_blocks(self.attentions)
         if not self.shared:
             self.query_embedding = fold_embedding(self.query_backbone, mean, std)
-            self.query_last = last_block(self.query_backbone, pair.encoder.block)
-        self.selection = fold_selection(learner.method, self.backbone.heads, len(learner.tasks))
+            self.query_attentions = fold_attentions(self.query_backbone)
+            self.query_blocks = as_blocks(self.query_attentions)
+            count = pair.encoder.block or self.query_backbone.depth
+            self.query_last = last_block(self.query_attentions[count - 1])
+        self.selection = fold_selection(learner.method, self.attentions, len(learner.tasks))
         self.head = fold_heads(learner)
         self.token = learner.distillation.append_token
         self.uses_query = learner.method.uses_query
         self.first_block = learner.first_block
         self.query_block = pair.encoder.block
         constants = merge(dict(self.selection.constants), learner.distillation.block_prompts())
-        heads = self.backbone.heads
-        self.last = last_block(own)
+        self.last = last_block(self.attentions[own.depth - 1])
         own_pass = self.uses_query and self.shared and not self.query_block
-        self.shared_entry = SharedEntry(own, learner.distillation) if own_pass else None
-        self.constants = nn.ModuleDict({str(i): ConstantPrompt(prompt, heads) for i, prompt in constants.items()})
+        self.shared_entry = SharedEntry(own, self.attentions[0], learner.distillation) if own_pass else None
+        self.constants = nn.ModuleDict({str(i): ConstantPrompt(p, self.attentions[i]) for i, p in constants.items()})
 
     def forward(
         self, image: Float[Tensor, "B 3 height width"]
     ) -> tuple[Float[Tensor, "B C"], Float[Tensor, "B C"], Float[Tensor, "B T"]]:
         tokens = self.embedding(image)
         for index in range(self.first_block):
-            tokens = run_block(self.backbone, index, tokens)
-        entry = enter(self.backbone, tokens) if self.shared_entry else None
+            tokens = run_block(self.backbone, self.attentions[index], index, tokens)
+        entry = enter(self.backbone, self.attentions[0], tokens) if self.shared_entry else None
         prompts, task_scores = self.selection(self.query(image, tokens, entry) if self.uses_query else None)
         tokens = self.token(tokens)
         projected = self.shared_entry.with_token(entry) if self.shared_entry and entry else None
@@ -77,7 +83,8 @@ class ExportGraph(nn.Module):
             constant = cast(ConstantPrompt, self.constants[str(index)]) if str(index) in self.constants else None
             read = self.head.tokens_read if index == last else None
             first = projected if index == self.first_block else None
-            tokens = run_block(self.backbone, index, tokens, prompts.get(index), constant, read, self.last, first)
+            attention, chosen = self.attentions[index], prompts.get(index)
+            tokens = run_block(self.backbone, attention, index, tokens, chosen, constant, read, self.last, first)
         logits = self.head(self.backbone.final_norm(tokens))
         return logits, logits.softmax(dim=1), task_scores.expand(image.shape[0], -1)
 
@@ -86,7 +93,7 @@ class ExportGraph(nn.Module):
 
         `entry`: what these become there, where that is known already.
         """
-        backbone = self.query_backbone
+        backbone, attentions = self.query_backbone, self.attentions if self.shared else self.query_attentions
         if self.shared and self.query_block:
             return backbone.final_norm(tokens[:, 0])
         if not self.shared:
@@ -94,14 +101,18 @@ class ExportGraph(nn.Module):
         count, few = self.query_block or backbone.depth, self.last if self.shared else self.query_last
         for index in range(count):
             read, first = (0,) if index == count - 1 else None, entry if index == 0 else None
-            tokens = run_block(backbone, index, tokens, read=read, few=few, projected=first)
+            tokens = run_block(backbone, attentions[index], index, tokens, read=read, few=few, projected=first)
         return backbone.final_norm(tokens[:, 0])
 
 
-def last_block(backbone: Backbone, count: int = 0) -> FewAsking | None:
-    """For the last of the first `count` blocks, or of all of them."""
-    index = (count or backbone.depth) - 1
-    return FewAsking(backbone, index) if FewAsking.fits(backbone, index) else None
+def last_block(attention: FoldedAttention) -> FewAsking | None:
+    """Not where keys are normalised, which is no product."""
+    return FewAsking(attention) if attention.key_is_product else None
+
+
+def enter(backbone: Backbone, attention: FoldedAttention, tokens: Float[Tensor, "B N D"]) -> Projected:
+    """What tokens become where they enter block 0."""
+    return attention.project(backbone.block(0).norm1(tokens))
 
 
 class SharedEntry(nn.Module):
@@ -110,11 +121,11 @@ class SharedEntry(nn.Module):
     That token is the same for every image, and so are its projections: constants.
     """
 
-    def __init__(self, backbone: Backbone, distillation: Distillation) -> None:
+    def __init__(self, backbone: Backbone, attention: FoldedAttention, distillation: Distillation) -> None:
         super().__init__()
         self.has_token = isinstance(distillation, ExtraToken)
         if isinstance(distillation, ExtraToken):
-            parts = enter(backbone, distillation.token.detach()[None])
+            parts = enter(backbone, attention, distillation.token.detach()[None])
             for name, part in zip(("query", "key", "value"), parts, strict=True):
                 self.register_buffer(f"token_{name}", part.contiguous())
 

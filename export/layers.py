@@ -2,7 +2,7 @@
 
     y [B, n, N] = x [B, n, K] · W [K, N] + b
 
-That is the qkv, proj, fc1 and fc2 of every block, and the patch embedding, which is a product of patches once its
+That is q, k, v, proj, fc1 and fc2 of every block, and the patch embedding, which is a product of patches once its
 convolution is written out. What acts on one vector an image (prompt selection, heads) has two dimensions and is no
 layer here: it stays float.
 
@@ -36,7 +36,7 @@ class Layer:
     """One matrix, and every product with it."""
 
     name: str
-    """As the training model names it, such as `blocks.0.attn.qkv`."""
+    """As the training model names it, such as `blocks.0.attn.q`."""
     weight: str
     """The initializer [K, N]."""
     shape: tuple[int, int]
@@ -242,20 +242,13 @@ def _name(graph: Graph, node: onnx.NodeProto, source: str) -> str:
     for name in names:
         stem, _, last = name.rpartition(".")
         if stem and last in ("weight", "bias"):
-            if stem.endswith((".qkv", ".norm1")):
-                stem = stem.removesuffix(".qkv").replace(".norm1", ".attn") + _part(graph, node)
             return _short(stem.replace(".norm2", ".mlp"))
     return node.name
 
 
-def _part(graph: Graph, node: onnx.NodeProto) -> str:
-    """`.qkv`, or the part of it that the last block has as a matrix of its own: `.q`."""
-    rows, columns = graph.value(node.input[1]).shape
-    return ".q" if columns == rows else ".qkv"
-
-
 def _short(module: str) -> str:
     """`backbone.vit.blocks.3.mlp.fc1` → `blocks.3.mlp.fc1`; the query's own network keeps a prefix."""
+    module = module.replace("query_blocks.", "query_backbone.vit.blocks.")
     own, _, rest = module.removesuffix(".matrix").partition(".vit.")
     if not rest:
         return own

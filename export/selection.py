@@ -10,23 +10,24 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from cdl_deploy.export.attention import FoldedAttention, HeadRows, split_heads
 from cdl_deploy.export.fixed_selection import FixedPrompts
 from cdl_deploy.training.methods import ContinualMethod
 from cdl_deploy.training.methods.coda import CodaPrompt
 from cdl_deploy.training.methods.dualprompt import DualPrompt
 from cdl_deploy.training.methods.l2p import L2P
 from cdl_deploy.training.models.backbone import BlockPrompt
-from cdl_deploy.training.shapes import Query, Rows
+from cdl_deploy.training.shapes import Query
 
-HeadRows = tuple[Float[Tensor, "b H p d"], Float[Tensor, "b H p d"]]
-"""Key rows and value rows, split into heads."""
+Attentions = Mapping[int, FoldedAttention]
+"""By block."""
 
 
 class Chosen(NamedTuple):
     """The prompts of a batch, and whose they are."""
 
     prompts: dict[int, HeadRows]
-    """Prefix prompts [b, H, p, d] for each block in which the image has a say."""
+    """Prefix prompts [b, H, p, d] for each block in which the image has a say, as the block's attention wants them."""
     task_scores: Float[Tensor, "b T"]
     """How strongly each task's prompts were selected; each row adds up to 1."""
 
@@ -38,10 +39,10 @@ class FoldedSelection(nn.Module):
     """Whether prompts belong to tasks. Where they do not, every task's score is 1 / T."""
     scores: Tensor
 
-    def __init__(self, method: ContinualMethod, heads: int, tasks: int) -> None:
+    def __init__(self, method: ContinualMethod, attentions: Attentions, tasks: int) -> None:
         super().__init__()
         self.method: ContinualMethod | None = method
-        self.heads, self.tasks = heads, tasks
+        self.attentions, self.tasks = dict(attentions), tasks
         self.register_buffer("scores", torch.full((1, tasks), 1 / tasks))
         self.constants: Mapping[int, BlockPrompt] = {}
         """Prompts that are the same for every image."""
@@ -52,7 +53,10 @@ class FoldedSelection(nn.Module):
         found = {}
         for index, prompt in self.method(query, "test").prompts.items():
             assert prompt.before is not None
-            key_rows, value_rows = (split_rows(rows, self.heads) for rows in prompt.before)
+            attention = self.attentions[index]
+            key, value = prompt.before
+            rows = (split_heads(key, attention.heads), split_heads(value, attention.heads))
+            key_rows, value_rows = attention.shifted(rows)
             size = (query.shape[0], -1, -1, -1)
             found[index] = (key_rows.expand(size), value_rows.expand(size))
         return Chosen(found, self.scores)
@@ -61,8 +65,8 @@ class FoldedSelection(nn.Module):
 class FoldedConstants(FoldedSelection):
     """A method that looks at no query, such as APT, or a choice made at export: all its prompts are constants."""
 
-    def __init__(self, method: ContinualMethod, heads: int, tasks: int) -> None:
-        super().__init__(method, heads, tasks)
+    def __init__(self, method: ContinualMethod, attentions: Attentions, tasks: int) -> None:
+        super().__init__(method, attentions, tasks)
         self.method = None
         self.constants = method(None, "test").prompts
         if isinstance(method, FixedPrompts) and method.task_scores is not None:
@@ -78,11 +82,11 @@ class FoldedL2P(FoldedSelection):
     keys: Tensor
     prompts: Tensor
 
-    def __init__(self, method: L2P, heads: int, tasks: int) -> None:
-        super().__init__(method, heads, tasks)
+    def __init__(self, method: L2P, attentions: Attentions, tasks: int) -> None:
+        super().__init__(method, attentions, tasks)
         self.method = None
         self.block, self.top_k = method.block, method.top_k
-        by_head = split_parts(method.prompts.detach(), heads)  # [M, 2, H, p, d]
+        by_head = split_parts(method.prompts.detach(), attentions[self.block])  # [M, 2, H, p, d]
         self.parts = by_head.shape[1:]
         self.register_buffer("keys", F.normalize(method.keys.detach(), dim=1).T.contiguous())
         self.register_buffer("prompts", by_head.flatten(1).contiguous())
@@ -105,8 +109,8 @@ class FoldedDualPrompt(FoldedSelection):
     keys: Tensor
     numbers: Tensor
 
-    def __init__(self, method: DualPrompt, heads: int, tasks: int) -> None:
-        super().__init__(method, heads, tasks)
+    def __init__(self, method: DualPrompt, attentions: Attentions, tasks: int) -> None:
+        super().__init__(method, attentions, tasks)
         self.method = None
         self.constants = method.shared_prompts()
         entries = method.own_entries()
@@ -115,7 +119,7 @@ class FoldedDualPrompt(FoldedSelection):
         self.register_buffer("keys", keys.detach().T.contiguous())
         self.register_buffer("numbers", torch.arange(tasks))
         for index, block in entries.items():
-            by_head = split_parts(block.prompts.all().detach(), heads)
+            by_head = split_parts(block.prompts.all().detach(), attentions[index])
             self.parts = by_head.shape[1:]
             self.register_buffer(f"prompts_{index}", by_head.flatten(1).contiguous())
 
@@ -141,47 +145,49 @@ class FoldedCoda(FoldedSelection):
     numerator: Tensor
     denominator: Tensor
 
-    def __init__(self, method: CodaPrompt, heads: int, tasks: int) -> None:
-        super().__init__(method, heads, tasks)
+    def __init__(self, method: CodaPrompt, attentions: Attentions, tasks: int) -> None:
+        super().__init__(method, attentions, tasks)
         self.method = None
         blocks = method.own_blocks()
         self.indices = tuple(blocks)
-        self.rows = method.prompt_rows
-        attentions = torch.cat([block.attentions.all() for block in blocks.values()])
+        self.heads, self.rows = attentions[self.indices[0]].heads, method.prompt_rows
+        masks = torch.cat([block.attentions.all() for block in blocks.values()])
         keys = torch.cat([F.normalize(block.keys.all(), dim=1) for block in blocks.values()])
-        self.register_buffer("numerator", (attentions * keys).T.contiguous())
-        self.register_buffer("denominator", attentions.square().T.contiguous())
+        self.register_buffer("numerator", (masks * keys).T.contiguous())
+        self.register_buffer("denominator", masks.square().T.contiguous())
         for index, block in blocks.items():
-            prompts = block.prompts.all().unflatten(1, (2, -1))  # stored as heads want them, so no transpose is left
-            self.register_buffer(f"prompts_{index}", split_parts(prompts, heads).flatten(1).contiguous())
+            prompts = block.prompts.all().unflatten(1, (2, -1)).detach()
+            nothing = split_parts(torch.zeros_like(prompts[:1]), attentions[index])  # whatever the weights add up to
+            self.register_buffer(f"shift_{index}", nothing.flatten())
+            by_head = split_parts(prompts, attentions[index]) - nothing  # as heads want them, so no transpose is left
+            self.register_buffer(f"prompts_{index}", by_head.flatten(1).contiguous())
 
     def forward(self, query: Query) -> Chosen:
         norm = (query.square() @ self.denominator).sqrt().clamp_min(1e-12)
         weights = (query @ self.numerator) / norm
         prompts = {}
         for index, own in zip(self.indices, weights.chunk(len(self.indices), dim=1), strict=True):
-            rows = (own @ self.get_buffer(f"prompts_{index}")).unflatten(1, (2, self.heads, self.rows, -1))
-            prompts[index] = (rows[:, 0], rows[:, 1])
+            rows = own @ self.get_buffer(f"prompts_{index}") + self.get_buffer(f"shift_{index}")
+            parts = rows.unflatten(1, (2, self.heads, self.rows, -1))
+            prompts[index] = (parts[:, 0], parts[:, 1])
         strengths = weights.abs().unflatten(1, (len(self.indices), self.tasks, -1)).sum(dim=(1, 3))
         return Chosen(prompts, strengths / strengths.sum(dim=1, keepdim=True).clamp_min(1e-12))
 
 
-def split_parts(prompts: Float[Tensor, "M 2 p D"], heads: int) -> Float[Tensor, "M 2 H p d"]:
-    """Key rows and value rows of many prompts, split into heads."""
-    return prompts.unflatten(3, (heads, -1)).transpose(2, 3)
+def split_parts(prompts: Float[Tensor, "M 2 p D"], attention: FoldedAttention) -> Float[Tensor, "M 2 H p d"]:
+    """Key rows and value rows of many prompts, split into heads, as `attention` wants them."""
+    key, value = prompts.unflatten(3, (attention.heads, -1)).transpose(2, 3).unbind(1)
+    return torch.stack(attention.shifted((key, value)), dim=1)
 
 
-def split_rows(rows: Rows, heads: int) -> Float[Tensor, "b H p d"]:
-    """Rows split into heads."""
-    return rows.unflatten(2, (heads, -1)).transpose(1, 2)
-
-
-def fold_selection(method: ContinualMethod, heads: int, tasks: int) -> FoldedSelection:
+def fold_selection(method: ContinualMethod, attentions: Attentions, tasks: int) -> FoldedSelection:
     """The folded form of a method's selection after `tasks` tasks; a method without one of its own runs as it is."""
     if isinstance(method, CodaPrompt):
-        return FoldedCoda(method, heads, tasks)
+        return FoldedCoda(method, attentions, tasks)
     if isinstance(method, L2P):
-        return FoldedL2P(method, heads, tasks)
+        return FoldedL2P(method, attentions, tasks)
     if isinstance(method, DualPrompt):
-        return FoldedDualPrompt(method, heads, tasks)
-    return FoldedSelection(method, heads, tasks) if method.uses_query else FoldedConstants(method, heads, tasks)
+        return FoldedDualPrompt(method, attentions, tasks)
+    return (
+        FoldedSelection(method, attentions, tasks) if method.uses_query else FoldedConstants(method, attentions, tasks)
+    )

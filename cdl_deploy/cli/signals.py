@@ -34,12 +34,17 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Handle SIGINT and SIGTERM while the block runs. Outside the main thread, where that cannot be, never stops."""
+    """Handle SIGINT and SIGTERM while the block runs. Outside the main thread, where that cannot be, never stops.
+
+    A signal that whoever started the program had it ignore, as a shell does with Ctrl-C for a job in the background,
+    stays ignored.
+    """
     request = StopRequest()
     before = {}
     try:
         for number in (signal.SIGINT, signal.SIGTERM):
-            before[number] = signal.signal(number, request.handle)
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                before[number] = signal.signal(number, request.handle)
     except ValueError:  # not the main thread
         pass
     try:

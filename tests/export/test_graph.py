@@ -6,8 +6,9 @@ import onnx
 import pytest
 import torch
 
-from cdl_deploy.export.block import ConstantPrompt, FewAsking, run_block
-from cdl_deploy.export.graph import ExportGraph
+from cdl_deploy.export.attention import FoldedAttention, fold_attentions
+from cdl_deploy.export.block import ConstantPrompt, run_block
+from cdl_deploy.export.graph import ExportGraph, last_block
 from cdl_deploy.export.heads import fold_heads
 from cdl_deploy.export.onnx_file import OPSET, export_core
 from cdl_deploy.export.selection import FoldedCoda
@@ -23,10 +24,12 @@ def test_folded_selection_is_the_methods():
     pair = make_pair()
     method = pair.student.method
     query = torch.randn(3, 24)
-    folded = FoldedCoda(method, heads=3, tasks=2)(query).prompts
+    backbone = pair.student.backbone
+    folded = FoldedCoda(method, fold_attentions(backbone), tasks=2)(query).prompts
     for index, prompt in method(query, "test").prompts.items():
-        for ours, theirs in zip(folded[index], prompt.before, strict=True):
-            torch.testing.assert_close(ours.transpose(1, 2).flatten(2), theirs, atol=1e-5, rtol=1e-5)
+        biases = backbone.attention(index).qkv.bias.chunk(3)[1:]  # what keys and values are left without
+        for ours, theirs, bias in zip(folded[index], prompt.before, biases, strict=True):
+            torch.testing.assert_close(ours.transpose(1, 2).flatten(2), theirs - bias, atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
@@ -52,16 +55,13 @@ def test_a_block_that_is_read_in_part_gives_those_tokens(changes):
     tokens = torch.randn(2, 6, 24)
     after = (torch.randn(1, 2, 24), torch.randn(1, 2, 24))
     whole = backbone.run_block(1, tokens, BlockPrompt(after=after))
-    constant = ConstantPrompt(BlockPrompt(after=after), backbone.heads)
-    torch.testing.assert_close(run_block(backbone, 1, tokens, constant=constant), whole, atol=1e-5, rtol=1e-5)
-    read = run_block(
-        backbone,
-        1,
-        tokens,
-        constant=constant,
-        read=(0, -1),
-        few=FewAsking(backbone, 1) if FewAsking.fits(backbone, 1) else None,
-    )
+    attention = FoldedAttention(backbone, 1)
+    constant = ConstantPrompt(BlockPrompt(after=after), attention)
+    found = run_block(backbone, attention, 1, tokens, constant=constant)
+    torch.testing.assert_close(found, whole, atol=1e-5, rtol=1e-5)
+    few = last_block(attention)
+    assert (few is None) == ("qk_norm" in changes)
+    read = run_block(backbone, attention, 1, tokens, constant=constant, read=(0, -1), few=few)
     torch.testing.assert_close(read, whole[:, [0, -1]], atol=1e-5, rtol=1e-5)
 
 

@@ -10,6 +10,7 @@ import torch
 
 from cdl_deploy.bundle import read_bundle
 from cdl_deploy.export import ExportOptions, export_run
+from cdl_deploy.export.attention import fold_attentions
 from cdl_deploy.export.export import describe
 from cdl_deploy.export.graph import ExportGraph
 from cdl_deploy.export.onnx_file import OPSET, export_core
@@ -88,7 +89,8 @@ def test_the_file_gives_the_learners_logits_at_any_batch(method, query, distill,
 def test_a_method_without_a_folded_form_runs_as_it_is(method):
     pair = make(method)
     learner = pair.student.method
-    folded, own = fold_selection(learner, 3, 2), FoldedSelection(learner, 3, 2)
+    attentions = fold_attentions(pair.student.backbone)
+    folded, own = fold_selection(learner, attentions, 2), FoldedSelection(learner, attentions, 2)
     if not learner.uses_query:
         assert folded.constants.keys() == learner(None, "test").prompts.keys()
         return

@@ -58,12 +58,12 @@ def batches():
 
 def test_layers_have_the_names_of_modules_and_both_passes_share_them(two_pass):
     layers = {layer.name: layer for layer in prepare(two_pass, static=True).layers}
-    kinds = ["attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"]
+    kinds = ["attn.q", "attn.k", "attn.v", "attn.proj", "mlp.fc1", "mlp.fc2"]
     assert {f"blocks.{i}.{kind}" for i in range(4) for kind in kinds} <= set(layers)
     last = ["attn.q", "attn.proj", "mlp.fc1", "mlp.fc2"]
     assert {f"blocks.4.{kind}" for kind in last} <= set(layers), "no key and no value where few tokens ask"
-    assert len(layers) == 4 * 4 + 4 + 1
-    once = {"blocks.0.attn.qkv"}  # of the tokens that enter both passes
+    assert len(layers) == 4 * 6 + 4 + 1
+    once = {f"blocks.0.attn.{part}" for part in "qkv"}  # of the tokens that enter both passes
     assert all(len(layers[name].nodes) == 2 - (name in once) for name in layers if name.startswith("blocks"))
     assert layers["blocks.0.mlp.fc1"].shape == (24, 96)
 
@@ -82,7 +82,7 @@ def test_a_teacher_keeps_its_layers_and_those_of_the_query_apart():
     prepared = prepare(exported(query="block:1", role="teacher", depth=6), static=True)
     names = [layer.name for layer in prepared.layers]
     assert len(names) == len(set(names))
-    assert {"query.blocks.0.attn.q", "query.blocks.0.mlp.fc1", "blocks.0.attn.qkv", "blocks.0.mlp.fc1"} <= set(names)
+    assert {"query.blocks.0.attn.q", "query.blocks.0.mlp.fc1", "blocks.0.attn.q", "blocks.0.mlp.fc1"} <= set(names)
 
 
 def product(weight: np.ndarray, bias: np.ndarray) -> onnx.ModelProto:
@@ -138,7 +138,7 @@ def test_no_matrix_is_left_in_float_and_none_is_there_twice(two_pass, static):
     prepared = prepare(two_pass, static)
     model = quantise_static(prepared, calibrate(prepared, batches())) if static else quantise_dynamic(prepared)
     assert float_products(model) == {}
-    assert check_quantised(model, prepared) == 2 * (4 * 4 + 4) - 1 + 1
+    assert check_quantised(model, prepared) == 2 * (4 * 6 + 4) - 3 + 1
     weights = sum(rows * columns for rows, columns in (layer.shape for layer in prepared.layers))
     stored = [int(np.prod(v.dims)) for v in model.graph.initializer if v.data_type == onnx.TensorProto.INT8]
     assert weights <= sum(stored) <= 1.05 * weights, "the weights and their zero points"
@@ -158,7 +158,7 @@ def test_a_quantiser_that_overlooks_a_shared_matrix_is_caught(two_pass, tmp_path
             0, helper.make_node("Transpose", [f"{layer.weight}.T"], [layer.weight], perm=[1, 0])
         )
     quantize_dynamic(prepared.model, tmp_path / "trap.onnx", per_channel=True, weight_type=QuantType.QInt8)
-    with pytest.raises(QuantisationError, match=r"40 of 40 products were left in float by the quantiser, such as "):
+    with pytest.raises(QuantisationError, match=r"54 of 54 products were left in float by the quantiser, such as "):
         check_quantised(onnx.load(tmp_path / "trap.onnx"), prepared)
     assert len(find_layers(prepared.model)) == len(prepared.layers)
 
@@ -177,7 +177,7 @@ def test_static_logits_do_not_depend_on_the_batch_and_dynamic_ones_do(two_pass):
 
 
 def test_layers_to_keep_stay_float(two_pass):
-    keep = ["blocks.1.attn.qkv", "blocks.3.mlp.fc2"]
+    keep = ["blocks.1.attn.v", "blocks.3.mlp.fc2"]
     prepared = prepare(two_pass, static=True)
     model = quantise_static(prepared, calibrate(prepared, batches()), keep)
     assert len(float_products(model)) == 4
@@ -229,4 +229,4 @@ def test_a_graph_without_layers_is_one_clear_line():
 def test_prepared_counts_its_products(two_pass):
     prepared = prepare(two_pass, static=True)
     assert isinstance(prepared, Prepared)
-    assert len(prepared.nodes(keep=["blocks.1.attn.qkv"])) == len(prepared.nodes()) - 2
+    assert len(prepared.nodes(keep=["blocks.1.attn.k"])) == len(prepared.nodes()) - 2

@@ -95,13 +95,15 @@ def test_each_pass_computes_what_is_read(student, learner):
     tokens = 1 + backbone.layout.grid[0] * backbone.layout.grid[1]
     activated = Counter(student.shapes[node.output[0]][1] for node in student.nodes if node.op_type == "Gelu")
     assert activated == {tokens: backbone.depth - 1, tokens + 1: backbone.depth - 1, 1: 1, 2: 1}
-    projected = Counter(
-        student.shapes[node.output[0]][1]
-        for node in student.nodes
-        if node.op_type == "MatMul" and student.shapes.get(node.output[0], [])[2:] == [3 * backbone.width]
-    )
     # Block 0 projects what enters both passes once; the last block has neither keys nor values of tokens.
-    assert projected == {tokens: backbone.depth - 1, tokens + 1: backbone.depth - 2}
+    everywhere = {tokens: backbone.depth - 1, tokens + 1: backbone.depth - 2}
+    for part, more in (("q", {1: 1, 2: 1}), ("k", {}), ("v", {})):
+        projected = Counter(
+            student.shapes[node.output[0]][1]
+            for node in student.nodes
+            if any(name.endswith(f".attn.{part}.weight") for name in node.input)
+        )
+        assert projected == {**everywhere, **more}
 
 
 def test_any_batch_and_any_image_size(small_bundle, small_run, learner):

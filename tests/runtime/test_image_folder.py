@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from cdl_deploy.errors import DataError
-from cdl_deploy.image_folder import find_splits, find_test_images
+from cdl_deploy.image_folder import find_splits, find_test_images, images_below
 from cdl_deploy.images import SUFFIXES
 from cdl_deploy.sources import expand_paths
 from tests.runtime.conftest import nobody
@@ -77,8 +77,11 @@ def test_a_folder_without_rights(shared, locked):
     (shared / "photos/test/ant/more").mkdir()
     (shared / locked).chmod(0)
     try:
-        with nobody(), pytest.raises(DataError) as caught:
+        with nobody(), pytest.raises(DataError) as by_class:
             find_test_images(shared / "photos", None)
+        with nobody(), pytest.raises(DataError) as below:
+            images_below(shared / "photos")
     finally:
         (shared / locked).chmod(0o755)
-    assert re.fullmatch(f"cannot read {re.escape(str(shared / locked))}.*: Permission denied", str(caught.value))
+    for caught in (by_class, below):
+        assert re.fullmatch(f"cannot read {re.escape(str(shared / locked))}.*: Permission denied", str(caught.value))

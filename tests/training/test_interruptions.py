@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from cdl_deploy.cli import main
+from cdl_deploy.cli.signals import stop_on_signals
 from cdl_deploy.errors import DataError
 from cdl_deploy.training import stage as stage_module
 from cdl_deploy.training.progress import Progress, Stopped
@@ -88,6 +89,20 @@ def test_signals_say_how_to_continue(photos, tmp_path, monkeypatch, capsys, numb
         main(["train", str(run), "--resume", "--json"])
     assert end.value.code == 0
     assert json.loads(capsys.readouterr().out)["status"] == "finished"
+
+
+def test_a_signal_that_was_ignored_stays_ignored():
+    """As a shell starts jobs in the background, and nohup."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with stop_on_signals() as stop:
+            signal.raise_signal(signal.SIGINT)
+            assert not stop()
+            signal.raise_signal(signal.SIGTERM)
+            assert stop()
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_an_image_that_breaks_while_the_run_goes_on(whole_run, photos, tmp_path):
