@@ -31,7 +31,7 @@ from cdl_deploy.errors import OptionError, RunError, nearest
 from cdl_deploy.export.fixed_selection import BATCH, Select, check_select, fix_selection, load_images
 from cdl_deploy.export.graph import ExportGraph
 from cdl_deploy.export.latency import latency_ms
-from cdl_deploy.export.onnx_file import OPSET, check_opset, export_onnx, save_onnx
+from cdl_deploy.export.onnx_file import OPSET, above_limit, check_opset, export_onnx, file_size, save_onnx, weights_file
 from cdl_deploy.export.ort_file import write_ort
 from cdl_deploy.export.parity import check_parity, trained_logits
 from cdl_deploy.export.preprocessing import check_filter
@@ -91,6 +91,8 @@ class ExportOptions:
     """`"image"`: the graph resizes, crops and normalises. `"tensor"`: the caller does."""
     select: str = "in-graph"
     """Who selects prompts: each image, or at export `"task:K"` or `"images:DIR"`, once for all."""
+    selection: Select = field(init=False)
+    """What `select` says."""
     opset: int = OPSET
     """ONNX opset of the files."""
     shrink: Shrink = field(default_factory=Shrink)
@@ -108,7 +110,7 @@ class ExportOptions:
                 f"unknown --input '{self.input}', expected {' or '.join(INPUTS)}{nearest(self.input, INPUTS)}"
             )
         check_opset(self.opset)
-        Select.parse(self.select)
+        object.__setattr__(self, "selection", Select.parse(self.select))
 
 
 def export_run(
@@ -127,7 +129,7 @@ def export_run(
     options = options or ExportOptions()
     record, pair = load_run(run, after)
     images, labels = load_heldout(run, record)
-    select = Select.parse(options.select)
+    select = options.selection
     check_select(select, type(pair.student.method), record.config["method"]["method"], len(record.tasks))
     learners = [pair.student]
     if options.teacher and pair.teacher is not None:
@@ -189,13 +191,15 @@ def _export_learner(
     graph = ExportGraph(pair, learner, pixels=options.input == "image")
     bundle = describe(record, learner, path, options, graph)
     model = export_onnx(graph, bundle, options.opset)
+    if above_limit(model):
+        check_large(path, options)
     save_onnx(model, path, encode_metadata(bundle))
     on_step(f"{role}: comparing with the trained model on {len(images)} held-out images")
     expected = trained_logits(pair.encoder, learner, images)
     bundle = replace(bundle, parity=check_parity(path, bundle.preprocessing, expected, images))
     save_onnx(model, path, encode_metadata(bundle))
     write_json(description_file(path), description(bundle))
-    exported = [Exported(bundle, path.stat().st_size, len(model.graph.node))]
+    exported = [Exported(bundle, file_size(path), len(model.graph.node))]
     if role == "student":
         for it in write_variants(run, record, model, bundle, options.shrink, on_step):
             size, nodes = it.bundle.path.stat().st_size, len(it.model.graph.node)
@@ -210,9 +214,20 @@ def _export_learner(
     return exported
 
 
+def check_large(path: Path, options: ExportOptions) -> None:
+    """Raise OptionError for what cannot be made of a model whose weights stand in a file of their own."""
+    asked = {"--quantize or --fp16": options.shrink.kinds, "--ort": options.ort, "--update-from": options.update_from}
+    for name, wanted in asked.items():
+        if wanted:
+            raise OptionError(
+                f"{path.name} has more than 2 GB of weights, which ONNX keeps in a file of their own "
+                f"({weights_file(path).name}): {name} cannot be done with it, leave that out"
+            )
+
+
 def describe(record: Record, learner: Learner, path: Path, options: ExportOptions, graph: ExportGraph) -> Bundle:
     """What the file says about itself."""
-    role, select = learner.role, Select.parse(options.select)
+    role, select = learner.role, options.selection
     matrix = record.matrices[role]
     info = record.backbones[role]
     preprocessing = record.preprocessing

@@ -16,6 +16,7 @@ from pathlib import Path
 import onnx
 import onnx_ir.passes.common
 import torch
+from onnx.external_data_helper import set_external_data
 from torch import Tensor, nn
 
 from cdl_deploy.bundle import INPUT_NAME, LOGITS_NAME, PROBABILITIES_NAME, TASK_SCORES_NAME, Bundle
@@ -29,6 +30,12 @@ LOWEST_OPSET = 18
 """The first opset that torch's exporter writes."""
 HIGHEST_OPSET = 23
 """The last one that the graph is made for; the tests export and run every one."""
+LARGEST_FILE = 2_000_000_000
+"""Bytes of weights from which on they stand in a file of their own: protobuf holds 2 GiB at most."""
+ALIGNMENT = 4096
+"""Each weight in such a file begins at a multiple, so that it can be mapped into memory."""
+SMALL = 1024
+"""Constants up to this size stay in the model: shapes and the like, which readers look at."""
 EXAMPLE_BATCH = 2  # with an example batch of 1 the exporter takes the batch for a constant
 
 
@@ -96,7 +103,8 @@ def assemble(core: onnx.ModelProto, bundle: Bundle) -> onnx.ModelProto:
     scores = next(i for i, output in enumerate(graph.output) if output.name == TASK_SCORES_NAME)
     for offset, output in enumerate(label_outputs(bundle)):
         graph.output.insert(scores + offset, output)
-    onnx.checker.check_model(core, full_check=True)
+    if not above_limit(core):  # otherwise `save_onnx` checks the file
+        onnx.checker.check_model(core, full_check=True)
     return core
 
 
@@ -105,7 +113,43 @@ def save_onnx(model: onnx.ModelProto, path: Path, metadata: dict[str, str]) -> N
     del model.metadata_props[:]
     for key in sorted(metadata):
         model.metadata_props.add(key=key, value=metadata[key])
+    apart = above_limit(model)
+    if apart:
+        move_weights(model, weights_file(path))
     write_atomic(path, lambda file: file.write_bytes(model.SerializeToString(deterministic=True)))
+    if apart:
+        onnx.checker.check_model(path, full_check=True)
+
+
+def above_limit(model: onnx.ModelProto) -> bool:
+    """Whether the weights in a model are too many for one file."""
+    return sum(len(value.raw_data) for value in model.graph.initializer) > LARGEST_FILE
+
+
+def weights_file(path: Path) -> Path:
+    """Where the weights of a model above 2 GB are: beside it, as ONNX's external data."""
+    return path.with_name(f"{path.name}.data")
+
+
+def file_size(path: Path) -> int:
+    """Bytes of a model, with its weights if these have a file of their own."""
+    return sum(file.stat().st_size for file in (path, weights_file(path)) if file.exists())
+
+
+def move_weights(model: onnx.ModelProto, path: Path) -> None:
+    """Write the weights into the file `path` and leave in the model, in place, where they are."""
+
+    def write(file: Path) -> None:
+        with file.open("wb") as data:
+            for value in model.graph.initializer:
+                if len(value.raw_data) <= SMALL:
+                    continue
+                data.write(b"\0" * (-data.tell() % ALIGNMENT))
+                set_external_data(value, path.name, data.tell(), len(value.raw_data))
+                data.write(value.raw_data)
+                value.ClearField("raw_data")
+
+    write_atomic(path, write)
 
 
 def _strip_traces(model: onnx.ModelProto) -> None:

@@ -6,14 +6,16 @@ import json
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 
 from cdl_deploy import Classifier
 from cdl_deploy.bundle import read_bundle
-from cdl_deploy.errors import ParityError, RunError
-from cdl_deploy.export import ExportOptions, export_run, parity
+from cdl_deploy.errors import OptionError, ParityError, RunError
+from cdl_deploy.export import ExportOptions, export_run, onnx_file, parity
 from cdl_deploy.export import export as export_module
+from cdl_deploy.export.variants import Shrink
 from cdl_deploy.training.config import DataConfig, MethodConfig, ModelConfig, OptimConfig, RunConfig
 from cdl_deploy.training.data.sources import load_image
 from cdl_deploy.training.models.learner import learner_logits
@@ -71,6 +73,31 @@ def test_every_weight_is_in_the_file_once(small_bundle):
 
 
 @pytest.mark.usefixtures("traced")
+def test_above_the_limit_of_a_file_weights_have_their_own(run, small_bundle, tmp_path, monkeypatch, traced):
+    monkeypatch.setattr(onnx_file, "LARGEST_FILE", 100_000)
+    (exported,) = export_run(run, tmp_path / "large", ExportOptions(teacher=False, latency=False))
+    names = {path.name: path.stat().st_size for path in (tmp_path / "large").iterdir()}
+    assert names.keys() == {"student.onnx", "student.onnx.data", "student.json"}
+    assert names["student.onnx.data"] > 10 * names["student.onnx"]
+    assert exported.bytes == names["student.onnx"] + names["student.onnx.data"]
+    image = np.random.default_rng(0).integers(0, 256, (2, 50, 40, 3), dtype=np.uint8)
+    answers = [
+        onnxruntime.InferenceSession(folder / "student.onnx", providers=["CPUExecutionProvider"]).run(
+            ["logits"], {"image": image}
+        )[0]
+        for folder in (tmp_path / "large", small_bundle)
+    ]
+    assert np.array_equal(*answers)
+    for name, asked in (
+        ("--quantize or --fp16", {"shrink": Shrink(("fp16",))}),
+        ("--ort", {"ort": True}),
+        ("--update-from", {"update_from": (small_bundle / "student.onnx",)}),
+    ):
+        with pytest.raises(OptionError, match=rf"student.onnx has more than 2 GB of weights.*{name} cannot be done"):
+            export_run(run, tmp_path / "more", ExportOptions(teacher=False, **asked))
+        assert not (tmp_path / "more").exists()
+
+
 def test_no_teacher(run, tmp_path):
     export_run(run, tmp_path / "out", ExportOptions(teacher=False))
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["student.json", "student.onnx"]

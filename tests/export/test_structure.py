@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -12,9 +11,11 @@ import pytest
 import torch
 from onnx import TensorProto, numpy_helper
 
-from cdl_deploy.bundle import Bundle, Method, Preprocessing, RunRecord, Weights
+from cdl_deploy import Classifier
+from cdl_deploy.bundle import Bundle, Method, Preprocessing, RunRecord, Weights, encode_metadata
 from cdl_deploy.export.graph import ExportGraph
-from cdl_deploy.export.onnx_file import HIGHEST_OPSET, LOWEST_OPSET, OPSET, export_onnx
+from cdl_deploy.export.onnx_file import HIGHEST_OPSET, LOWEST_OPSET, OPSET, export_onnx, save_onnx
+from cdl_deploy.images import load_image, to_tensor
 from cdl_deploy.training.models.learner import learner_logits
 from cdl_deploy.training.restore import load_run
 from tests.export.test_preprocessing import in_training, photograph
@@ -123,33 +124,40 @@ def test_any_batch_and_any_image_size(small_bundle, small_run, learner):
         np.testing.assert_allclose(whole, expected, atol=1e-4 if height == width else 0.02, rtol=0)
 
 
-@pytest.mark.parametrize("opset", [n for n in range(LOWEST_OPSET, HIGHEST_OPSET + 1) if n != OPSET])
-def test_every_opset_that_is_offered(opset):
-    """Image in, names out; 20 is what all other tests run."""
+@pytest.mark.parametrize(
+    ("opset", "takes"),
+    [(n, "image") for n in range(LOWEST_OPSET, HIGHEST_OPSET + 1) if n != OPSET] + [(OPSET, "tensor")],
+)
+def test_every_opset_that_is_offered_and_the_other_input(opset, takes, tmp_path):
+    """Image in, names out; 20 with pixels is what all other tests run."""
     pair = make_pair("kdp", depth=2, method="l2p", teacher={"depth": 2})
     student = pair.student
     size = student.backbone.vit.patch_embed.img_size[0]
-    half = (0.5, 0.5, 0.5)
+    mean, std = (tuple(values.flatten().tolist()) for values in (student.backbone.mean, student.backbone.std))
     names = tuple("abcde")
     bundle = Bundle(
-        path=Path("student.onnx"),
+        path=tmp_path / "student.onnx",
         role="student",
         classes=names,
         tasks=(names[:2], names[2:]),
-        preprocessing=Preprocessing(size, size, size, "bicubic", half, half, "image"),
+        preprocessing=Preprocessing(size, size, size, "bicubic", mean, std, takes),
         method=Method("l2p", "kdp", "full", "in-graph", None),
         weights=Weights("tiny"),
         run=RunRecord(0, 2, "none"),
         parameters=1,
         top_k=2,
     )
-    model = export_onnx(ExportGraph(pair, student, pixels=True), bundle, opset)
+    model = export_onnx(ExportGraph(pair, student, pixels=takes == "image"), bundle, opset)
     assert [item.version for item in model.opset_import if item.domain == ""] == [opset]
     assert {node.domain for node in File(model).nodes} == {""}
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    save_onnx(model, bundle.path, encode_metadata(bundle))
     images = np.stack([photograph(size, size, seed) for seed in range(3)])
-    logits, labels = session.run(["logits", "topk_label"], {"image": images})
     with torch.no_grad():
         expected = learner_logits(pair.encoder, student, torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
+    classifier = Classifier(bundle.path)
+    assert [found.label for found in classifier.predict(list(images))] == [names[i] for i in expected.argmax(axis=1)]
+    feed = images if takes == "image" else np.stack([to_tensor(load_image(it), bundle.preprocessing) for it in images])
+    session = onnxruntime.InferenceSession(bundle.path, providers=["CPUExecutionProvider"])
+    logits, labels = session.run(["logits", "topk_label"], {"image": feed})
     np.testing.assert_allclose(logits, expected, atol=1e-4, rtol=0)
     assert [row[0] for row in labels] == [names[i] for i in expected.argmax(axis=1)]
