@@ -33,8 +33,10 @@ def test_a_packed_layer_is_a_linear_layer(inputs, outputs, rows, has_bias, conti
     found.backward(gradient)
     expected.backward(gradient)
     torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(layer.then_gelu(ours), F.gelu(expected), atol=1e-4, rtol=1e-4)
     with torch.no_grad():
         assert torch.equal(layer(ours), found)
+        torch.testing.assert_close(layer.then_gelu(ours), F.gelu(expected), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("read", [None, (0, -1)])
@@ -53,9 +55,14 @@ def test_a_packed_backbone_computes_the_same(read):
         return [out.detach(), *(leaf.grad for leaf in leaves)]
 
     before, names = run(), set(backbone.state_dict())
+    with torch.no_grad():
+        apart = backbone.run_blocks(tokens, 0, 2)
     with backbone.packed_layers():
         assert len(backbone.packed) == 4
         during = run()
+        with torch.no_grad():
+            assert isinstance(backbone.block(0).mlp.forward, packed.PackedMlp)
+            torch.testing.assert_close(backbone.run_blocks(tokens, 0, 2), apart, atol=1e-4, rtol=1e-4)
         assert set(backbone.state_dict()) == names
     assert not backbone.packed
     for ours, theirs in zip(during, before, strict=True):

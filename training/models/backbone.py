@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, MutableSequence
+from collections.abc import Callable, Iterator, Mapping, MutableSequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar, cast
@@ -11,11 +11,12 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from timm.layers.attention import Attention
+from timm.layers.mlp import Mlp
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from cdl_deploy.errors import WeightsError
-from cdl_deploy.training.models.packed import SMALLEST_WIDTH, PackedLinear
+from cdl_deploy.training.models.packed import SMALLEST_WIDTH, PackedLinear, PackedMlp
 from cdl_deploy.training.shapes import Pixels, Rows, Tokens
 
 
@@ -201,16 +202,23 @@ class Backbone(nn.Module):
 
         Nothing is done to small models, where calls cost more than products.
         """
-        replaced: list[nn.Linear] = []
+        replaced: list[nn.Module] = []
+
+        def replace(layer: nn.Module, by: Callable[[Tensor], Tensor]) -> None:
+            layer.forward = by
+            replaced.append(layer)
+
         try:
             for index in range(self.depth if self.width >= SMALLEST_WIDTH else 0):
                 attention, block = self.attention(index), self.block(index)
                 for first, count in ((0, 1), (1, 2)):
                     self.packed[index, first] = PackedLinear(*_rows(attention.qkv, first, count))
-                for layer in (attention.proj, *block.mlp.modules()):
+                plain = _plain_layers(block.mlp)
+                if plain is not None:
+                    replace(block.mlp, PackedMlp(PackedLinear.of(plain[0]), PackedLinear.of(plain[1])))
+                for layer in (attention.proj, *(block.mlp.modules() if plain is None else ())):
                     if isinstance(layer, nn.Linear):
-                        layer.forward = PackedLinear(layer.weight, layer.bias)  # type: ignore[method-assign, assignment]
-                        replaced.append(layer)
+                        replace(layer, PackedLinear.of(layer))
             yield
         finally:
             self.packed.clear()
@@ -227,6 +235,16 @@ def _split_heads(rows: Rows, batch: int, heads: int, dtype: torch.dtype) -> Floa
 def pick(tokens: Tokens, read: Read) -> Float[Tensor, "B n D"]:
     """The tokens at the positions `read`, in that order."""
     return tokens if read is None else torch.stack([tokens[:, position] for position in read], dim=1)
+
+
+def _plain_layers(mlp: nn.Module) -> tuple[nn.Linear, nn.Linear] | None:
+    """The two layers of an MLP with an exact GELU and nothing else between them, as nearly all are."""
+    if type(mlp) is not Mlp or not isinstance(mlp.norm, nn.Identity):
+        return None
+    exact = isinstance(mlp.act, nn.GELU) and mlp.act.approximate == "none"
+    if exact and isinstance(mlp.fc1, nn.Linear) and isinstance(mlp.fc2, nn.Linear):
+        return mlp.fc1, mlp.fc2
+    return None
 
 
 def _rows(qkv: nn.Linear, first: int, count: int) -> tuple[Float[Tensor, "out in"], Float[Tensor, "out"] | None]:

@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 SMALLEST_WIDTH = 256
 """Of a model whose layers are worth packing."""
@@ -24,10 +25,21 @@ class PackedLinear:
         self.packed = _pack(self.weight)
         self.packed_transpose: Tensor | None = None
 
+    @classmethod
+    def of(cls, layer: nn.Linear) -> PackedLinear:
+        """A layer's weights, packed."""
+        return cls(layer.weight, layer.bias)
+
     def __call__(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
         if torch.is_grad_enabled() and x.requires_grad:
             return _Product.apply(x, self)
         return self.product(x)
+
+    def then_gelu(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
+        """GELU(x Wᵀ + b). Without a gradient it is part of the product, and no pass over memory of its own."""
+        if torch.is_grad_enabled() and x.requires_grad:
+            return F.gelu(self(x))
+        return _multiply(x, self.packed, self.bias, "gelu")
 
     def product(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
         """x Wᵀ + b, without gradient."""
@@ -38,6 +50,16 @@ class PackedLinear:
         if self.packed_transpose is None:
             self.packed_transpose = _pack(self.weight.T.contiguous())
         return _multiply(gradient, self.packed_transpose, None)
+
+
+class PackedMlp:
+    """The two layers of a block's MLP with the GELU between them."""
+
+    def __init__(self, first: PackedLinear, second: PackedLinear) -> None:
+        self.first, self.second = first, second
+
+    def __call__(self, x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
+        return self.second(self.first.then_gelu(x))
 
 
 class _Product(torch.autograd.Function):
@@ -62,7 +84,9 @@ def _kernels_there() -> bool:
     """Tried once with a small product, since PyTorch promises nothing about operators of its compiler."""
     try:
         weight = torch.eye(16)
-        return torch.equal(_multiply(weight, _pack(weight), None), weight)
+        packed = _pack(weight)
+        same = torch.equal(_multiply(weight, packed, None), weight)
+        return same and torch.allclose(_multiply(weight, packed, None, "gelu"), F.gelu(weight))
     except (AttributeError, RuntimeError):
         return False
 
@@ -72,6 +96,7 @@ def _pack(weight: Tensor) -> Tensor:
     return packed
 
 
-def _multiply(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
-    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
+def _multiply(x: Tensor, packed: Tensor, bias: Tensor | None, then: str = "none") -> Tensor:
+    """`then`: what is done to the product, `none` or `gelu`, whose algorithm `none` is the exact one."""
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias, then, [], "none" if then == "gelu" else "")
     return product
