@@ -64,8 +64,10 @@ def test_a_stop_before_anything_was_learned_leaves_nothing(photos, tmp_path):
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_signals_say_how_to_continue(photos, tmp_path, monkeypatch, capsys, number, code):
-    losses, calls, before = stage_module.stage_losses, [], signal.getsignal(number)
+def test_signals_say_how_to_continue(photos, tmp_path, monkeypatch, capsys, request, number, code):
+    losses, calls = stage_module.stage_losses, []
+    before = signal.signal(number, signal.default_int_handler)  # whatever the tests were started with
+    request.addfinalizer(lambda: signal.signal(number, before))
 
     def signalled(*arguments):
         calls.append(1)
@@ -84,7 +86,7 @@ def test_signals_say_how_to_continue(photos, tmp_path, monkeypatch, capsys, numb
     assert "finishing this step and saving" in err
     assert f"stopped; continue with: cdl train {run} --resume" in err
     assert len(calls) == 2
-    assert signal.getsignal(number) == before
+    assert signal.getsignal(number) == signal.default_int_handler
     with pytest.raises(SystemExit) as end:
         main(["train", str(run), "--resume", "--json"])
     assert end.value.code == 0
