@@ -209,8 +209,8 @@ def compare_speed(
     role: Role, batch: int, rounds: int, device: str, threads: int, precision: str
 ) -> list[dict[str, Any]]:
     """Median seconds and images/s of every way; ratios over the reference's."""
-    common = {"role": role, "batch": batch, "device": device, "tasks": 2, "classes": 10, "threads": threads}
-    common["precision"] = precision
+    common = {"role": role, "batch": batch, "device": device, "threads": threads, "precision": precision}
+    common |= {"tasks": 2, "classes": 10}
     with ExitStack() as stack:
         workers = {way: stack.enter_context(Worker(way=way, **common)) for way in (REFERENCE, FULL, EARLY)}
         seconds = take_turns(workers, rounds, warm_up=1 if device == "cpu" else 5)
@@ -264,8 +264,8 @@ def compare_memory(role: Role, batch: int, device: str, threads: int, precision:
     """The memory that two steps of every way take, one process after another."""
     rows: list[dict[str, Any]] = []
     for way in (REFERENCE, FULL, EARLY):
-        task = {"role": role, "batch": batch, "device": device, "tasks": 2, "classes": 10, "threads": threads}
-        task["precision"] = precision
+        task = {"role": role, "batch": batch, "device": device, "threads": threads, "precision": precision}
+        task |= {"tasks": 2, "classes": 10}
         with Worker(way=way, **task) as worker:
             worker.ask()
             found = worker.ask()["bytes"]
@@ -273,9 +273,12 @@ def compare_memory(role: Role, batch: int, device: str, threads: int, precision:
     return rows
 
 
-def compare_task_steps(role: Role, batch: int, rounds: int, device: str, threads: int) -> dict[str, Any]:
+def compare_task_steps(
+    role: Role, batch: int, rounds: int, device: str, threads: int, precision: str
+) -> dict[str, Any]:
     """The step of a learner in task 50 against task 2, with two classes a task."""
-    task = {"way": FULL, "role": role, "batch": batch, "device": device, "classes": 2, "threads": threads}
+    task = {"way": FULL, "role": role, "batch": batch, "device": device, "threads": threads, "precision": precision}
+    task |= {"classes": 2}
     with ExitStack() as stack:
         workers = {n: stack.enter_context(Worker(tasks=n, **task)) for n in (EARLY_TASK, LATE_TASK)}
         seconds = take_turns(workers, rounds, warm_up=1)
@@ -423,7 +426,7 @@ def main() -> None:
             print(f"  {row['role']:8} {row['way']:20} {row['bytes'] / 1e6:8,.0f} MB  {row['ratio']:.2f}×{note}")
     if a.part in ("all", "task-steps"):
         small = max(1, batch // 4)
-        report["tasks"] = [compare_task_steps(role, small, rounds, a.device, a.threads) for role in roles]
+        report["tasks"] = [compare_task_steps(role, small, rounds, a.device, a.threads, precision) for role in roles]
     if a.part in ("all", "whole-tasks"):
         report["tasks"] = [
             *report.get("tasks", []),
