@@ -86,7 +86,7 @@ class FoldedL2P(FoldedSelection):
         super().__init__(method, attentions, tasks)
         self.method = None
         self.block, self.top_k = method.block, method.top_k
-        by_head = split_parts(method.prompts.detach(), attentions[self.block])  # [M, 2, H, p, d]
+        by_head = fitted(method.prompts.detach(), attentions[self.block])  # [M, 2, H, p, d]
         self.parts = by_head.shape[1:]
         self.register_buffer("keys", F.normalize(method.keys.detach(), dim=1).T.contiguous())
         self.register_buffer("prompts", by_head.flatten(1).contiguous())
@@ -119,7 +119,7 @@ class FoldedDualPrompt(FoldedSelection):
         self.register_buffer("keys", keys.detach().T.contiguous())
         self.register_buffer("numbers", torch.arange(tasks))
         for index, block in entries.items():
-            by_head = split_parts(block.prompts.all().detach(), attentions[index])
+            by_head = fitted(block.prompts.all().detach(), attentions[index])
             self.parts = by_head.shape[1:]
             self.register_buffer(f"prompts_{index}", by_head.flatten(1).contiguous())
 
@@ -157,9 +157,9 @@ class FoldedCoda(FoldedSelection):
         self.register_buffer("denominator", masks.square().T.contiguous())
         for index, block in blocks.items():
             prompts = block.prompts.all().unflatten(1, (2, -1)).detach()
-            nothing = split_parts(torch.zeros_like(prompts[:1]), attentions[index])  # whatever the weights add up to
-            self.register_buffer(f"shift_{index}", nothing.flatten())
-            by_head = split_parts(prompts, attentions[index]) - nothing  # as heads want them, so no transpose is left
+            shift = fitted(torch.zeros_like(prompts[:1]), attentions[index])  # once, whatever the weights add up to
+            self.register_buffer(f"shift_{index}", shift.flatten())
+            by_head = split_parts(prompts, self.heads)  # as heads want them, so no transpose is left
             self.register_buffer(f"prompts_{index}", by_head.flatten(1).contiguous())
 
     def forward(self, query: Query) -> Chosen:
@@ -174,9 +174,14 @@ class FoldedCoda(FoldedSelection):
         return Chosen(prompts, strengths / strengths.sum(dim=1, keepdim=True).clamp_min(1e-12))
 
 
-def split_parts(prompts: Float[Tensor, "M 2 p D"], attention: FoldedAttention) -> Float[Tensor, "M 2 H p d"]:
-    """Key rows and value rows of many prompts, split into heads, as `attention` wants them."""
-    key, value = prompts.unflatten(3, (attention.heads, -1)).transpose(2, 3).unbind(1)
+def split_parts(prompts: Float[Tensor, "M 2 p D"], heads: int) -> Float[Tensor, "M 2 H p d"]:
+    """Key rows and value rows of many prompts, split into heads."""
+    return prompts.unflatten(3, (heads, -1)).transpose(2, 3)
+
+
+def fitted(prompts: Float[Tensor, "M 2 p D"], attention: FoldedAttention) -> Float[Tensor, "M 2 H p d"]:
+    """The same, as `attention` wants them."""
+    key, value = split_parts(prompts, attention.heads).unbind(1)
     return torch.stack(attention.shifted((key, value)), dim=1)
 
 
