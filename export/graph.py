@@ -123,9 +123,10 @@ class SharedEntry(nn.Module):
 
     def __init__(self, backbone: Backbone, attention: FoldedAttention, distillation: Distillation) -> None:
         super().__init__()
-        self.has_token = isinstance(distillation, ExtraToken)
-        if isinstance(distillation, ExtraToken):
-            parts = enter(backbone, attention, distillation.token.detach()[None])
+        token = distillation.token if isinstance(distillation, ExtraToken) else None
+        self.has_token = token is not None
+        if token is not None:
+            parts = enter(backbone, attention, token.detach()[None])
             for name, part in zip(("query", "key", "value"), parts, strict=True):
                 self.register_buffer(f"token_{name}", part.contiguous())
 

@@ -32,14 +32,18 @@ class FoldedHeads(nn.Module):
 
 
 def fold_heads(learner: Learner) -> FoldedHeads:
-    """Class head alone, or, for KDP and DeiT, (1 − α) of it beside α of the KD head."""
+    """Class head alone, or, for KDP and DeiT, (1 − α) of it beside α of the KD head; calibrated if the learner is."""
     weight, bias = learner.class_head.rows(), learner.class_head.bias.all()
-    normalise = isinstance(learner.class_head, NormalisedHead)
-    distillation = learner.distillation
+    distillation, calibration = learner.distillation, learner.calibration
     if isinstance(distillation, ExtraToken):
-        alpha, head = distillation.alpha, distillation.head
-        weight = torch.cat([(1 - alpha) * weight, alpha * head.rows()], dim=1)
-        return FoldedHeads(weight, (1 - alpha) * bias + alpha * head.bias.all(), (0, -1), normalise)
-    if not distillation.answers:
-        return FoldedHeads(weight, bias, (0,), normalise)
-    raise NotImplementedError(f"no folded heads for {type(distillation).__name__}")
+        alpha = torch.as_tensor(distillation.mixing).to(bias)
+        share = alpha[..., None]
+        parts = [(1 - share) * weight, share * distillation.head.rows()]
+        weight = parts[0] + parts[1] if distillation.token is None else torch.cat(parts, dim=1)
+        bias = (1 - alpha) * bias + alpha * distillation.head.bias.all()
+    elif distillation.answers:
+        raise NotImplementedError(f"no folded heads for {type(distillation).__name__}")
+    if calibration is not None:
+        weight, bias = weight * calibration.scale[:, None], bias * calibration.scale + calibration.offset
+    normalise = isinstance(learner.class_head, NormalisedHead)
+    return FoldedHeads(weight, bias, distillation.reads if distillation.answers else (0,), normalise)

@@ -14,7 +14,11 @@ from typing import Any
 from cdl_deploy.errors import OptionError, nearest
 
 CLASS_ORDERS = ("shuffled", "natural")
-KD_TOKEN_STARTS = ("class-token", "uniform")
+KD_TOKEN_STARTS = ("class-token", "uniform", "none")
+KD_PROMPT_STARTS = ("uniform", "orthogonal")
+KD_CLASSES = ("task", "seen")
+STUDENT_HEADS = ("method", "cosine")
+CALIBRATIONS = ("none", "statistics")
 HEAD_STARTS = ("zeros", "linear")
 PRECISIONS = ("auto", "fp32", "bf16")
 SCHEDULES = ("cosine", "cosine-late")
@@ -143,7 +147,26 @@ class MethodConfig:
     kd_prompt_rows: int = 3
     """KDP: rows for the keys, and as many for the values, in every block after the first ("length 6")."""
     kd_token_start: str = "class-token"
-    """KDP: the KD token starts as the backbone's class token, or `uniform` in [0, 1) as in the paper."""
+    """KDP: the KD token starts as the backbone's class token, or `uniform` in [0, 1) as in the paper. With `none`
+    there is no such token, and the KD head reads the class token: the extra head alone."""
+    kd_prompt_start: str = "uniform"
+    """KDP: KD prompt rows start `uniform` in [0, 1), as in the paper, or `orthogonal` to each other in every block and
+    of unit length."""
+    kd_prompt_scale: float = 1.0
+    """KDP: factor on the rows KD prompts start as."""
+    kd_prompt_blocks: int | None = None
+    """KDP: how many blocks get KD prompt rows, counted from the one after the first; by default all."""
+    kd_classes: str = "task"
+    """The teacher's logits that kd, kdp and deit distil: of the `task`'s classes, as in the paper, or of all classes
+    `seen`. Rows of earlier tasks stand still either way."""
+    alpha_holdout: float = 0.0
+    """KDP, DeiT: share of every task's training images the student does not train on; they choose the α of the
+    prediction for the task's classes. With 0 it is `alpha`."""
+    student_head: str = "method"
+    """The student's heads: as its `method` has them, linear but for APT, or `cosine`, normalised as APT's are."""
+    calibration: str = "none"
+    """`statistics`: after every task the student's logits are scaled and shifted, task by task, by what Gaussians
+    of each class's features say. No image is kept. `none`: they are answered with as they are."""
     kd_lr_scale: float = 0.1
     """KDP, DeiT: share of the learning rate that KD token and KD prompts get; the paper's is 1."""
     head_start: str = "zeros"
@@ -173,6 +196,15 @@ class MethodConfig:
         _at_least("--alpha", self.alpha, 0, 1)
         _at_least("--kd-prompt-rows", self.kd_prompt_rows, 0)
         check_name("--kd-token-start", self.kd_token_start, KD_TOKEN_STARTS)
+        check_name("--kd-prompt-start", self.kd_prompt_start, KD_PROMPT_STARTS)
+        _at_least("--kd-prompt-scale", self.kd_prompt_scale, 0)
+        if self.kd_prompt_blocks is not None:
+            _at_least("--kd-prompt-blocks", self.kd_prompt_blocks, 0)
+        check_name("--kd-classes", self.kd_classes, KD_CLASSES)
+        if not 0 <= self.alpha_holdout < 1:
+            raise OptionError(f"--alpha-holdout is {self.alpha_holdout:g}, expected a share from 0 to below 1: try 0.1")
+        check_name("--student-head", self.student_head, STUDENT_HEADS)
+        check_name("--calibration", self.calibration, CALIBRATIONS)
         _at_least("--kd-lr-scale", self.kd_lr_scale, 0)
         check_name("--head-start", self.head_start, HEAD_STARTS)
         for name in ("dkd_target_weight", "dkd_nontarget_weight", "fitnets_weight", "reviewkd_weight"):

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cdl_deploy.training.answers import settle_answers
 from cdl_deploy.training.config import OptimConfig, RunConfig, default_batch_size
 from cdl_deploy.training.data.sources import ImageSource, fingerprint, load_image
-from cdl_deploy.training.data.task_data import TaskData, TaskImages, TaskPlan, open_sources
+from cdl_deploy.training.data.task_data import TaskData, TaskImages, TaskPlan, hold_out, open_sources
 from cdl_deploy.training.data.transforms import Preprocessing, evaluation_transform, training_transform
 from cdl_deploy.training.evaluation import accuracy_row
 from cdl_deploy.training.machine import compile_blocks, in_precision, settle
@@ -30,6 +31,7 @@ from cdl_deploy.training.processes import Processes, connected
 from cdl_deploy.training.progress import Progress, Stage, Stop, Stopped
 from cdl_deploy.training.restore import rebuild_pair
 from cdl_deploy.training.run_directory import Record, RunDirectory
+from cdl_deploy.training.seeds import generator
 from cdl_deploy.training.stage import Position, make_optimizer, run_stage
 from cdl_deploy.training.taught_teacher import TaughtTeacher, open_taught_teacher
 from cdl_deploy.training.tracking import tracked
@@ -148,7 +150,8 @@ class Run:
             if start != (0, 0):
                 self.restore_moments(optimizer)
             assert optim.batch_size is not None
-            stage = Stage(number, len(self.plans), role, optim.epochs, len(images.items), optim.batch_size)
+            learned = images if role == "teacher" else self.divided(number, images)[0]
+            stage = Stage(number, len(self.plans), role, optim.epochs, len(learned.items), optim.batch_size)
             began, before = time.perf_counter(), self.seconds.get(role, 0.0)
 
             def save(
@@ -169,7 +172,7 @@ class Run:
                 run_stage(
                     self.pair,
                     stage,
-                    images,
+                    learned,
                     transform,
                     optim,
                     optimizer,
@@ -180,6 +183,11 @@ class Run:
                     self.processes,
                 )
         self.finish_task(number, images, optim)
+
+    def divided(self, number: int, images: TaskImages) -> tuple[TaskImages, TaskImages]:
+        """The images of a task that the student learns from, and those held out that choose its α."""
+        share = self.config.method.alpha_holdout
+        return hold_out(images, share, generator(self.config.optim.seed, "alpha-holdout", number))
 
     def task_optim(self, number: int, images: int) -> OptimConfig:
         """`optim`, settled for this machine; the batch size by the number of the task's images."""
@@ -193,6 +201,9 @@ class Run:
     def finish_task(self, number: int, images: TaskImages, optim: OptimConfig) -> None:
         """Evaluate, and write everything a finished task leaves."""
         began = time.perf_counter()
+        learned, held_out = self.divided(number, images)
+        evaluation, workers = evaluation_transform(self.preprocessing), optim.workers or 0
+        settle_answers(self.pair, learned, held_out, evaluation, self.config.optim.seed, workers)
         tests = [self.data.test(task) for task in range(1, number + 1)]
         for role, learner in self.pair.learners.items():
             row = self.taught.accuracy_row(number, tests) if role == "teacher" and self.taught else None
@@ -200,8 +211,8 @@ class Run:
                 self.pair.encoder,
                 learner,
                 tests,
-                evaluation_transform(self.preprocessing),
-                optim.workers or 0,
+                evaluation,
+                workers,
                 lambda done, total, role=role: self.evaluating(number, role, done, total),  # type: ignore[misc]
                 self.processes,
             )

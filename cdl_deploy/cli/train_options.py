@@ -19,7 +19,8 @@ SECTIONS = {
     "method": ("method", "distill", "query", "query_regulariser", "prompt_rows", "pull_weight", "pool_size", "top_k",
                "shared_prompt_rows", "merge_share", "orthogonality", "components_per_task", "alpha", "temperature",
                "dkd_target_weight", "dkd_nontarget_weight", "dkd_temperature", "fitnets_weight", "reviewkd_weight",
-               "kd_prompt_rows", "kd_token_start", "kd_lr_scale", "head_start"),
+               "kd_prompt_rows", "kd_prompt_blocks", "kd_prompt_start", "kd_prompt_scale", "kd_token_start",
+               "kd_lr_scale", "kd_classes", "alpha_holdout", "head_start", "student_head", "calibration"),
     "optim": ("epochs", "batch_size", "lr", "schedule", "seed", "device", "precision", "compile", "workers",
               "log"),
 }  # fmt: skip
@@ -137,7 +138,36 @@ FitnetsWeight = Annotated[float | None, _option("WEIGHT", "FitNets: of the featu
 ReviewkdWeight = Annotated[float | None, _option("WEIGHT", "ReviewKD: of the feature term. Default: 0.2.", METHOD)]
 KdPromptRows = Annotated[int | None, _option("N", "KD prompt rows a block, twice. Default: 3.", METHOD)]
 KdTokenStart = Annotated[
-    str | None, _option("class-token|uniform", "How the KD token starts. Default: class-token.", METHOD)
+    str | None,
+    _option(
+        "class-token|uniform|none",
+        "How the KD token starts; without one the KD head reads the class token. Default: class-token.",
+        METHOD,
+    ),
+]
+KdPromptBlocks = Annotated[
+    int | None, _option("N", "Blocks with KD prompt rows, from the second on. Default: all.", METHOD)
+]
+KdPromptStart = Annotated[
+    str | None, _option("uniform|orthogonal", "How KD prompt rows start. Default: uniform.", METHOD)
+]
+KdPromptScale = Annotated[float | None, _option("FACTOR", "On the rows KD prompts start as. Default: 1.", METHOD)]
+KdClasses = Annotated[
+    str | None,
+    _option("task|seen", "kd, kdp, deit: distil logits of the task's classes, or of all seen. Default: task.", METHOD),
+]
+AlphaHoldout = Annotated[
+    float | None,
+    _option("SHARE", "Images held out to choose the prediction's alpha by task, such as 0.1. Default: 0.", METHOD),
+]
+StudentHead = Annotated[str | None, _option("method|cosine", "Kind of the student's heads. Default: method.", METHOD)]
+Calibration = Annotated[
+    str | None,
+    _option(
+        "none|statistics",
+        "Calibrate the student's logits between tasks, from feature statistics without images. Default: none.",
+        METHOD,
+    ),
 ]
 KdLrScale = Annotated[
     float | None, _option("SHARE", "Share of the learning rate for KD token and prompts. Default: 0.1.", METHOD)

@@ -85,6 +85,7 @@ def naive_logits(pair: Pair, role: Role, image: Tensor, first: int = 0) -> Tenso
     for index in range(len(vit.blocks)):
         own = dict(prompts.get(index, {}))
         if kdp is not None and index == first:
+            assert kdp.token is not None
             tokens = torch.cat([tokens, kdp.token])
         if kdp is not None and index > first:
             own["after"] = (kdp.rows[index - first - 1, 0], kdp.rows[index - first - 1, 1])

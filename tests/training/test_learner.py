@@ -60,6 +60,7 @@ def naive_logits(pair: Pair, role: Role, image: torch.Tensor, alpha: float = 0.5
     kdp = learner.distillation if isinstance(learner.distillation, ExtraToken) else None
     assert (kdp is not None) == (role == "student" and pair.teacher is not None)
     if kdp is not None:
+        assert kdp.token is not None
         tokens = torch.cat([tokens, kdp.token])
     assert isinstance(learner.method, CodaPrompt)
     blocks = learner.method.own_blocks()

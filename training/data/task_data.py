@@ -59,6 +59,25 @@ class TaskPlan:
         return cls(**{**values, **names})
 
 
+def hold_out(
+    images: TaskImages, share: float, generator: torch.Generator | None = None
+) -> tuple[TaskImages, TaskImages]:
+    """Two parts of the images: those to learn from, and of every class a `share`, rounded down, drawn at random."""
+    places: dict[int, list[int]] = {}
+    for place, label in enumerate(images.labels):
+        places.setdefault(label, []).append(place)
+    held: set[int] = set()
+    for own in places.values():
+        drawn = torch.randperm(len(own), generator=generator)[: int(share * len(own))]
+        held |= {own[i] for i in drawn.tolist()}
+
+    def part(wanted: bool) -> TaskImages:
+        chosen = [place for place in range(len(images.labels)) if (place in held) == wanted]
+        return TaskImages([images.items[i] for i in chosen], [images.labels[i] for i in chosen])
+
+    return part(False), part(True)
+
+
 class TaskData:
     """Images by task; tasks count from 1."""
 

@@ -16,4 +16,4 @@ class DeitToken(ExtraToken):
     """
 
     def __init__(self, shape: NetworkShape, config: MethodConfig) -> None:
-        super().__init__(torch.zeros(1, shape.width), config)
+        super().__init__(torch.zeros(1, shape.width), shape.width, config)

@@ -18,13 +18,13 @@ class KD(Distillation):
     def __init__(self, config: MethodConfig) -> None:
         super().__init__()
         self.alpha, self.temperature = config.alpha, config.temperature
+        self.over_seen = config.kd_classes == "seen"
 
     def losses(
         self, cross_entropy: Tensor, student: Output, teacher: Output | None, first_class: int, labels: Labels
     ) -> dict[str, Tensor]:
-        """(1 − α)·CE and α·KD, both on the class head and over the current task's classes."""
+        """(1 − α)·CE and α·KD, both on the class head and over the current task's classes, KD maybe over all seen."""
         assert teacher is not None
-        soft = distillation_loss(
-            student.class_logits[:, first_class:], teacher.class_logits[:, first_class:], self.temperature
-        )
+        first = 0 if self.over_seen else first_class
+        soft = distillation_loss(student.class_logits[:, first:], teacher.class_logits[:, first:], self.temperature)
         return {"cross_entropy": (1 - self.alpha) * cross_entropy, "distillation": self.alpha * soft}

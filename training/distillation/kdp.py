@@ -35,7 +35,8 @@ class KDPrompts(ExtraToken):
         generator: torch.Generator,
     ) -> None:
         uniform = torch.rand(1, shape.width, generator=generator)
-        super().__init__(uniform if config.kd_token_start == "uniform" else class_token.clone(), config)
+        token = {"uniform": uniform, "class-token": class_token.clone()}.get(config.kd_token_start)
+        super().__init__(token, shape.width, config)
         self.first_prefix = shape.first_block + 1
         prefixes, rows = shape.depth - self.first_prefix, config.kd_prompt_rows
         if prefixes < 1:
@@ -43,11 +44,16 @@ class KDPrompts(ExtraToken):
             raise OptionError(
                 f"KDP prompts the student from block {self.first_prefix} on, but it ends before: {advice}"
             )
-        self.rows = nn.Parameter(torch.rand(prefixes, 2, rows, shape.width, generator=generator))
+        if config.kd_prompt_blocks is not None:
+            prefixes = min(prefixes, config.kd_prompt_blocks)
+        start = torch.rand(prefixes, 2, rows, shape.width, generator=generator)
+        if config.kd_prompt_start == "orthogonal":
+            start = torch.linalg.qr((start - 0.5).flatten(1, 2).mT)[0].mT.reshape(start.shape)
+        self.rows = nn.Parameter(start * config.kd_prompt_scale)
 
     def block_prompts(self) -> dict[int, BlockPrompt]:
         pairs = enumerate(self.rows.unbind(0), start=self.first_prefix)
         return {index: BlockPrompt(after=(pair[0:1], pair[1:2])) for index, pair in pairs}
 
     def shared_parameters(self) -> tuple[list[nn.Parameter], float]:
-        return [self.token, self.rows], self.lr_scale
+        return [*super().shared_parameters()[0], self.rows], self.lr_scale

@@ -26,6 +26,8 @@ class Output:
     hidden: list[Tokens] = field(default_factory=list)
     """All tokens after each of the last blocks, before the final norm, in the order of the blocks; as many blocks as
     were asked for."""
+    features: Tokens | None = None
+    """Tokens after the final norm, those the heads read first and last."""
 
 
 class Distillation(nn.Module):

@@ -12,7 +12,7 @@ from cdl_deploy.training.methods.dualprompt import DualPrompt
 from cdl_deploy.training.methods.l2p import L2P
 from cdl_deploy.training.methods.protocol import ContinualMethod, Phase, Selection
 from cdl_deploy.training.models.backbone import NetworkShape
-from cdl_deploy.training.models.heads import GrowingHead
+from cdl_deploy.training.models.heads import GrowingHead, NormalisedHead
 
 METHODS: dict[str, type[ContinualMethod]] = {
     "l2p": L2P,
@@ -34,8 +34,13 @@ def build_method(shape: NetworkShape, config: MethodConfig, generator: torch.Gen
 
 
 def build_head(width: int, config: MethodConfig) -> GrowingHead:
-    """An empty head of the kind the method asks for, for the classes or for the distillation's own logits."""
+    """An empty head of the kind the method asks for."""
     return METHODS[config.method].head(width, config.head_start)
 
 
-__all__ = ["METHODS", "ContinualMethod", "Phase", "Selection", "build_head", "build_method"]
+def build_student_head(width: int, config: MethodConfig) -> GrowingHead:
+    """The same for the student, which may have a kind of its own: for the classes or for the distillation's logits."""
+    return NormalisedHead(width, config.head_start) if config.student_head == "cosine" else build_head(width, config)
+
+
+__all__ = ["METHODS", "ContinualMethod", "Phase", "Selection", "build_head", "build_method", "build_student_head"]

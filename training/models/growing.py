@@ -80,6 +80,21 @@ def earlier_names(state: Mapping[str, Tensor]) -> set[str]:
     return {f"{name}earlier" for name in names}
 
 
+class FreeBuffers(nn.Module):
+    """Named buffers without gradient that take whatever shape a state has for them."""
+
+    def __init__(self, **buffers: Tensor) -> None:
+        super().__init__()
+        for name, value in buffers.items():
+            self.register_buffer(name, value)
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        for name, value in list(self.named_buffers(recurse=False)):
+            if prefix + name in state_dict:
+                setattr(self, name, torch.empty_like(state_dict[prefix + name], device=value.device))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
 class Remembered:
     """A function of tensors that seldom change, computed again only when one of them did.
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from cdl_deploy.training.distillation.protocol import Distillation, Output
 from cdl_deploy.training.methods.protocol import ContinualMethod, Phase
 from cdl_deploy.training.models.backbone import Backbone, BlockPrompt, Read
+from cdl_deploy.training.models.calibration import Calibration
 from cdl_deploy.training.models.heads import GrowingHead
 from cdl_deploy.training.shapes import Logits, Pixels, Query, Tokens
 
@@ -74,8 +75,9 @@ class Learner(nn.Module):
         distillation: Distillation,
         class_head: GrowingHead,
         first_block: int = 0,
+        calibration: Calibration | None = None,
     ) -> None:
-        """`first_block`: no prompt and no token of a distillation comes before it."""
+        """`first_block`: no prompt and no token of a distillation comes before it. `calibration`: of the answers."""
         super().__init__()
         self.role = role
         self.backbone = backbone
@@ -83,6 +85,7 @@ class Learner(nn.Module):
         self.class_head = class_head
         self.distillation = distillation
         self.first_block = first_block
+        self.calibration = calibration
         self.tasks: list[int] = []
         self.known: list[int] = []
         """Earlier classes that the current task brings new images of, by their position among the logits."""
@@ -92,6 +95,8 @@ class Learner(nn.Module):
         self.method.begin_task(generators["method"])
         self.class_head.begin_task(new_classes, generators["class_head"], known)
         self.distillation.begin_task(new_classes, generators["distillation"], known)
+        if self.calibration is not None:
+            self.calibration.begin_task(new_classes)
         self.tasks.append(new_classes)
         self.known = list(known)
 
@@ -126,17 +131,18 @@ class Learner(nn.Module):
         tokens = self.backbone.run_blocks(tokens, entry, self.first_block, hidden=hidden)
         tokens = self.distillation.append_token(tokens)
         tokens = self.backbone.run_blocks(tokens, self.first_block, self.backbone.depth, prompts, read, hidden)
-        normalised = self.backbone.final_norm(tokens)
-        return Output(
-            class_logits=self.class_head(normalised[:, 0]),
-            extra_logits=self.distillation.extra_logits(normalised),
-            losses=selection.losses,
-            hidden=list(hidden),
-        )
+        output = self.read(self.backbone.final_norm(tokens))
+        return replace(output, losses=selection.losses, hidden=list(hidden))
+
+    def read(self, features: Tokens) -> Output:
+        """What the heads say to tokens [B, n, D] after the final norm: those they read, or all."""
+        logits, extra = self.class_head(features[:, 0]), self.distillation.extra_logits(features)
+        return Output(class_logits=logits, extra_logits=extra, features=features)
 
     def predict(self, output: Output) -> Logits:
         """The logits the learner answers with, every class seen."""
-        return self.distillation.predict(output.class_logits, output.extra_logits)
+        logits = self.distillation.predict(output.class_logits, output.extra_logits)
+        return logits if self.calibration is None else self.calibration(logits)
 
     def trained_state(self) -> dict[str, Tensor]:
         """Everything that was trained: the state without the frozen backbone."""
@@ -159,11 +165,16 @@ def merge(first: dict[int, BlockPrompt], second: dict[int, BlockPrompt]) -> dict
     return merged
 
 
+def learner_output(encoder: QueryEncoder, learner: Learner, images: Pixels, query: QueryResult | None = None) -> Output:
+    """What `learner` computes for `images` at test time."""
+    result = query or encoder(images, learner.method.uses_query)
+    if learner.backbone is encoder.backbone:
+        return learner(result.student_tokens, result.query, "test", result.entry)
+    return learner(learner.backbone.embed(images), result.query, "test")
+
+
 def learner_logits(
     encoder: QueryEncoder, learner: Learner, images: Pixels, query: QueryResult | None = None
 ) -> Float[Tensor, "B C"]:
     """What `learner` answers for `images` at test time."""
-    result = query or encoder(images, learner.method.uses_query)
-    if learner.backbone is encoder.backbone:
-        return learner.predict(learner(result.student_tokens, result.query, "test", result.entry))
-    return learner.predict(learner(learner.backbone.embed(images), result.query, "test"))
+    return learner.predict(learner_output(encoder, learner, images, query))

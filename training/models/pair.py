@@ -11,8 +11,9 @@ from torch import Tensor
 from cdl_deploy.training.config import MethodConfig
 from cdl_deploy.training.distillation import Distillation, build_distillation
 from cdl_deploy.training.losses import similarity_distance
-from cdl_deploy.training.methods import build_head, build_method
+from cdl_deploy.training.methods import build_head, build_method, build_student_head
 from cdl_deploy.training.models.backbone import Backbone, NetworkShape
+from cdl_deploy.training.models.calibration import Calibration
 from cdl_deploy.training.models.learner import Learner, QueryEncoder, QueryResult, Role
 from cdl_deploy.training.seeds import generator
 
@@ -85,7 +86,11 @@ def build_pair(backbones: dict[Role, Backbone], config: MethodConfig, seed: int)
     )
     learners: dict[Role, Learner] = {}
     for role, backbone in backbones.items():
-        own = distillation if role == "student" else Distillation()
-        learners[role] = Learner(role, backbone, methods[role], own, build_head(backbone.width, config), first_block)
+        own, build, calibration = Distillation(), build_head, None
+        if role == "student":
+            own, build = distillation, build_student_head
+            calibration = Calibration() if config.calibration == "statistics" else None
+        head = build(backbone.width, config)
+        learners[role] = Learner(role, backbone, methods[role], own, head, first_block, calibration)
     encoder = QueryEncoder(student, first_block)
     return Pair(encoder, learners["student"], learners.get("teacher") if teacher else None, config.query_regulariser)

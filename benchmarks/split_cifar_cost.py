@@ -1,0 +1,134 @@
+"""What the students of Split CIFAR-100 cost as exported: latency, size, size of an update, and accuracy once more.
+
+    python benchmarks/split_cifar_cost.py --data data/cifar100 --runs runs --seed 0
+
+Takes the runs that split_cifar.py and split_cifar_variants.py left in the folder. Every model is exported; the ONNX
+file is tested on all test images by `cdl evaluate`; the update that leads from nine tasks to ten is made; and one `cdl
+bench-latency` measures all of them against the teacher. Writes docs/results/cost.json, for split_cifar_report.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+PROJECT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(PROJECT))
+
+from benchmarks.split_cifar import RESULTS, commit  # noqa: E402
+from cdl_deploy.export import ExportOptions, export_run  # noqa: E402
+
+
+@dataclass(frozen=True)
+class Model:
+    """One file to measure."""
+
+    name: str
+    run: str
+    """Run directory, without the seed."""
+    file: str = "student.onnx"
+    options: tuple[str, ...] = ()
+    """More options for `cdl export`."""
+
+
+INT8 = ("--quantize", "int8", "--max-drop", "100")  # what it loses is shown, so nothing is kept from it
+
+MODELS = (
+    Model("kdp", "coda-kdp"),
+    Model("kdp-int8", "coda-kdp", "student.int8.onnx", INT8),
+    Model("kdp-folded", "coda-kdp", options=("--select", "task:10")),
+    Model("kdp-block-2", "block-2"),
+    Model("kdp-block-2-int8", "block-2", "student.int8.onnx", INT8),
+    Model("kd", "coda-kd"),
+    Model("none", "coda-none"),
+    Model("l2p-kdp", "l2p-kdp"),
+    Model("teacher", "coda-kdp", "teacher.onnx"),
+)
+"""The teacher comes last: all are compared with it."""
+
+
+def cdl(*arguments: object) -> None:
+    """One command of the tool, quietly."""
+    subprocess.run([sys.executable, "-m", "cdl_deploy", *map(str, arguments)], check=True, stdout=subprocess.DEVNULL)
+
+
+def export(model: Model, run: Path, folder: Path) -> tuple[Path, int | None]:
+    """The model's file, and the bytes of the update that makes it from what it was a task earlier.
+
+    A file with the selection folded away has none: it is made for one place, not kept up to date.
+    """
+    out, path = folder / f"{model.name}.out", folder / f"{model.name}.onnx"
+    update = None
+    options: tuple[object, ...] = model.options
+    if model.options[:1] != ("--select",) and model.file != "teacher.onnx":
+        older, tasks = folder / f"{model.name}.older", len(json.loads((run / "run.json").read_text())["tasks"])
+        if "int8" not in model.file:  # int8 scales come from the run's images: nothing older to compare with
+            export_run(run, older, ExportOptions(teacher=False, latency=False), after=tasks - 1)
+            options = (*options, "--update-from", older)
+    teacher = () if model.file == "teacher.onnx" else ("--no-teacher",)
+    cdl("export", run, "--onnx", "--out", out, *teacher, *options, "--json")
+    if (found := out / "student.cdlup").exists():
+        update = found.stat().st_size
+    shutil.copy(out / model.file, path)
+    return path, update
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--runs", type=Path, required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--batch", default="1,32")
+    parser.add_argument("--time-limit", type=float, default=240.0)
+    given = parser.parse_args()
+    rows: dict[str, dict[str, Any]] = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder, paths = Path(temporary), []
+        for model in MODELS:
+            run = given.runs / f"{model.run}-{given.seed}"
+            if not run.exists():
+                print(f"{model.name}: {run} is not there, left out", file=sys.stderr)
+                continue
+            path, update = export(model, run, folder)
+            cdl("evaluate", path, "--data", given.data, "--save", folder / "evaluation.json", "--json")
+            evaluation = json.loads((folder / "evaluation.json").read_text())
+            rows[model.name] = {
+                "run": run.name,
+                "options": list(model.options),
+                "accuracy": evaluation["accuracy"],
+                "images": evaluation["images"],
+                "bytes": path.stat().st_size,
+                "update_bytes": update,
+            }
+            paths.append(path)
+            print(f"{model.name}: {rows[model.name]}", file=sys.stderr, flush=True)
+        report = folder / "latency.json"
+        limit = ("--time-limit", given.time_limit, "--save", report, "--json")
+        cdl("bench-latency", *paths, "--batch", given.batch, *limit)
+        latency = json.loads(report.read_text())
+    for item in latency["measurements"]:
+        rows[item["model"]].setdefault("latency", {})[str(item["batch"])] = {
+            name: item[name] for name in ("p50_ms", "low_ms", "high_ms", "p99_ms", "images_per_second")
+        }
+    for item in latency["comparisons"]:
+        rows[item["model"]]["latency"][str(item["batch"])]["speedup"] = item["speedup"]
+    record = {
+        "seed": given.seed,
+        "commit": commit(),
+        "machine": latency["machine"],
+        "threads": sorted({item["threads"] for item in latency["measurements"]}),
+        "notes": latency["notes"],
+        "models": rows,
+    }
+    (RESULTS / "cost.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,182 @@
+"""Why KDP does what it does on Split CIFAR-100, and what might do better: one thing changed at a time.
+
+    python benchmarks/split_cifar_variants.py train --data data/cifar100 --weights weights --runs runs --seeds 0
+    python benchmarks/split_cifar_variants.py answers --runs runs --jobs 2
+
+`train` trains CODA + KDP students with one option changed, each against the same teacher as the run `coda-kd-SEED` that
+`split_cifar.py run --runs` left in the folder. `answers` trains nothing: it takes the runs in the folder after each of
+their tasks and asks how they answer with another α of the prediction, and calibrated between tasks, which is what `cdl
+train --calibration statistics` does once a task is learned. Records go to docs/results/variants and
+docs/results/answers; `split_cifar_report.py` makes the page. What has a record is left alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+PROJECT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(PROJECT))
+
+from benchmarks.split_cifar import METHODS, RESULTS, STUDENT_OF, Setup, commit, keep, machine, train  # noqa: E402
+
+ABLATION = {
+    "alpha-0.25": ("--alpha", "0.25"),
+    "alpha-0.75": ("--alpha", "0.75"),
+    "head-only": ("--kd-token-start", "none", "--kd-prompt-rows", "0"),
+    "token-only": ("--kd-prompt-rows", "0"),
+    "length-12": ("--kd-prompt-rows", "6"),
+    "depth-2": ("--kd-prompt-blocks", "2"),
+    "as-published": ("--kd-token-start", "uniform", "--kd-lr-scale", "1"),
+}
+"""What KDP is made of: α, the extra head, the token, the length and depth of the prompts."""
+
+CANDIDATES = {
+    "all-seen": ("--kd-classes", "seen"),
+    "cosine": ("--student-head", "cosine"),
+    "alpha-by-task": ("--alpha-holdout", "0.1"),
+    "orthogonal": ("--kd-prompt-start", "orthogonal"),
+    "scaled": ("--kd-prompt-scale", "0.1"),
+    "block-2": ("--query", "block:2", "--query-regulariser", "1"),
+}
+"""What might do better than the paper; `answers` measures calibration, which needs no training."""
+
+OWN_TEACHER = {"block-2"}
+"""The query is the teacher's as well."""
+
+SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""α of the prediction."""
+
+
+def train_variant(setup: Setup, runs: Path, name: str, seed: int) -> None:
+    """One student, and its record."""
+    file = RESULTS / "variants" / f"{name}-{seed}.json"
+    if file.exists():
+        return
+    own = replace(setup, options=(*setup.options, *{**ABLATION, **CANDIDATES}[name]))
+    teacher_run = None if name in OWN_TEACHER else runs / f"coda-kd-{seed}"
+    record, seconds = train(own, "coda", "kdp", seed, runs / f"{name}-{seed}", teacher_run)
+    keep(own, file, "coda", "kdp", seed, record, seconds)
+
+
+def answer_matrices(root: Path) -> dict[str, list[list[float]]]:
+    """Accuracy matrices of a run's student, by how it answers: as trained, calibrated, and with every α there is."""
+    import torch
+
+    from cdl_deploy.training.answers import settle_answers
+    from cdl_deploy.training.data.loading import batches
+    from cdl_deploy.training.data.task_data import TaskData, TaskImages, TaskPlan
+    from cdl_deploy.training.data.transforms import Preprocessing, evaluation_transform
+    from cdl_deploy.training.distillation.extra_token import ExtraToken, mixed
+    from cdl_deploy.training.models.calibration import Calibration
+    from cdl_deploy.training.models.learner import learner_output
+    from cdl_deploy.training.restore import load_run
+    from cdl_deploy.training.run_directory import RunDirectory
+
+    directory = RunDirectory(root)
+    whole = directory.read_record()
+    plans = [TaskPlan.from_dict(plan) for plan in whole.plans]
+    data = TaskData(plans, whole.tasks, {}, directory.load_heldout, whole.skipped_images)
+    names = ("size", "resize", "interpolation")
+    transform = evaluation_transform(Preprocessing(**{name: whole.preprocessing[name] for name in names}))
+    calibration, matrices = Calibration(), dict[str, list[list[float]]]()
+    for number, plan in enumerate(plans, start=1):
+        _, pair = load_run(root, after=number)
+        student = pair.student
+        student.calibration = calibration
+        calibration.begin_task(len(plan.classes))
+        images = data.kept_training(number)
+        if images is None:
+            raise SystemExit(f"the images of task {number} of {root} are gone: {plan.data}")
+        settle_answers(pair, images, TaskImages([], []), transform, whole.config["optim"]["seed"], 0)
+        rows: dict[str, list[float]] = {}
+        for task in range(1, number + 1):
+            tests, right = data.test(task), dict[str, int]()
+            for pixels, labels in batches(tests.items, tests.labels, transform, 250):
+                with torch.no_grad():
+                    output = learner_output(pair.encoder, student, pixels)
+                raw = student.distillation.predict(output.class_logits, output.extra_logits)
+                answers = {"as trained": raw, "calibrated": calibration(raw)}
+                if isinstance(student.distillation, ExtraToken):
+                    for share in SHARES:
+                        answers[f"alpha {share:g}"] = mixed(output.class_logits, output.extra_logits, share)
+                for name, logits in answers.items():
+                    right[name] = right.get(name, 0) + int((logits.argmax(dim=1) == labels).sum())
+            for name, count in right.items():
+                rows.setdefault(name, []).append(round(100 * count / len(tests.labels), 2))
+        for name, row in rows.items():
+            matrices.setdefault(name, []).append(row)
+    return matrices
+
+
+def answer(root: Path) -> None:
+    """The record of a run's answers, written by a process of its own."""
+    began = time.perf_counter()
+    matrices = answer_matrices(root)
+    from cdl_deploy.training.metrics import summary
+
+    record: dict[str, Any] = {
+        "run": root.name,
+        "commit": commit(),
+        "machine": machine(),
+        "seconds": round(time.perf_counter() - began),
+        "answers": {
+            name: {**{key: round(value, 3) for key, value in summary(matrix).items()}, "accuracy_matrix": matrix}
+            for name, matrix in matrices.items()
+        },
+    }
+    (RESULTS / "answers" / f"{root.name}.json").write_text(json.dumps(record, indent=1) + "\n")
+    found = {name: record["answers"][name]["final_average_accuracy"] for name in ("as trained", "calibrated")}
+    print(f"{root.name}: {found}", file=sys.stderr, flush=True)
+
+
+def answer_in_process(root: Path, threads: int | None) -> None:
+    environment = {**os.environ, **({"OMP_NUM_THREADS": str(threads)} if threads else {})}
+    subprocess.run([sys.executable, __file__, "answers", "--run", str(root)], env=environment, check=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="what", required=True)
+    trained = commands.add_parser("train", help="students with one option changed")
+    trained.add_argument("--data", type=Path, required=True)
+    trained.add_argument("--weights", type=Path, required=True)
+    trained.add_argument("--teacher", choices=STUDENT_OF, default="vit_small_patch4_32")
+    trained.add_argument("--only", nargs="+", choices=[*ABLATION, *CANDIDATES], default=[*CANDIDATES, *ABLATION])
+    trained.add_argument("--seeds", default="0,1,2")
+    trained.add_argument("--epochs", type=int, default=20)
+    answered = commands.add_parser("answers", help="the runs in the folder with other answers")
+    answered.add_argument("--run", type=Path, help="this run alone, here")
+    for command in (trained, answered):
+        command.add_argument("--runs", type=Path, help="where split_cifar.py --runs left its runs")
+        command.add_argument("--jobs", type=int, default=1)
+        command.add_argument("--threads", type=int, help="CPU threads of each")
+    given = parser.parse_args()
+    for folder in ("variants", "answers"):
+        (RESULTS / folder).mkdir(parents=True, exist_ok=True)
+    if given.what == "answers" and given.run:
+        answer(given.run)
+        return
+    if given.runs is None:
+        parser.error("--runs is missing: the folder of split_cifar.py run --runs")
+    with ThreadPoolExecutor(given.jobs) as pool:
+        if given.what == "answers":
+            roots = sorted(path for method in METHODS for path in given.runs.glob(f"{method}-*-[0-9]"))
+            left = [path for path in roots if not (RESULTS / "answers" / f"{path.name}.json").exists()]
+            list(pool.map(lambda root: answer_in_process(root, given.threads), left))
+            return
+        setup = Setup(given.data, given.weights, given.teacher, given.epochs, (), given.threads)
+        work = [(name, int(seed)) for seed in given.seeds.split(",") for name in given.only]
+        list(pool.map(lambda item: train_variant(setup, given.runs, *item), work))
+
+
+if __name__ == "__main__":
+    main()

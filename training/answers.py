@@ -1,0 +1,58 @@
+"""What is settled about a student's answers once it has learned a task: α of the prediction, and calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from cdl_deploy.training.data.loading import batches, to_device
+from cdl_deploy.training.data.task_data import TaskImages
+from cdl_deploy.training.data.transforms import PixelTransform
+from cdl_deploy.training.distillation.extra_token import ExtraToken
+from cdl_deploy.training.distillation.protocol import Output
+from cdl_deploy.training.models.learner import learner_output
+from cdl_deploy.training.models.pair import Pair
+
+BATCH = 128
+
+
+@torch.no_grad()
+def settle_answers(
+    pair: Pair, images: TaskImages, held_out: TaskImages, transform: PixelTransform, seed: int, workers: int
+) -> None:
+    """Choose the task's α on `held_out`, and calibrate on the statistics of `images`, where the student asks for it.
+
+    `transform` is that of evaluation. What was settled in earlier tasks decides nothing: called twice, the same comes
+    out.
+    """
+    student, distillation = pair.student, pair.student.distillation
+    if isinstance(distillation, ExtraToken) and distillation.chosen is not None:
+        new = [place for place, label in enumerate(held_out.labels) if label >= student.first_class]
+        if new:
+            chosen = TaskImages([held_out.items[i] for i in new], [held_out.labels[i] for i in new])
+            outputs, labels = zip(*_outputs(pair, chosen, transform, workers), strict=True)
+            logits = torch.cat([output.class_logits for output in outputs])
+            extra = torch.cat([output.extra_logits for output in outputs if output.extra_logits is not None])
+            distillation.choose_alpha(logits, extra, torch.cat(labels), student.first_class)
+    if student.calibration is not None:
+        outputs, labels = zip(*_outputs(pair, images, transform, workers), strict=True)
+        features = torch.cat([output.features for output in outputs if output.features is not None])
+        student.calibration.remember(features, torch.cat(labels))
+
+        def answer(features: Tensor) -> Tensor:
+            output = student.read(features)
+            return distillation.predict(output.class_logits, output.extra_logits)
+
+        with torch.enable_grad():
+            student.calibration.fit(answer, student.tasks, seed)
+
+
+def _outputs(
+    pair: Pair, images: TaskImages, transform: PixelTransform, workers: int
+) -> Iterable[tuple[Output, Tensor]]:
+    """What the student computes for the images, batch by batch, and their labels."""
+    device = pair.encoder.backbone.mean.device
+    for pixels, labels in batches(images.items, images.labels, transform, BATCH, workers=workers):
+        yield learner_output(pair.encoder, pair.student, to_device(pixels, device)), to_device(labels, device)
