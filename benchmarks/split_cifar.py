@@ -1,19 +1,19 @@
 """Split CIFAR-100, the paper's benchmark, with backbones of our own at 32x32: every method with every distillation.
 
-    python benchmarks/split_cifar.py run --data data/cifar100 --weights weights --grid full --seeds 0,1,2 --jobs 4
-    python benchmarks/split_cifar.py report
+    python benchmarks/split_cifar.py --data data/cifar100 --weights weights --runs runs --seeds 0,1,2 --jobs 4
+    python benchmarks/split_cifar_report.py
 
-`run` trains whatever has no record yet, each run by `cdl train`, and keeps its figures in docs/results/. Interrupted,
-it goes on where it stopped. `report` writes docs/results.md and its picture from those records alone. `--weights`: the
-folder that training/recipes/pretrain_photos.py wrote. `--grid small` is what two CPU cores can do in some hours: CODA
-and L2P with none, kd and kdp, few epochs. The teacher does not depend on the distillation: the first run of a method
-and a seed teaches it, the others take it over (`--teacher-run`). `--runs` keeps the run directories.
+Trains whatever has no record yet, each run by `cdl train`, and keeps its figures in docs/results/, of which
+split_cifar_report.py makes the page. Interrupted, it goes on where it stopped. `--weights`: the folder that
+training/recipes/pretrain_photos.py wrote. `--grid small` is what two CPU cores can do in an hour: CODA and L2P with
+none, kd and kdp, few epochs. The teacher does not depend on the distillation: the first run of a method and a seed
+teaches it, the others take it over (`--teacher-run`). `--runs` keeps the run directories, which
+split_cifar_variants.py and split_cifar_cost.py need.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import platform
@@ -25,7 +25,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -141,165 +140,26 @@ def machine() -> str:
     return f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}, shared"
 
 
-def read_records(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(file.read_text()) for file in sorted(folder.glob("*-*-*.json"))]
-
-
-def read_paper(folder: Path) -> dict[tuple[str, str], float]:
-    """Final average accuracy of the paper's ViT-S students (teacher ViT-B), by method and distillation."""
-    with (folder / "paper.csv").open() as lines:
-        rows = [row for row in csv.DictReader(lines) if row["student"] == "vit_small"]
-    return {(row["method"], row["distillation"]): float(row["final_average_accuracy"]) for row in rows}
-
-
-def values(records: list[dict[str, Any]], method: str, distill: str, role: str, metric: str) -> dict[int, float]:
-    """A metric by seed."""
-    return {
-        record["seed"]: record[role][metric]
-        for record in records
-        if (record["method"], record["distillation"]) == (method, distill) and role in record
-    }
-
-
-def spread(found: list[float]) -> str:
-    """Mean ± standard deviation; a single number has none."""
-    if not found:
-        return "–"
-    return f"{mean(found):.2f}" + (f" ± {stdev(found):.2f}" if len(found) > 1 else "")
-
-
-def gain(found: dict[int, float], base: dict[int, float]) -> str:
-    """Mean difference over the seeds that both have, and in how many of them it is positive."""
-    shared = [found[seed] - base[seed] for seed in sorted(found.keys() & base.keys())]
-    if not shared:
-        return "–"
-    return f"{mean(shared):+.2f} ({sum(value > 0 for value in shared)} of {len(shared)})"
-
-
-def table(records: list[dict[str, Any]], paper: dict[tuple[str, str], float], method: str) -> str:
-    """Markdown for one method: a line a distillation, and the teacher's."""
-    lines = [
-        "| | final average accuracy | over none (seeds won) | over kd (seeds won) | average incremental | forgetting, "
-        "paper's | forgetting, standard | paper: accuracy | paper: over none | paper: over kd |",
-        "|" + "---|" * 10,
-    ]
-    bases = {name: values(records, method, name, "student", METRICS[0]) for name in ("none", "kd")}
-    for distill in DISTILLATIONS:
-        found = values(records, method, distill, "student", METRICS[0])
-        if not found:
-            continue
-        cells = [f"{'**kdp**' if distill == 'kdp' else distill}", spread(list(found.values()))]
-        cells += ["" if distill == name else gain(found, base) for name, base in bases.items()]
-        cells += [spread(list(values(records, method, distill, "student", metric).values())) for metric in METRICS[1:]]
-        published = paper[method, distill]
-        cells += [f"{published:.2f}"]
-        cells += ["" if distill == name else f"{published - paper[method, name]:+.2f}" for name in bases]
-        lines.append("| " + " | ".join(cells) + " |")
-    taught = {
-        metric: {
-            seed: value
-            for distill in DISTILLATIONS
-            for seed, value in values(records, method, distill, "teacher", metric).items()
-        }
-        for metric in METRICS
-    }
-    if taught[METRICS[0]]:
-        cells = ["teacher", spread(list(taught[METRICS[0]].values())), "", ""]
-        cells += [spread(list(taught[metric].values())) for metric in METRICS[1:]]
-        lines.append("| " + " | ".join([*cells, "", "", ""]) + " |")
-    return "\n".join(lines)
-
-
-def picture(records: list[dict[str, Any]], file: Path) -> None:
-    """Final average accuracy of every student, a panel a method, the teacher as a line."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    shown = [method for method in METHODS if any(record["method"] == method for record in records)]
-    figure = Figure((2.2 + 2.6 * len(shown), 3.6), dpi=130, layout="constrained")
-    FigureCanvasAgg(figure)
-    for axis, method in zip(figure.subplots(1, len(shown), sharey=True, squeeze=False)[0], shown, strict=True):
-        names = [name for name in DISTILLATIONS if values(records, method, name, "student", METRICS[0])]
-        for place, name in enumerate(names):
-            found = list(values(records, method, name, "student", METRICS[0]).values())
-            colour = "#d55e00" if name == "kdp" else "#0072b2"
-            axis.plot(found, [place] * len(found), "o", color=colour, alpha=0.5, markersize=5)
-            axis.plot(mean(found), place, "|", color=colour, markersize=16, markeredgewidth=2.5)
-        taught = [v for n in DISTILLATIONS for v in values(records, method, n, "teacher", METRICS[0]).values()]
-        if taught:
-            axis.axvline(mean(taught), color="black", linestyle="--", linewidth=1)
-            axis.text(mean(taught), -0.7, "teacher ", ha="right", fontsize=8)
-        axis.set_yticks(range(len(names)), names)
-        axis.set(title=method, xlabel="final average accuracy (%)", ylim=(len(names) - 0.4, -1))
-        axis.grid(axis="x", alpha=0.3)
-    figure.savefig(file)
-
-
-def report(folder: Path) -> str:
-    """docs/results.md from the records in `folder`."""
-    records, paper = read_records(folder), read_paper(folder)
-    if not records:
-        raise SystemExit(f"no records in {folder}: python benchmarks/split_cifar.py run")
-    first = records[0]
-    seeds = sorted({record["seed"] for record in records})
-    hours = sum(record["seconds"] for record in records) / 3600
-    backbones = next(record for record in records if "teacher" in record["backbones"])["backbones"]
-    about = "; ".join(
-        f"{role} `{info['model']}`, {info['parameters'] / 1e6:.1f} M parameters" for role, info in backbones.items()
-    )
-    commits = ", ".join(sorted({record["commit"] for record in records}))
-    machines = "; ".join(sorted({record["machine"] for record in records}))
-    lines = [
-        "# Split CIFAR-100 at 32×32",
-        "",
-        "Written by `python benchmarks/split_cifar.py report` from the records in [results/](results), "
-        "which its `run` made.",
-        "",
-        f"* Ten tasks of ten classes in an order shuffled by the seed, all 10,000 test images; percent. Seeds {seeds}, "
-        f"{first['epochs']} epochs a task{', ' + ' '.join(first['options']) if first['options'] else ''}.",
-        f"* Backbones: {about}. The paper's are ViT-B and ViT-S at 224×224 with ImageNet weights: compare gains, not "
-        "levels.",
-        f"* {machines}; torch {first['versions']['torch']}, timm {first['versions']['timm']}; commit {commits}; "
-        f"{hours:.1f} hours of runs in all.",
-        "",
-        "![accuracy of every student](results/accuracy.png)",
-        "",
-    ]
-    for method in METHODS:
-        if any(record["method"] == method for record in records):
-            lines += [f"## {method}", "", table(records, paper, method), ""]
-    return "\n".join(lines)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="what", required=True)
-    run = commands.add_parser("run", help="train what has no record yet")
-    run.add_argument("--data", type=Path, required=True)
-    run.add_argument("--weights", type=Path, required=True)
-    run.add_argument("--teacher", choices=STUDENT_OF, default="vit_small_patch4_32")
-    run.add_argument("--grid", choices=GRIDS, default="full")
-    run.add_argument("--seeds", default="0,1,2")
-    run.add_argument("--epochs", type=int, default=20)
-    run.add_argument("--jobs", type=int, default=1)
-    run.add_argument("--threads", type=int, help="CPU threads of each run")
-    run.add_argument("--runs", type=Path, help="keep the run directories in this folder")
-    run.add_argument("options", nargs="*", metavar="-- OPTIONS", help="more options for every cdl train")
-    commands.add_parser("report", help="write docs/results.md from the records")
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("--teacher", choices=STUDENT_OF, default="vit_small_patch4_32")
+    parser.add_argument("--grid", choices=GRIDS, default="full")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--threads", type=int, help="CPU threads of each run")
+    parser.add_argument("--runs", type=Path, help="keep the run directories in this folder")
+    parser.add_argument("options", nargs="*", metavar="-- OPTIONS", help="more options for every cdl train")
     given = parser.parse_args()
-    if given.what == "run":
-        RESULTS.mkdir(parents=True, exist_ok=True)
-        setup = Setup(given.data, given.weights, given.teacher, given.epochs, tuple(given.options), given.threads)
-        distillations = {m: [d for d in DISTILLATIONS if (m, d) in GRIDS[given.grid]] for m in METHODS}
-        work = [(m, int(seed)) for seed in given.seeds.split(",") for m in METHODS if distillations[m]]
-        with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(given.jobs) as pool:
-            runs = given.runs or Path(folder)
-            list(pool.map(lambda item: train_all(setup, item[0], distillations[item[0]], item[1], runs), work))
-        return
-    text = report(RESULTS)
-    picture(read_records(RESULTS), RESULTS / "accuracy.png")
-    (RESULTS.parent / "results.md").write_text(text)
-    print(text)
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    setup = Setup(given.data, given.weights, given.teacher, given.epochs, tuple(given.options), given.threads)
+    distillations = {m: [d for d in DISTILLATIONS if (m, d) in GRIDS[given.grid]] for m in METHODS}
+    work = [(m, int(seed)) for seed in given.seeds.split(",") for m in METHODS if distillations[m]]
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(given.jobs) as pool:
+        runs = given.runs or Path(folder)
+        list(pool.map(lambda item: train_all(setup, item[0], distillations[item[0]], item[1], runs), work))
 
 
 if __name__ == "__main__":

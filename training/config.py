@@ -243,6 +243,9 @@ class OptimConfig:
     Parameters, selection of prompts, losses, Adam and evaluation are always fp32."""
     compile: bool = False
     """Compile the backbones' blocks with `torch.compile`: minutes at the start, faster steps afterwards."""
+    resident: bool = False
+    """Decode every image once, keep them all on the device and augment whole batches there: for GPUs, which small
+    models leave waiting for the loader, and images not much larger than the model takes."""
     workers: int | None = None
     """Processes that load images; 0 loads them in the main process. By default 0 on a CPU and for images in memory,
     otherwise one less than there are cores, at most 8."""

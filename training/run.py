@@ -17,6 +17,7 @@ from torch import Tensor
 
 from cdl_deploy.training.answers import settle_answers
 from cdl_deploy.training.config import OptimConfig, RunConfig, default_batch_size
+from cdl_deploy.training.data.resident import ResidentImages
 from cdl_deploy.training.data.sources import ImageSource, fingerprint, load_image
 from cdl_deploy.training.data.task_data import TaskData, TaskImages, TaskPlan, hold_out, open_sources
 from cdl_deploy.training.data.transforms import Preprocessing, evaluation_transform, training_transform
@@ -106,6 +107,8 @@ class Run:
         if any(plan.optim.get("compile", self.config.optim.compile) for plan in self.plans[len(record.tasks) :]):
             compile_blocks(pair)
         self.preprocessing = Preprocessing(**{k: record.preprocessing[k] for k in ("size", "resize", "interpolation")})
+        self.resident_tests: dict[int, TaskImages] = {}
+        """Test images that are on the device, by task."""
         self.begun = 0
         """Tasks whose parameters exist."""
         self.stage_done: dict[Role, int] = {}
@@ -151,6 +154,7 @@ class Run:
                 self.restore_moments(optimizer)
             assert optim.batch_size is not None
             learned = images if role == "teacher" else self.divided(number, images)[0]
+            resident = self.resident(learned) if optim.resident else None
             stage = Stage(number, len(self.plans), role, optim.epochs, len(learned.items), optim.batch_size)
             began, before = time.perf_counter(), self.seconds.get(role, 0.0)
 
@@ -181,8 +185,14 @@ class Run:
                     self.progress,
                     self.stop,
                     self.processes,
+                    resident,
+                    augmentation,
                 )
         self.finish_task(number, images, optim)
+
+    def resident(self, images: TaskImages) -> ResidentImages:
+        """The images on the device, as evaluation sees them."""
+        return ResidentImages(images, evaluation_transform(self.preprocessing), self.processes.device)
 
     def divided(self, number: int, images: TaskImages) -> tuple[TaskImages, TaskImages]:
         """The images of a task that the student learns from, and those held out that choose its α."""
@@ -210,7 +220,7 @@ class Run:
             row = row or accuracy_row(
                 self.pair.encoder,
                 learner,
-                tests,
+                self.on_device(tests) if optim.resident else tests,
                 evaluation,
                 workers,
                 lambda done, total, role=role: self.evaluating(number, role, done, total),  # type: ignore[misc]
@@ -245,6 +255,13 @@ class Run:
         self.save_last(None)
         self.write_summary()
         self.progress.task_finished(self.record)
+
+    def on_device(self, tests: list[TaskImages]) -> list[TaskImages]:
+        """The test images of the tasks so far, each decoded once."""
+        for number, test in enumerate(tests, start=1):
+            if test.pixels is None and number not in self.resident_tests:
+                self.resident_tests[number] = self.resident(test).as_task_images()
+        return [self.resident_tests.get(number, test) for number, test in enumerate(tests, start=1)]
 
     def evaluating(self, number: int, role: Role, done: int, total: int) -> None:
         """Between two batches of test images. A stop is not lost: the stages are saved."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cdl_deploy.training.config import OptimConfig
 from cdl_deploy.training.data.loading import batches, to_device
+from cdl_deploy.training.data.resident import ResidentImages
 from cdl_deploy.training.data.task_data import TaskImages
 from cdl_deploy.training.data.transforms import PixelTransform
 from cdl_deploy.training.distillation.protocol import Output
@@ -138,8 +139,12 @@ def run_stage(
     progress: Progress,
     stop: Stop,
     processes: Processes,
+    resident: ResidentImages | None = None,
+    augmentation: str = "none",
 ) -> None:
     """From `start` to the last epoch; `save` is called after every epoch.
+
+    `resident`: the images, where they are on the device; `augmentation` is what they get there.
 
     Where `stop` says so, in one process or in several, the step at hand is finished and saved, and Stopped raised.
     """
@@ -154,18 +159,23 @@ def run_stage(
             group["lr"] = group["lr_scale"] * lr
         if not done:
             progress.epoch_started(stage, epoch, lr)
-        loader = batches(
-            images.items,
-            images.labels,
-            transform,
-            config.batch_size,
-            workers=config.workers,
-            seed=config.seed,
-            place=(stage.task, stage.role, epoch),
-            shuffle=True,
-            skip=done,
-            share=processes.share,
-        )
+        place = (stage.task, stage.role, epoch)
+        loader: Iterable[tuple[Tensor, Tensor]]
+        if resident is not None:
+            loader = resident.batches(augmentation, config.batch_size, config.seed, place, done, processes.share)
+        else:
+            loader = batches(
+                images.items,
+                images.labels,
+                transform,
+                config.batch_size,
+                workers=config.workers,
+                seed=config.seed,
+                place=place,
+                shuffle=True,
+                skip=done,
+                share=processes.share,
+            )
         log = LossLog(stage, epoch, device, partial(progress.step, stage, epoch))
         for step, (pixels, labels) in enumerate(loader, start=done):
             size = min(config.batch_size, len(images.items) - step * config.batch_size)

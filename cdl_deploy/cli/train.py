@@ -93,6 +93,7 @@ def command(
     device: option.Device = None,
     precision: option.Precision = None,
     compile: option.Compile = False,
+    resident: option.Resident = False,
     workers: option.Workers = None,
     log: option.Log = None,
     resume: option.Resume = False,

@@ -21,7 +21,7 @@ SECTIONS = {
                "dkd_target_weight", "dkd_nontarget_weight", "dkd_temperature", "fitnets_weight", "reviewkd_weight",
                "kd_prompt_rows", "kd_prompt_blocks", "kd_prompt_start", "kd_prompt_scale", "kd_token_start",
                "kd_lr_scale", "kd_classes", "alpha_holdout", "head_start", "student_head", "calibration"),
-    "optim": ("epochs", "batch_size", "lr", "schedule", "seed", "device", "precision", "compile", "workers",
+    "optim": ("epochs", "batch_size", "lr", "schedule", "seed", "device", "precision", "compile", "resident", "workers",
               "log"),
 }  # fmt: skip
 """Which section of the run's configuration an option belongs to."""
@@ -187,6 +187,14 @@ Precision = Annotated[
     str | None, _option("auto|fp32|bf16", "Of matrix products. Default: auto, bf16 on GPUs that have it.", OPTIM)
 ]
 Compile = Annotated[bool, _option("", "Compile the backbones: slow to start, then faster.", OPTIM, "--compile")]
+Resident = Annotated[
+    bool,
+    typer.Option(
+        "--resident",
+        help="Keep all images on the device, decoded once, and augment there: for a GPU and small images.",
+        rich_help_panel=OPTIM,
+    ),
+]
 Workers = Annotated[int | None, _option("N", "Processes that load images. Default: by the machine, 0 on a CPU.", OPTIM)]
 Log = Annotated[
     str | None,

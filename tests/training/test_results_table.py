@@ -1,4 +1,4 @@
-"""The table of benchmarks/split_cifar.py, on records whose means and gains can be worked out by hand."""
+"""The table of benchmarks/split_cifar_report.py, on records whose means and gains can be worked out by hand."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from benchmarks import split_cifar
+from benchmarks import split_cifar, split_cifar_report
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def folder(tmp_path):
 
 
 def test_means_gains_and_the_papers_figures(folder):
-    rows = {line.split("|")[1].strip(): line for line in split_cifar.report(folder).splitlines() if "|" in line}
+    rows = {line.split("|")[1].strip(): line for line in split_cifar_report.report(folder).splitlines() if "|" in line}
     assert set(rows) == {"", "---", "none", "kd", "**kdp**", "teacher"}, "what has no record has no row"
     assert rows["none"].startswith("| none | 51.00 ± 1.41 |  | -0.50 (1 of 2) | 10.00 ± 0.00 |")
     assert rows["**kdp**"].startswith("| **kdp** | 53.00 ± 2.83 | +2.00 (2 of 2) | +1.50 (1 of 2) |")
@@ -43,16 +43,53 @@ def test_means_gains_and_the_papers_figures(folder):
 
 
 def test_the_report_says_what_it_is_made_of(folder):
-    text = split_cifar.report(folder)
+    text = split_cifar_report.report(folder)
     assert "Seeds [0, 1], 3 epochs a task" in text
     assert "student `s`, 1.2 M parameters; teacher `t`, 4.0 M parameters" in text
     assert "3.0 hours of runs" in text
-    split_cifar.picture(split_cifar.read_records(folder), folder / "accuracy.png")
+    split_cifar_report.picture(split_cifar_report.read_records(folder), folder / "accuracy.png")
     assert (folder / "accuracy.png").stat().st_size > 10_000
+
+
+def test_variants_answers_and_costs(folder):
+    record = json.loads((folder / "coda-kdp-0.json").read_text())
+    (folder / "variants").mkdir()
+    record["student"]["final_average_accuracy"] = 53.5  # kdp has 51 with this seed
+    (folder / "variants/all-seen-0.json").write_text(json.dumps(record))
+    (folder / "variants/alpha-0.25-0.json").write_text(json.dumps(record))
+    (folder / "answers").mkdir()
+    for seed, (plain, better) in enumerate([(50.0, 52.0), (52.0, 55.0)]):
+        answers = {
+            name: {"final_average_accuracy": value, "forgetting": value / 10}
+            for name, value in (("as trained", plain), ("calibrated", better))
+        }
+        (folder / f"answers/coda-kd-{seed}.json").write_text(json.dumps({"answers": answers}))
+    latency = {"1": {"p50_ms": 0.5, "speedup": 4.0}, "32": {"p50_ms": 10.0, "speedup": 3.0}}
+    models = {
+        "kdp": {"accuracy": 51.0, "bytes": 2_000_000, "update_bytes": 30_000, "latency": latency},
+        "teacher": {
+            "accuracy": 60.0, "bytes": 9_000_000, "update_bytes": None,
+            "latency": {"1": {"p50_ms": 2.0}, "32": {"p50_ms": 30.0}},
+        },
+    }  # fmt: skip
+    cost = {
+        "seed": 0, "commit": "abc", "threads": [2], "notes": ["busy"], "models": models,
+        "machine": {"cpu": "chip", "versions": {"onnxruntime": "1"}},
+    }  # fmt: skip
+    (folder / "cost.json").write_text(json.dumps(cost))
+    lines = split_cifar_report.report(folder).splitlines()
+    assert "| all-seen | `--kd-classes seen` | 53.50 | +2.50 (1 of 1) | 10.00 |" in lines
+    assert "| alpha-0.25 | `--alpha 0.25` | 53.50 | +2.50 (1 of 1) | 10.00 |" in lines
+    assert "| coda + kd | 2 | 51.00 (5.1) | 53.50 (5.3) |" in lines
+    assert "| kdp | 51.00 % | 0.5 | 4.00 | 10 | 3.00 | 2.00 | 30 |" in lines
+    assert "| teacher | 60.00 % | 2 |  | 30 |  | 9.00 | – |" in lines
+    assert "* busy" in lines
+    split_cifar_report.cost_picture(cost, folder / "cost.png")
+    assert (folder / "cost.png").stat().st_size > 10_000
 
 
 def test_the_grids_are_the_tables(tmp_path):
     assert len(split_cifar.GRIDS["full"]) == 28
     assert len(split_cifar.GRIDS["small"]) == 6
-    paper = split_cifar.read_paper(split_cifar.RESULTS)
+    paper = split_cifar_report.read_paper(split_cifar.RESULTS)
     assert paper.keys() == split_cifar.GRIDS["full"]

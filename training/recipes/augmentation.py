@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torchvision.transforms import v2
+
+from cdl_deploy.training.data.resident import crop
 
 GROUPS = 16
 """RandAugment gives one policy to a whole tensor, so a batch is cut into this many."""
@@ -31,15 +32,9 @@ def random_resized_crop(
     count, device = len(images), images.device
     share = _uniform(count, *area, generator, device)
     stretch = _uniform(count, math.log(ratio[0]), math.log(ratio[1]), generator, device).exp()
-    width, height = (share * stretch).sqrt().clamp_max(1), (share / stretch).sqrt().clamp_max(1)
-    centre_x = _uniform(count, -1, 1, generator, device) * (1 - width)
-    centre_y = _uniform(count, -1, 1, generator, device) * (1 - height)
+    across, down = (_uniform(count, -1, 1, generator, device) for _ in range(2))
     flip = torch.randint(0, 2, (count,), generator=generator, device=device) * 2 - 1
-    matrix = torch.zeros(count, 2, 3, device=device)
-    matrix[:, 0, 0], matrix[:, 0, 2] = width * flip, centre_x
-    matrix[:, 1, 1], matrix[:, 1, 2] = height, centre_y
-    grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+    return crop(images, share, stretch, across, down, flip)
 
 
 def rand_augment(images: UInt8[Tensor, "B 3 height width"]) -> UInt8[Tensor, "B 3 height width"]:

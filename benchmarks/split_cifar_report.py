@@ -1,0 +1,368 @@
+"""docs/results.md and its pictures, from the records in docs/results alone.
+
+    python benchmarks/split_cifar_report.py
+
+The records come from split_cifar.py (the table), split_cifar_variants.py (ablation, candidates, answers),
+split_cifar_cost.py (what students cost) and pretrain_photos.py (backbones). What has no record has no row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import sys
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+PROJECT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(PROJECT))
+
+from benchmarks.split_cifar import DISTILLATIONS, METHODS, METRICS, RESULTS  # noqa: E402
+from benchmarks.split_cifar_variants import ABLATION, CANDIDATES  # noqa: E402
+
+FULL_EPOCHS = 20
+"""Epochs a task in the paper."""
+
+
+def read_records(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(file.read_text()) for file in sorted(folder.glob("*-*-*.json"))]
+
+
+def read_paper(folder: Path) -> dict[tuple[str, str], float]:
+    """Final average accuracy of the paper's ViT-S students (teacher ViT-B), by method and distillation."""
+    with (folder / "paper.csv").open() as lines:
+        rows = [row for row in csv.DictReader(lines) if row["student"] == "vit_small"]
+    return {(row["method"], row["distillation"]): float(row["final_average_accuracy"]) for row in rows}
+
+
+def values(records: list[dict[str, Any]], method: str, distill: str, role: str, metric: str) -> dict[int, float]:
+    """A metric by seed."""
+    return {
+        record["seed"]: record[role][metric]
+        for record in records
+        if (record["method"], record["distillation"]) == (method, distill) and role in record
+    }
+
+
+def spread(found: list[float]) -> str:
+    """Mean ± standard deviation; a single number has none."""
+    if not found:
+        return "–"
+    return f"{mean(found):.2f}" + (f" ± {stdev(found):.2f}" if len(found) > 1 else "")
+
+
+def gain(found: dict[int, float], base: dict[int, float]) -> str:
+    """Mean difference over the seeds that both have, and in how many of them it is positive."""
+    shared = [found[seed] - base[seed] for seed in sorted(found.keys() & base.keys())]
+    if not shared:
+        return "–"
+    return f"{mean(shared):+.2f} ({sum(value > 0 for value in shared)} of {len(shared)})"
+
+
+def table(records: list[dict[str, Any]], paper: dict[tuple[str, str], float], method: str) -> str:
+    """Markdown for one method: a line a distillation, and the teacher's."""
+    lines = [
+        "| | final average accuracy | over none (seeds won) | over kd (seeds won) | average incremental | forgetting, "
+        "paper's | forgetting, standard | paper: accuracy | paper: over none | paper: over kd |",
+        "|" + "---|" * 10,
+    ]
+    bases = {name: values(records, method, name, "student", METRICS[0]) for name in ("none", "kd")}
+    for distill in DISTILLATIONS:
+        found = values(records, method, distill, "student", METRICS[0])
+        if not found:
+            continue
+        cells = [f"{'**kdp**' if distill == 'kdp' else distill}", spread(list(found.values()))]
+        cells += ["" if distill == name else gain(found, base) for name, base in bases.items()]
+        cells += [spread(list(values(records, method, distill, "student", metric).values())) for metric in METRICS[1:]]
+        published = paper[method, distill]
+        cells += [f"{published:.2f}"]
+        cells += ["" if distill == name else f"{published - paper[method, name]:+.2f}" for name in bases]
+        lines.append("| " + " | ".join(cells) + " |")
+    taught = {
+        metric: {
+            seed: value
+            for distill in DISTILLATIONS
+            for seed, value in values(records, method, distill, "teacher", metric).items()
+        }
+        for metric in METRICS
+    }
+    if taught[METRICS[0]]:
+        cells = ["teacher", spread(list(taught[METRICS[0]].values())), "", ""]
+        cells += [spread(list(taught[metric].values())) for metric in METRICS[1:]]
+        lines.append("| " + " | ".join([*cells, "", "", ""]) + " |")
+    return "\n".join(lines)
+
+
+def picture(records: list[dict[str, Any]], file: Path) -> None:
+    """Final average accuracy of every student, a panel a method, the teacher as a line."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    shown = [method for method in METHODS if any(record["method"] == method for record in records)]
+    figure = Figure((2.2 + 2.6 * len(shown), 3.6), dpi=130, layout="constrained")
+    FigureCanvasAgg(figure)
+    for axis, method in zip(figure.subplots(1, len(shown), sharey=True, squeeze=False)[0], shown, strict=True):
+        names = [name for name in DISTILLATIONS if values(records, method, name, "student", METRICS[0])]
+        for place, name in enumerate(names):
+            found = list(values(records, method, name, "student", METRICS[0]).values())
+            colour = "#d55e00" if name == "kdp" else "#0072b2"
+            axis.plot(found, [place] * len(found), "o", color=colour, alpha=0.5, markersize=5)
+            axis.plot(mean(found), place, "|", color=colour, markersize=16, markeredgewidth=2.5)
+        taught = [v for n in DISTILLATIONS for v in values(records, method, n, "teacher", METRICS[0]).values()]
+        if taught:
+            axis.axvline(mean(taught), color="black", linestyle="--", linewidth=1)
+            axis.text(mean(taught), -0.7, "teacher ", ha="right", fontsize=8)
+        axis.set_yticks(range(len(names)), names)
+        axis.set(title=method, xlabel="final average accuracy (%)", ylim=(len(names) - 0.4, -1))
+        axis.grid(axis="x", alpha=0.3)
+    figure.savefig(file)
+
+
+def of_variant(records: dict[str, dict[int, dict[str, Any]]], name: str, metric: str) -> dict[int, float]:
+    """A student's metric by seed."""
+    return {seed: record["student"][metric] for seed, record in records.get(name, {}).items()}
+
+
+def variant_table(
+    names: list[str], trained: dict[str, dict[int, dict[str, Any]]], base: dict[int, dict[str, Any]]
+) -> str:
+    """Markdown: CODA + KDP with one option changed, against CODA + KDP of the same seeds."""
+    lines = ["| | changed | final average accuracy | over kdp (seeds won) | forgetting, paper's |", "|" + "---|" * 5]
+    defaults = {"kdp": base}
+    plain = of_variant(defaults, "kdp", METRICS[0])
+    lost = of_variant(defaults, "kdp", "forgetting")
+    lines.append(f"| kdp | | {spread(list(plain.values()))} | | {spread(list(lost.values()))} |")
+    options = {**ABLATION, **CANDIDATES}
+    for name in names:
+        found = of_variant(trained, name, METRICS[0])
+        if found:
+            forgotten = spread(list(of_variant(trained, name, "forgetting").values()))
+            changed = " ".join(options[name])
+            cells = [name, f"`{changed}`", spread(list(found.values())), gain(found, plain), forgotten]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def answer_table(answers: dict[str, dict[str, Any]], ways: list[str]) -> str:
+    """Markdown: what every kind of run answers in each way; mean over its seeds of final average accuracy, and
+    forgetting in brackets."""
+    kinds: dict[str, list[dict[str, Any]]] = {}
+    for name, record in answers.items():
+        kinds.setdefault(name.rpartition("-")[0], []).append(record["answers"])
+    lines = ["| run | seeds | " + " | ".join(ways) + " |", "|" + "---|" * (2 + len(ways))]
+    for kind, found in sorted(kinds.items(), key=lambda item: METHODS.index(item[0].partition("-")[0])):
+        if not all(way in record for record in found for way in ways):
+            continue
+        accuracies = [mean(record[way][METRICS[0]] for record in found) for way in ways]
+        forgotten = [mean(record[way]["forgetting"] for record in found) for way in ways]
+        cells = [f"{right:.2f} ({lost:.1f})" for right, lost in zip(accuracies, forgotten, strict=True)]
+        lines.append(f"| {kind.replace('-', ' + ')} | {len(found)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def cost_table(cost: dict[str, Any]) -> str:
+    """Markdown: one line a model, the teacher last."""
+    models = cost["models"]
+    batches = list(next(iter(models.values()))["latency"])
+    lines = [
+        "| model | accuracy of the ONNX file | "
+        + " | ".join(f"ms, batch {batch} | times the teacher's speed" for batch in batches)
+        + " | MB | update, kB |",
+        "|" + "---|" * (4 + 2 * len(batches)),
+    ]
+    for name, row in models.items():
+        cells = [name, f"{row['accuracy']:.2f} %"]
+        for batch in batches:
+            speed = row["latency"][batch].get("speedup")
+            cells += [f"{row['latency'][batch]['p50_ms']:.3g}", f"{speed:.2f}" if speed else ""]
+        update = row["update_bytes"]
+        cells += [f"{row['bytes'] / 1e6:.2f}", f"{update / 1e3:.0f}" if update else "–"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def cost_picture(cost: dict[str, Any], file: Path) -> None:
+    """Accuracy of the exported file against latency at the first batch size, on a logarithmic axis."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, ScalarFormatter
+
+    figure = Figure((7.6, 4.4), dpi=130, layout="constrained")
+    FigureCanvasAgg(figure)
+    axis = figure.subplots()
+    points = []
+    for name, row in cost["models"].items():
+        batch, latency = next(iter(row["latency"].items()))
+        colour = "black" if name == "teacher" else "#d55e00" if "kdp" in name else "#0072b2"
+        axis.plot(latency["p50_ms"], row["accuracy"], "o", color=colour, markersize=7)
+        points.append((latency["p50_ms"], row["accuracy"], name, colour))
+    heights = [accuracy for _, accuracy, *_ in points]
+    gap, taken = (max(heights) - min(heights) + 1) / 22, list[tuple[float, float]]()
+    for x, y, name, colour in sorted(points, key=lambda point: -point[1]):
+        place = y
+        while any(abs(place - other) < gap and 0.5 < x / beside < 2 for beside, other in taken):
+            place -= gap / 4
+        taken.append((x, place))
+        axis.annotate(
+            name, (x, y), (x * 1.06, place), fontsize=9, color=colour, va="center",
+            arrowprops={"arrowstyle": "-", "color": colour, "alpha": 0.3} if place != y else None,
+        )  # fmt: skip
+    axis.set_xscale("log")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter(ScalarFormatter())
+    axis.xaxis.set_minor_formatter("")
+    low, high = min(x for x, *_ in points), max(x for x, *_ in points)
+    axis.set_xlim(low / 1.2, high * 1.5)
+    axis.set(xlabel=f"milliseconds, batch {batch} (median)", ylabel="accuracy on 10,000 test images (%)")
+    axis.grid(alpha=0.3)
+    figure.savefig(file)
+
+
+def backbone_lines(folder: Path) -> list[str]:
+    """One line a pretrained backbone."""
+    lines = []
+    for file in sorted((folder / "backbones").glob("*.json")):
+        made = json.loads(file.read_text())
+        lines.append(
+            f"* `{made['model']}`: {made['parameters'] / 1e6:.1f} M parameters, {made['epochs']} epochs in "
+            f"{made['seconds'] / 60:.0f} minutes ({made['machine']}), seed {made['seed']}, batch {made['batch_size']}; "
+            f"**{made['validation_top1']:.1f} %** top-1 of {made['classes']} classes on {made['validation_images']:,} "
+            "validation images."
+        )
+    return lines
+
+
+def by_name_and_seed(folder: Path) -> dict[str, dict[int, dict[str, Any]]]:
+    """Records of `variants/NAME-SEED.json`."""
+    found: dict[str, dict[int, dict[str, Any]]] = {}
+    for file in sorted(folder.glob("*-*.json")):
+        name, _, seed = file.stem.rpartition("-")
+        found.setdefault(name, {})[int(seed)] = json.loads(file.read_text())
+    return found
+
+
+def about(folder: Path, records: list[dict[str, Any]]) -> list[str]:
+    """What the table is made of."""
+    first = records[0]
+    seeds = sorted({record["seed"] for record in records})
+    hours = sum(record["seconds"] for record in records) / 3600
+    backbones = next(record for record in records if "teacher" in record["backbones"])["backbones"]
+    pair = "; ".join(
+        f"{role} `{info['model']}`, {info['parameters'] / 1e6:.1f} M parameters" for role, info in backbones.items()
+    )
+    commits = ", ".join(sorted({record["commit"] for record in records}))
+    machines = "; ".join(sorted({record["machine"] for record in records}))
+    short = first["epochs"] < FULL_EPOCHS
+    return [
+        "Written by `python benchmarks/split_cifar_report.py` from the records in [results/](results). What the "
+        "figures mean is in [findings.md](findings.md).",
+        "",
+        f"* Ten tasks of ten classes in an order shuffled by the seed, all 10,000 test images; percent. Seeds {seeds}, "
+        f"{first['epochs']} epoch{'s' if first['epochs'] > 1 else ''} a task"
+        f"{', ' + ' '.join(first['options']) if first['options'] else ''}.",
+        *(
+            [
+                f"* **A short schedule**: the paper trains {FULL_EPOCHS} epochs a task, with backbones pretrained on "
+                "ImageNet at 224×224. This is what the machine below could do. The whole table, with a GPU: "
+                "`python benchmarks/split_cifar.py --data data/cifar100 --weights weights --runs runs --jobs 4 -- "
+                "--resident --compile`."
+            ]
+            if short
+            else []
+        ),
+        f"* Backbones: {pair}. The paper's are ViT-B and ViT-S: compare gains, not levels.",
+        f"* {machines}; torch {first['versions']['torch']}, timm {first['versions']['timm']}; commit {commits}; "
+        f"{hours:.1f} hours of runs in all.",
+        "",
+    ]
+
+
+def report(folder: Path) -> str:
+    """docs/results.md from the records in `folder`."""
+    records, paper = read_records(folder), read_paper(folder)
+    if not records:
+        raise SystemExit(f"no records in {folder}: python benchmarks/split_cifar.py")
+    lines = ["# Split CIFAR-100 at 32×32", "", *about(folder, records)]
+    if backbones := backbone_lines(folder):
+        lines += [
+            "## Backbones",
+            "",
+            "Pretrained on Tiny-ImageNet at 32×32 by `python -m cdl_deploy.training.recipes.pretrain_photos`. The "
+            "weights are not in the package: the images may be used for research only.",
+            "",
+            *backbones,
+            "",
+        ]
+    lines += ["## The table", "", "![accuracy of every student](results/accuracy.png)", ""]
+    for method in METHODS:
+        if any(record["method"] == method for record in records):
+            lines += [f"### {method}", "", table(records, paper, method), ""]
+    cost = folder / "cost.json"
+    if cost.exists():
+        lines += cost_section(json.loads(cost.read_text()))
+    variants = by_name_and_seed(folder / "variants")
+    base = {r["seed"]: r for r in records if (r["method"], r["distillation"]) == ("coda", "kdp")}
+    shown = {name: list(options) for name, options in (("ablation", ABLATION), ("candidates", CANDIDATES))}
+    if any(name in variants for name in shown["ablation"]):
+        lines += ["## What KDP is made of", "", "CODA + KDP with one thing changed, the same teacher."]
+        lines += ["", variant_table(shown["ablation"], variants, base), ""]
+    answers = {file.stem: json.loads(file.read_text()) for file in sorted((folder / "answers").glob("*.json"))}
+    ways = [f"alpha {share}" for share in ("0", "0.25", "0.5", "0.75", "1")]
+    if answers:
+        lines += [
+            "The same KDP students, asked with another α of the prediction (0: the class head alone, 1: the KD head "
+            "alone). Final average accuracy, forgetting in brackets:",
+            "",
+            answer_table(answers, ways),
+            "",
+        ]
+    if any(name in variants for name in shown["candidates"]) or answers:
+        lines += ["## Better than the paper?", "", "Each an option, off by default."]
+        lines += ["", variant_table(shown["candidates"], variants, base), ""]
+    if answers:
+        lines += [
+            "`--calibration statistics` changes nothing in training: the runs of the table, calibrated after every "
+            "task. Final average accuracy, forgetting in brackets:",
+            "",
+            answer_table(answers, ["as trained", "calibrated"]),
+            "",
+        ]
+    return "\n".join(lines)
+
+
+def cost_section(cost: dict[str, Any]) -> list[str]:
+    """What it costs: from `cdl bench-latency`, and accuracy from `cdl evaluate` on the exported files."""
+    machine = cost["machine"]
+    threads = "/".join(map(str, cost["threads"]))
+    versions = ", ".join(f"{name} {version}" for name, version in machine.get("versions", {}).items())
+    return [
+        "## What it costs",
+        "",
+        f"`python benchmarks/split_cifar_cost.py`, seed {cost['seed']}: exported ONNX files on {machine['cpu']}, "
+        f"threads: {threads}; {versions}; commit {cost['commit']}. The update leads from nine tasks to ten. "
+        "`folded`: prompts selected once, for task 10; `block-2`: the query after two blocks of the same pass.",
+        "",
+        "![accuracy against latency](results/cost.png)",
+        "",
+        cost_table(cost),
+        "",
+        *(f"* {note}" for note in cost["notes"]),
+        "",
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.parse_args()
+    text = report(RESULTS)
+    picture(read_records(RESULTS), RESULTS / "accuracy.png")
+    if (RESULTS / "cost.json").exists():
+        cost_picture(json.loads((RESULTS / "cost.json").read_text()), RESULTS / "cost.png")
+    (RESULTS.parent / "results.md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
