@@ -21,6 +21,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -67,8 +68,9 @@ def train_variant(setup: Setup, runs: Path, name: str, seed: int) -> None:
     keep(own, file, "coda", "kdp", seed, record, seconds)
 
 
-def answer_matrices(root: Path) -> dict[str, list[list[float]]]:
-    """Accuracy matrices of a run's student, by how it answers: as trained, calibrated, and with every α there is."""
+def answers_of(root: Path) -> dict[str, dict[str, list[float]]]:
+    """By how a run's student answers (as trained, calibrated, and with every α there is): its accuracy on each task
+    right after that task (`diagonal`), and on each after the last (`last`)."""
     import torch
 
     from cdl_deploy.training.answers import settle_answers
@@ -87,7 +89,7 @@ def answer_matrices(root: Path) -> dict[str, list[list[float]]]:
     data = TaskData(plans, whole.tasks, {}, directory.load_heldout, whole.skipped_images)
     names = ("size", "resize", "interpolation")
     transform = evaluation_transform(Preprocessing(**{name: whole.preprocessing[name] for name in names}))
-    calibration, matrices = Calibration(), dict[str, list[list[float]]]()
+    calibration, found = Calibration(), dict[str, dict[str, list[float]]]()
     for number, plan in enumerate(plans, start=1):
         _, pair = load_run(root, after=number)
         student = pair.student
@@ -97,10 +99,9 @@ def answer_matrices(root: Path) -> dict[str, list[list[float]]]:
         if images is None:
             raise SystemExit(f"the images of task {number} of {root} are gone: {plan.data}")
         settle_answers(pair, images, TaskImages([], []), transform, whole.config["optim"]["seed"], 0)
-        rows: dict[str, list[float]] = {}
-        for task in range(1, number + 1):
+        for task in range(1 if number == len(plans) else number, number + 1):
             tests, right = data.test(task), dict[str, int]()
-            for pixels, labels in batches(tests.items, tests.labels, transform, 250):
+            for pixels, labels in batches(tests.items, tests.labels, transform, 64):
                 with torch.no_grad():
                     output = learner_output(pair.encoder, student, pixels)
                 raw = student.distillation.predict(output.class_logits, output.extra_logits)
@@ -111,31 +112,35 @@ def answer_matrices(root: Path) -> dict[str, list[list[float]]]:
                 for name, logits in answers.items():
                     right[name] = right.get(name, 0) + int((logits.argmax(dim=1) == labels).sum())
             for name, count in right.items():
-                rows.setdefault(name, []).append(round(100 * count / len(tests.labels), 2))
-        for name, row in rows.items():
-            matrices.setdefault(name, []).append(row)
-    return matrices
+                accuracy, rows = round(100 * count / len(tests.labels), 2), found.setdefault(name, {})
+                if task == number:
+                    rows.setdefault("diagonal", []).append(accuracy)
+                if number == len(plans):
+                    rows.setdefault("last", []).append(accuracy)
+    return found
 
 
 def answer(root: Path) -> None:
     """The record of a run's answers, written by a process of its own."""
     began = time.perf_counter()
-    matrices = answer_matrices(root)
-    from cdl_deploy.training.metrics import summary
-
+    found = answers_of(root)
     record: dict[str, Any] = {
         "run": root.name,
         "commit": commit(),
         "machine": machine(),
         "seconds": round(time.perf_counter() - began),
         "answers": {
-            name: {**{key: round(value, 3) for key, value in summary(matrix).items()}, "accuracy_matrix": matrix}
-            for name, matrix in matrices.items()
+            name: {
+                "final_average_accuracy": round(mean(rows["last"]), 3),
+                "forgetting": round(mean(a - b for a, b in zip(rows["diagonal"], rows["last"], strict=True)), 3),
+                **rows,
+            }
+            for name, rows in found.items()
         },
     }
     (RESULTS / "answers" / f"{root.name}.json").write_text(json.dumps(record, indent=1) + "\n")
-    found = {name: record["answers"][name]["final_average_accuracy"] for name in ("as trained", "calibrated")}
-    print(f"{root.name}: {found}", file=sys.stderr, flush=True)
+    accuracies = {name: figures["final_average_accuracy"] for name, figures in record["answers"].items()}
+    print(f"{root.name}: {accuracies}", file=sys.stderr, flush=True)
 
 
 def answer_in_process(root: Path, threads: int | None) -> None:
@@ -155,6 +160,7 @@ def main() -> None:
     trained.add_argument("--epochs", type=int, default=20)
     answered = commands.add_parser("answers", help="the runs in the folder with other answers")
     answered.add_argument("--run", type=Path, help="this run alone, here")
+    answered.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     for command in (trained, answered):
         command.add_argument("--runs", type=Path, help="where split_cifar.py --runs left its runs")
         command.add_argument("--jobs", type=int, default=1)
@@ -169,7 +175,7 @@ def main() -> None:
         parser.error("--runs is missing: the folder of split_cifar.py run --runs")
     with ThreadPoolExecutor(given.jobs) as pool:
         if given.what == "answers":
-            roots = sorted(path for method in METHODS for path in given.runs.glob(f"{method}-*-[0-9]"))
+            roots = sorted(path for method in given.methods for path in given.runs.glob(f"{method}-*-[0-9]"))
             left = [path for path in roots if not (RESULTS / "answers" / f"{path.name}.json").exists()]
             list(pool.map(lambda root: answer_in_process(root, given.threads), left))
             return
