@@ -107,6 +107,7 @@ def keep(
         "options": list(setup.options),
         "teacher_taken": record["config"]["models"]["teacher_run"] is not None,
         "seconds": round(seconds),
+        "stage_seconds": stage_seconds(record),
         "commit": commit(),
         "machine": machine(),
         "versions": {name: version(name) for name in ("torch", "timm")},
@@ -124,6 +125,12 @@ def keep(
     file.write_text(json.dumps(figures, indent=1) + "\n")
     accuracy = figures["student"]["final_average_accuracy"]
     print(f"{file.stem}: student {accuracy:.2f} %, {figures['seconds']} s", file=sys.stderr, flush=True)
+
+
+def stage_seconds(record: dict[str, Any]) -> dict[str, int]:
+    """What the tasks of a run took: learning by role, and evaluation after each."""
+    names = dict.fromkeys(name for task in record["tasks"] for name in task["seconds"])
+    return {name: round(sum(task["seconds"].get(name, 0) for task in record["tasks"])) for name in names}
 
 
 def commit() -> str:

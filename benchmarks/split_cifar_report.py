@@ -220,6 +220,20 @@ def cost_picture(cost: dict[str, Any], file: Path) -> None:
     figure.savefig(file)
 
 
+def time_table(records: list[dict[str, Any]]) -> str:
+    """Markdown: seconds a run by stage, mean over its seeds. A teacher that was taken over costs nothing."""
+    stages = ("teacher", "student", "evaluation")
+    lines = ["| run | teacher | student | evaluation |", "|" + "---|" * 4]
+    for method in METHODS:
+        for distill in DISTILLATIONS:
+            kind = [r for r in records if (r["method"], r["distillation"]) == (method, distill)]
+            own = [record["stage_seconds"] for record in kind if "stage_seconds" in record]
+            if own:
+                cells = [f"{mean(spent.get(stage, 0) for spent in own):.0f}" for stage in stages]
+                lines.append(f"| {method} + {distill} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def backbone_lines(folder: Path) -> list[str]:
     """One line a pretrained backbone."""
     lines = []
@@ -227,7 +241,8 @@ def backbone_lines(folder: Path) -> list[str]:
         made = json.loads(file.read_text())
         lines.append(
             f"* `{made['model']}`: {made['parameters'] / 1e6:.1f} M parameters, {made['epochs']} epochs in "
-            f"{made['seconds'] / 60:.0f} minutes ({made['machine']}), seed {made['seed']}, batch {made['batch_size']}; "
+            f"{made['seconds'] / 60:.0f} minutes ({made['machine']}), seed {made['seed']}, batch {made['batch_size']}, "
+            f"commit {made['commit']}; "
             f"**{made['validation_top1']:.1f} %** top-1 of {made['classes']} classes on {made['validation_images']:,} "
             "validation images."
         )
@@ -299,6 +314,16 @@ def report(folder: Path) -> str:
     for method in METHODS:
         if any(record["method"] == method for record in records):
             lines += [f"### {method}", "", table(records, paper, method), ""]
+    if any("stage_seconds" in record for record in records):
+        lines += [
+            "### Where the time went",
+            "",
+            "Seconds a run, all tasks together. `kd` teaches the teacher, which the others of its method and seed take "
+            "over; its evaluation includes the teacher's.",
+            "",
+            time_table(records),
+            "",
+        ]
     cost = folder / "cost.json"
     if cost.exists():
         lines += cost_section(json.loads(cost.read_text()))

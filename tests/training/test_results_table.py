@@ -14,7 +14,8 @@ def folder(tmp_path):
     def record(distill: str, seed: int, accuracy: float, teacher: float | None) -> None:
         metrics = dict.fromkeys(split_cifar.METRICS, 10.0)
         content = {
-            "method": "coda", "distillation": distill, "seed": seed, "epochs": 3, "options": [], "seconds": 1800,
+            "method": "coda", "distillation": distill, "seed": seed, "epochs": 3, "options": [],
+            "seconds": 1800, "stage_seconds": {"student": 700 + seed, "evaluation": 90},
             "commit": "abc", "machine": "2 cores", "versions": {"torch": "1", "timm": "2"},
             "backbones": {"student": {"model": "s", "parameters": 1_200_000}},
             "student": {**metrics, "final_average_accuracy": accuracy},
@@ -33,7 +34,8 @@ def folder(tmp_path):
 
 
 def test_means_gains_and_the_papers_figures(folder):
-    rows = {line.split("|")[1].strip(): line for line in split_cifar_report.report(folder).splitlines() if "|" in line}
+    text = split_cifar_report.report(folder).partition("### Where the time went")[0]
+    rows = {line.split("|")[1].strip(): line for line in text.splitlines() if "|" in line}
     assert set(rows) == {"", "---", "none", "kd", "**kdp**", "teacher"}, "what has no record has no row"
     assert rows["none"].startswith("| none | 51.00 ± 1.41 |  | -0.50 (1 of 2) | 10.00 ± 0.00 |")
     assert rows["**kdp**"].startswith("| **kdp** | 53.00 ± 2.83 | +2.00 (2 of 2) | +1.50 (1 of 2) |")
@@ -49,6 +51,12 @@ def test_the_report_says_what_it_is_made_of(folder):
     assert "3.0 hours of runs" in text
     split_cifar_report.picture(split_cifar_report.read_records(folder), folder / "accuracy.png")
     assert (folder / "accuracy.png").stat().st_size > 10_000
+
+
+def test_where_the_time_went(folder):
+    assert "| coda + kdp | 0 | 700 | 90 |" in split_cifar_report.report(folder).splitlines()
+    record = {"tasks": [{"seconds": {"student": 1.4, "evaluation": 2}}, {"seconds": {"student": 1.4}}]}
+    assert split_cifar.stage_seconds(record) == {"student": 3, "evaluation": 2}
 
 
 def test_variants_answers_and_costs(folder):
