@@ -24,8 +24,7 @@ def settle_answers(
 ) -> None:
     """Choose the task's α on `held_out`, and calibrate on the statistics of `images`, where the student asks for it.
 
-    `transform` is that of evaluation. What was settled in earlier tasks decides nothing: called twice, the same comes
-    out.
+    To be called once a task, before it is evaluated. `transform` is that of evaluation.
     """
     student, distillation = pair.student, pair.student.distillation
     if isinstance(distillation, ExtraToken) and distillation.chosen is not None:
