@@ -15,6 +15,7 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
@@ -71,8 +72,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     a = parser.parse_args()
     record, pair = load_run(a.run)
-    kept = {name: record.preprocessing[name] for name in ("size", "resize", "interpolation")}
-    transform = evaluation_transform(Preprocessing(**kept))
+    preprocessing = Preprocessing.from_record(record.preprocessing)
+    transform = evaluation_transform(preprocessing)
     with tempfile.TemporaryDirectory(prefix="cdl-agreement-") as folder:
         export_run(a.run, Path(folder) / "out", ExportOptions(teacher=False))
         session = onnxruntime.InferenceSession(Path(folder) / "out/student.onnx", providers=["CPUExecutionProvider"])
@@ -89,7 +90,7 @@ def main() -> int:
             bar = f" (bar {BAR:.1%}: {'met' if shares[name] >= BAR else 'not met'})" if name == "digits" else ""
             print(f"{name}: the same class for {shares[name]:.2%} of {a.images}{bar}, logits at most {worst:.2g} apart")
     print(
-        f"{kept}, seed {a.seed}, onnxruntime {version('onnxruntime')}, Pillow {version('pillow')}, "
+        f"{asdict(preprocessing)}, seed {a.seed}, onnxruntime {version('onnxruntime')}, Pillow {version('pillow')}, "
         f"torchvision {version('torchvision')}"
     )
     return int(shares["digits"] < BAR)

@@ -54,9 +54,10 @@ MODELS = (
 """The teacher comes last: all are compared with it."""
 
 
-def cdl(*arguments: object) -> None:
-    """One command of the tool, quietly."""
-    subprocess.run([sys.executable, "-m", "cdl_deploy", *map(str, arguments)], check=True, stdout=subprocess.DEVNULL)
+def cdl(*arguments: object) -> Any:
+    """What one command of the tool says with --json."""
+    command = [sys.executable, "-m", "cdl_deploy", *map(str, arguments), "--json"]
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
 def export(model: Model, run: Path, folder: Path) -> tuple[Path, int | None]:
@@ -73,7 +74,7 @@ def export(model: Model, run: Path, folder: Path) -> tuple[Path, int | None]:
             export_run(run, older, ExportOptions(teacher=False, latency=False), after=tasks - 1)
             options = (*options, "--update-from", older)
     teacher = () if model.file == "teacher.onnx" else ("--no-teacher",)
-    cdl("export", run, "--onnx", "--out", out, *teacher, *options, "--json")
+    cdl("export", run, "--onnx", "--out", out, *teacher, *options)
     if (found := out / "student.cdlup").exists():
         update = found.stat().st_size
     shutil.copy(out / model.file, path)
@@ -97,8 +98,7 @@ def main() -> None:
                 print(f"{model.name}: {run} is not there, left out", file=sys.stderr)
                 continue
             path, update = export(model, run, folder)
-            cdl("evaluate", path, "--data", given.data, "--save", folder / "evaluation.json", "--json")
-            evaluation = json.loads((folder / "evaluation.json").read_text())
+            evaluation = cdl("evaluate", path, "--data", given.data)
             rows[model.name] = {
                 "run": run.name,
                 "options": list(model.options),
@@ -109,10 +109,7 @@ def main() -> None:
             }
             paths.append(path)
             print(f"{model.name}: {rows[model.name]}", file=sys.stderr, flush=True)
-        report = folder / "latency.json"
-        limit = ("--time-limit", given.time_limit, "--save", report, "--json")
-        cdl("bench-latency", *paths, "--batch", given.batch, *limit)
-        latency = json.loads(report.read_text())
+        latency = cdl("bench-latency", *paths, "--batch", given.batch, "--time-limit", given.time_limit)
     for item in latency["measurements"]:
         rows[item["model"]].setdefault("latency", {})[str(item["batch"])] = {
             name: item[name] for name in ("p50_ms", "low_ms", "high_ms", "p99_ms", "images_per_second")

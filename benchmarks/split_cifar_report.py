@@ -120,9 +120,9 @@ def picture(records: list[dict[str, Any]], file: Path) -> None:
     figure.savefig(file)
 
 
-def of_variant(records: dict[str, dict[int, dict[str, Any]]], name: str, metric: str) -> dict[int, float]:
-    """A student's metric by seed."""
-    return {seed: record["student"][metric] for seed, record in records.get(name, {}).items()}
+def student_metric(by_seed: dict[int, dict[str, Any]], metric: str) -> dict[int, float]:
+    """A student's metric by seed, from its records by seed."""
+    return {seed: record["student"][metric] for seed, record in by_seed.items()}
 
 
 def variant_table(
@@ -131,18 +131,14 @@ def variant_table(
     """Markdown: CODA + KDP with one option changed, against CODA + KDP of the same seeds."""
     lines = ["| | changed | final average accuracy | over kdp (seeds won) | forgetting, paper's |", "|" + "---|" * 5]
     seeds = {seed for name in names for seed in trained.get(name, {})}
-    defaults = {"kdp": {seed: record for seed, record in base.items() if seed in seeds}}
-    plain = of_variant(defaults, "kdp", METRICS[0])
-    lost = of_variant(defaults, "kdp", "forgetting")
-    lines.append(f"| kdp | | {spread(list(plain.values()))} | | {spread(list(lost.values()))} |")
+    default = {seed: record for seed, record in base.items() if seed in seeds}
+    plain = student_metric(default, METRICS[0])
     options = {**ABLATION, **CANDIDATES}
-    for name in names:
-        found = of_variant(trained, name, METRICS[0])
-        if found:
-            forgotten = spread(list(of_variant(trained, name, "forgetting").values()))
-            changed = " ".join(options[name])
-            cells = [name, f"`{changed}`", spread(list(found.values())), gain(found, plain), forgotten]
-            lines.append("| " + " | ".join(cells) + " |")
+    for name, by_seed in {"kdp": default, **{name: trained[name] for name in names if name in trained}}.items():
+        found = student_metric(by_seed, METRICS[0])
+        forgotten = spread(list(student_metric(by_seed, "forgetting").values()))
+        changed, more = ("", "") if name == "kdp" else (f"`{' '.join(options[name])}`", gain(found, plain))
+        lines.append("| " + " | ".join([name, changed, spread(list(found.values())), more, forgotten]) + " |")
     return "\n".join(lines)
 
 
@@ -230,7 +226,7 @@ def time_table(records: list[dict[str, Any]]) -> str:
     for method in METHODS:
         for distill in DISTILLATIONS:
             kind = [r for r in records if (r["method"], r["distillation"]) == (method, distill)]
-            own = [record["stage_seconds"] for record in kind if "stage_seconds" in record]
+            own = [record["stage_seconds"] for record in kind]
             if own:
                 cells = [f"{mean(spent.get(stage, 0) for spent in own):.0f}" for stage in stages]
                 lines.append(f"| {method} + {distill} | " + " | ".join(cells) + " |")
@@ -261,7 +257,7 @@ def by_name_and_seed(folder: Path) -> dict[str, dict[int, dict[str, Any]]]:
     return found
 
 
-def about(folder: Path, records: list[dict[str, Any]]) -> list[str]:
+def about(records: list[dict[str, Any]]) -> list[str]:
     """What the table is made of."""
     first = records[0]
     seeds = sorted({record["seed"] for record in records})
@@ -302,7 +298,7 @@ def report(folder: Path) -> str:
     records, paper = read_records(folder), read_paper(folder)
     if not records:
         raise SystemExit(f"no records in {folder}: python benchmarks/split_cifar.py")
-    lines = ["# Split CIFAR-100 at 32×32", "", *about(folder, records)]
+    lines = ["# Split CIFAR-100 at 32×32", "", *about(records)]
     if backbones := backbone_lines(folder):
         lines += [
             "## Backbones",
@@ -317,16 +313,15 @@ def report(folder: Path) -> str:
     for method in METHODS:
         if any(record["method"] == method for record in records):
             lines += [f"### {method}", "", table(records, paper, method), ""]
-    if any("stage_seconds" in record for record in records):
-        lines += [
-            "### Where the time went",
-            "",
-            "Seconds a run, all tasks together. `kd` teaches the teacher, which the others of its method and seed take "
-            "over; its evaluation includes the teacher's.",
-            "",
-            time_table(records),
-            "",
-        ]
+    lines += [
+        "### Where the time went",
+        "",
+        "Seconds a run, all tasks together. `kd` teaches the teacher, which the others of its method and seed take "
+        "over; its evaluation includes the teacher's.",
+        "",
+        time_table(records),
+        "",
+    ]
     cost = folder / "cost.json"
     if cost.exists():
         lines += cost_section(json.loads(cost.read_text()))

@@ -74,12 +74,13 @@ def answers_of(root: Path) -> dict[str, dict[str, list[float]]]:
     import torch
 
     from cdl_deploy.training.answers import settle_answers
-    from cdl_deploy.training.data.loading import batches
     from cdl_deploy.training.data.task_data import TaskData, TaskImages, TaskPlan
     from cdl_deploy.training.data.transforms import Preprocessing, evaluation_transform
     from cdl_deploy.training.distillation.extra_token import ExtraToken, mixed
+    from cdl_deploy.training.evaluation import evaluation_batches
     from cdl_deploy.training.models.calibration import Calibration
     from cdl_deploy.training.models.learner import learner_output
+    from cdl_deploy.training.processes import Processes
     from cdl_deploy.training.restore import load_run
     from cdl_deploy.training.run_directory import RunDirectory
 
@@ -87,8 +88,7 @@ def answers_of(root: Path) -> dict[str, dict[str, list[float]]]:
     whole = directory.read_record()
     plans = [TaskPlan.from_dict(plan) for plan in whole.plans]
     data = TaskData(plans, whole.tasks, {}, directory.load_heldout, whole.skipped_images)
-    names = ("size", "resize", "interpolation")
-    transform = evaluation_transform(Preprocessing(**{name: whole.preprocessing[name] for name in names}))
+    transform = evaluation_transform(Preprocessing.from_record(whole.preprocessing))
     calibration, found = Calibration(), dict[str, dict[str, list[float]]]()
     for number, plan in enumerate(plans, start=1):
         _, pair = load_run(root, after=number)
@@ -101,10 +101,10 @@ def answers_of(root: Path) -> dict[str, dict[str, list[float]]]:
         settle_answers(pair, images, TaskImages([], []), transform, whole.config["optim"]["seed"], 0)
         for task in range(1 if number == len(plans) else number, number + 1):
             tests, right = data.test(task), dict[str, int]()
-            for pixels, labels in batches(tests.items, tests.labels, transform, 64):
+            for pixels, labels in evaluation_batches(tests, transform, 0, Processes(torch.device("cpu"))):
                 with torch.no_grad():
                     output = learner_output(pair.encoder, student, pixels)
-                raw = student.distillation.predict(output.class_logits, output.extra_logits)
+                raw = student.uncalibrated(output)
                 answers = {"as trained": raw, "calibrated": calibration(raw)}
                 if isinstance(student.distillation, ExtraToken):
                     for share in SHARES:

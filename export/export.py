@@ -167,8 +167,7 @@ def _with_updates(item: Exported, older: Sequence[Path], on_step: OnStep) -> Exp
 def _samples(select: Select, record: Record, images: Tensor, labels: Tensor) -> list[Tensor]:
     """Batches of the images that select: a folder's, or those the run holds out of a task."""
     if select.images is not None:
-        kept = {name: record.preprocessing[name] for name in ("size", "resize", "interpolation")}
-        return load_images(select.images, transforms.Preprocessing(**kept))
+        return load_images(select.images, transforms.Preprocessing.from_record(record.preprocessing))
     assert select.task is not None
     own = record.tasks[select.task - 1]["classes"]
     positions = torch.tensor([record.classes.index(name) for name in own])

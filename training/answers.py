@@ -7,15 +7,15 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from cdl_deploy.training.data.loading import batches, to_device
+from cdl_deploy.training.data.loading import to_device
 from cdl_deploy.training.data.task_data import TaskImages
 from cdl_deploy.training.data.transforms import PixelTransform
 from cdl_deploy.training.distillation.extra_token import ExtraToken
 from cdl_deploy.training.distillation.protocol import Output
+from cdl_deploy.training.evaluation import evaluation_batches
 from cdl_deploy.training.models.learner import learner_output
 from cdl_deploy.training.models.pair import Pair
-
-BATCH = 128
+from cdl_deploy.training.processes import Processes
 
 
 @torch.no_grad()
@@ -40,12 +40,8 @@ def settle_answers(
         features = torch.cat([output.features for output in outputs if output.features is not None])
         student.calibration.remember(features, torch.cat(labels))
 
-        def answer(features: Tensor) -> Tensor:
-            output = student.read(features)
-            return distillation.predict(output.class_logits, output.extra_logits)
-
         with torch.enable_grad():
-            student.calibration.fit(answer, student.tasks, seed)
+            student.calibration.fit(lambda drawn: student.uncalibrated(student.read(drawn)), student.tasks, seed)
 
 
 def _outputs(
@@ -53,5 +49,5 @@ def _outputs(
 ) -> Iterable[tuple[Output, Tensor]]:
     """What the student computes for the images, batch by batch, and their labels."""
     device = pair.encoder.backbone.mean.device
-    for pixels, labels in batches(images.items, images.labels, transform, BATCH, workers=workers):
+    for pixels, labels in evaluation_batches(images, transform, workers, Processes(device)):
         yield learner_output(pair.encoder, pair.student, to_device(pixels, device)), to_device(labels, device)

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from torch import Tensor
 
 from cdl_deploy.errors import OptionError
 from cdl_deploy.training.config import OptimConfig, RunConfig, default_batch_size
-from cdl_deploy.training.data.loading import batches, to_device
+from cdl_deploy.training.data.loading import TrainingImages, to_device
+from cdl_deploy.training.data.resident import training_images
 from cdl_deploy.training.data.task_data import TaskData, TaskImages
-from cdl_deploy.training.data.transforms import PixelTransform, Preprocessing, evaluation_transform, training_transform
+from cdl_deploy.training.data.transforms import Preprocessing, evaluation_transform
 from cdl_deploy.training.evaluation import accuracy_row
 from cdl_deploy.training.machine import compile_blocks, in_precision
 from cdl_deploy.training.models.learner import Learner, Role
@@ -170,15 +172,14 @@ class Measurement:
     ) -> None:
         self.pair, self.processes, self.stop = pair, processes, stop
         self.optim = replace(optim, batch_size=task.batch_size)
-        names = ("size", "resize", "interpolation")
-        self.preprocessing = Preprocessing(**{name: record.preprocessing[name] for name in names})
+        self.preprocessing = Preprocessing.from_record(record.preprocessing)
         self.augmentation = record.preprocessing["augmentation"]
 
     def learning(self, role: Role, images: TaskImages) -> tuple[int, float]:
         """Steps that were timed, and images a second, loading included."""
         optimizer = make_optimizer(self.pair.learners[role], self.optim.lr)
-        transform = training_transform(self.preprocessing, self.augmentation)
-        loaded = endless_batches(images, transform, self.optim, role)
+        source = training_images(images, self.preprocessing, self.augmentation, self.optim, self.processes.device)
+        loaded = endless_batches(source, self.optim, role)
         device, timed, seconds, steps = self.processes.device, 0, 0.0, 0
         started = time.perf_counter()
         with in_precision(self.pair, self.optim.precision):
@@ -209,25 +210,11 @@ class Measurement:
         return len(chosen.items), len(chosen.items) / seconds
 
 
-def endless_batches(
-    images: TaskImages, transform: PixelTransform, optim: OptimConfig, role: Role
-) -> Iterator[tuple[Tensor, Tensor]]:
+def endless_batches(images: TrainingImages, optim: OptimConfig, role: Role) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches as the run would load them, epoch after epoch."""
     assert optim.batch_size is not None
-    assert optim.workers is not None
-    epoch = 0
-    while True:
-        yield from batches(
-            images.items,
-            images.labels,
-            transform,
-            optim.batch_size,
-            workers=optim.workers,
-            seed=optim.seed,
-            place=("dry run", role, epoch),
-            shuffle=True,
-        )
-        epoch += 1
+    for epoch in count():
+        yield from images.batches(optim.batch_size, optim.seed, ("dry run", role, epoch))
 
 
 def _as_first_task(images: TaskImages) -> TaskImages:

@@ -35,7 +35,7 @@ def accuracy_row(
     total, done, correct = sum(len(test.labels) for test in tests), 0, []
     for test in tests:
         right = torch.zeros((), dtype=torch.int64, device=device)
-        for pixels, labels in _own_batches(test, transform, workers, processes):
+        for pixels, labels in evaluation_batches(test, transform, workers, processes):
             predicted = learner_logits(encoder, learner, to_device(pixels, device)).argmax(dim=1)
             right += (predicted == to_device(labels, device)).sum()
             done += len(labels)
@@ -44,10 +44,10 @@ def accuracy_row(
     return [100 * count / len(test.labels) for count, test in zip(processes.total(correct), tests, strict=True)]
 
 
-def _own_batches(
+def evaluation_batches(
     test: TaskImages, transform: PixelTransform, workers: int, processes: Processes
 ) -> Iterable[tuple[Tensor, Tensor]]:
-    """This process's share of a task's test images."""
+    """This process's share of a task's images, pixels and labels, as evaluation sees them."""
     labels = processes.share(test.labels)
     if test.pixels is None:
         return batches(processes.share(test.items), labels, transform, BATCH, workers=workers)

@@ -17,10 +17,11 @@ from torch import Tensor
 
 from cdl_deploy.training.answers import settle_answers
 from cdl_deploy.training.config import OptimConfig, RunConfig, default_batch_size
-from cdl_deploy.training.data.resident import ResidentImages
+from cdl_deploy.training.data.loading import TrainingImages
+from cdl_deploy.training.data.resident import ResidentImages, training_images
 from cdl_deploy.training.data.sources import ImageSource, fingerprint, load_image
 from cdl_deploy.training.data.task_data import TaskData, TaskImages, TaskPlan, hold_out, open_sources
-from cdl_deploy.training.data.transforms import Preprocessing, evaluation_transform, training_transform
+from cdl_deploy.training.data.transforms import Preprocessing, evaluation_transform
 from cdl_deploy.training.evaluation import accuracy_row
 from cdl_deploy.training.machine import compile_blocks, in_precision, settle
 from cdl_deploy.training.models.growing import carried_over, earlier_names
@@ -106,7 +107,7 @@ class Run:
             learner.to(processes.device)
         if any(plan.optim.get("compile", self.config.optim.compile) for plan in self.plans[len(record.tasks) :]):
             compile_blocks(pair)
-        self.preprocessing = Preprocessing(**{k: record.preprocessing[k] for k in ("size", "resize", "interpolation")})
+        self.preprocessing = Preprocessing.from_record(record.preprocessing)
         self.resident_tests: dict[int, TaskImages] = {}
         """Test images that are on the device, by task."""
         self.begun = 0
@@ -140,7 +141,8 @@ class Run:
             self.pair.begin_task(len(self.plans[number - 1].classes), self.config.optim.seed, known)
             self.begun, self.stage_done, self.steps_done, self.seconds = number, {}, 0, {}
         augmentation = self.record.preprocessing["augmentation"]
-        transform = training_transform(self.preprocessing, augmentation)
+        own, held_out = self.divided(number, images)
+        source: TrainingImages | None = None
         for role, learner in self.pair.learners.items():
             start = Position(self.stage_done.get(role, 0), self.steps_done)
             if start.epoch == optim.epochs:
@@ -153,9 +155,10 @@ class Run:
             if start != (0, 0):
                 self.restore_moments(optimizer)
             assert optim.batch_size is not None
-            learned = images if role == "teacher" else self.divided(number, images)[0]
-            resident = self.resident(learned) if optim.resident else None
-            stage = Stage(number, len(self.plans), role, optim.epochs, len(learned.items), optim.batch_size)
+            if source is None or own is not images:  # where both learn from the same images, they are decoded once
+                learned = images if role == "teacher" else own
+                source = training_images(learned, self.preprocessing, augmentation, optim, self.processes.device)
+            stage = Stage(number, len(self.plans), role, optim.epochs, len(source), optim.batch_size)
             began, before = time.perf_counter(), self.seconds.get(role, 0.0)
 
             def save(
@@ -176,8 +179,7 @@ class Run:
                 run_stage(
                     self.pair,
                     stage,
-                    learned,
-                    transform,
+                    source,
                     optim,
                     optimizer,
                     start,
@@ -185,14 +187,8 @@ class Run:
                     self.progress,
                     self.stop,
                     self.processes,
-                    resident,
-                    augmentation,
                 )
-        self.finish_task(number, images, optim)
-
-    def resident(self, images: TaskImages) -> ResidentImages:
-        """The images on the device, as evaluation sees them."""
-        return ResidentImages(images, evaluation_transform(self.preprocessing), self.processes.device)
+        self.finish_task(number, images, own, held_out, optim)
 
     def divided(self, number: int, images: TaskImages) -> tuple[TaskImages, TaskImages]:
         """The images of a task that the student learns from, and those held out that choose its α."""
@@ -208,10 +204,14 @@ class Run:
         """The run's optimisation with what differs for this task."""
         return replace(self.config.optim, **self.plans[number - 1].optim)
 
-    def finish_task(self, number: int, images: TaskImages, optim: OptimConfig) -> None:
-        """Evaluate, and write everything a finished task leaves."""
+    def finish_task(
+        self, number: int, images: TaskImages, learned: TaskImages, held_out: TaskImages, optim: OptimConfig
+    ) -> None:
+        """Evaluate, and write everything a finished task leaves.
+
+        Of its `images` the student has `learned` from some, and others were `held_out`.
+        """
         began = time.perf_counter()
-        learned, held_out = self.divided(number, images)
         evaluation, workers = evaluation_transform(self.preprocessing), optim.workers or 0
         settle_answers(self.pair, learned, held_out, evaluation, self.config.optim.seed, workers)
         tests = [self.data.test(task) for task in range(1, number + 1)]
@@ -260,7 +260,8 @@ class Run:
         """The test images of the tasks so far, each decoded once."""
         for number, test in enumerate(tests, start=1):
             if test.pixels is None and number not in self.resident_tests:
-                self.resident_tests[number] = self.resident(test).as_task_images()
+                resident = ResidentImages(test, self.preprocessing, self.processes.device)
+                self.resident_tests[number] = resident.as_task_images()
         return [self.resident_tests.get(number, test) for number, test in enumerate(tests, start=1)]
 
     def evaluating(self, number: int, role: Role, done: int, total: int) -> None:

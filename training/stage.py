@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -12,10 +12,7 @@ import torch
 from torch import Tensor
 
 from cdl_deploy.training.config import OptimConfig
-from cdl_deploy.training.data.loading import batches, to_device
-from cdl_deploy.training.data.resident import ResidentImages
-from cdl_deploy.training.data.task_data import TaskImages
-from cdl_deploy.training.data.transforms import PixelTransform
+from cdl_deploy.training.data.loading import TrainingImages, to_device
 from cdl_deploy.training.distillation.protocol import Output
 from cdl_deploy.training.loss_log import LossLog
 from cdl_deploy.training.losses import masked_cross_entropy
@@ -130,8 +127,7 @@ def take_step(
 def run_stage(
     pair: Pair,
     stage: Stage,
-    images: TaskImages,
-    transform: PixelTransform,
+    images: TrainingImages,
     config: OptimConfig,
     optimizer: torch.optim.Optimizer,
     start: Position,
@@ -139,18 +135,13 @@ def run_stage(
     progress: Progress,
     stop: Stop,
     processes: Processes,
-    resident: ResidentImages | None = None,
-    augmentation: str = "none",
 ) -> None:
     """From `start` to the last epoch; `save` is called after every epoch.
-
-    `resident`: the images, where they are on the device; `augmentation` is what they get there.
 
     Where `stop` says so, in one process or in several, the step at hand is finished and saved, and Stopped raised.
     """
     device = processes.device
     assert config.batch_size is not None
-    assert config.workers is not None
     progress.stage_started(stage, *start)
     for epoch in range(start.epoch, config.epochs):
         done = start.step if epoch == start.epoch else 0
@@ -160,28 +151,13 @@ def run_stage(
         if not done:
             progress.epoch_started(stage, epoch, lr)
         place = (stage.task, stage.role, epoch)
-        loader: Iterable[tuple[Tensor, Tensor]]
-        if resident is not None:
-            loader = resident.batches(augmentation, config.batch_size, config.seed, place, done, processes.share)
-        else:
-            loader = batches(
-                images.items,
-                images.labels,
-                transform,
-                config.batch_size,
-                workers=config.workers,
-                seed=config.seed,
-                place=place,
-                shuffle=True,
-                skip=done,
-                share=processes.share,
-            )
+        loader = images.batches(config.batch_size, config.seed, place, done, processes.share)
         log = LossLog(stage, epoch, device, partial(progress.step, stage, epoch))
         for step, (pixels, labels) in enumerate(loader, start=done):
-            size = min(config.batch_size, len(images.items) - step * config.batch_size)
+            size = min(config.batch_size, len(images) - step * config.batch_size)
             pixels, labels = to_device(pixels, device), to_device(labels, device)
             log.add(step, size, *take_step(pair, stage.role, optimizer, pixels, labels, processes, size))
-            if processes.any(stop()) and (step + 1) * config.batch_size < len(images.items):
+            if processes.any(stop()) and (step + 1) * config.batch_size < len(images):
                 log.flush()
                 save(Position(epoch, step + 1))
                 raise Stopped

@@ -35,9 +35,7 @@ class TorchRunner:
         if role not in self.pair.learners:
             raise BundleError(f"{self.root} has no {role}: it was trained alone")
         self.learner = self.pair.learners[role].eval()
-        self.preprocessing = Preprocessing(
-            **{name: self.record.preprocessing[name] for name in ("size", "resize", "interpolation")}
-        )
+        self.preprocessing = Preprocessing.from_record(self.record.preprocessing)
 
     def run_of(self, batch: int) -> Run:
         """One batch of random pixels, or of the next photographs."""

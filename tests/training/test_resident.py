@@ -17,7 +17,7 @@ from cdl_deploy.training.run import resume, train
 from tests.training.runs import Interrupt, config, weights
 
 CPU = torch.device("cpu")
-EVALUATION = evaluation_transform(Preprocessing(16, 18, "bicubic"))
+PREPROCESSING = Preprocessing(16, 18, "bicubic")
 
 
 def some_images(count: int = 11) -> TaskImages:
@@ -29,8 +29,10 @@ def some_images(count: int = 11) -> TaskImages:
 def test_batches_are_those_of_the_loader(skip):
     images = some_images()
     settings = {"seed": 3, "place": (1, "student", 0), "skip": skip}
-    theirs = list(batches(images.items, images.labels, EVALUATION, 4, shuffle=True, **settings))
-    ours = list(ResidentImages(images, EVALUATION, CPU).batches("none", 4, **settings))
+    theirs = list(
+        batches(images.items, images.labels, evaluation_transform(PREPROCESSING), 4, shuffle=True, **settings)
+    )
+    ours = list(ResidentImages(images, PREPROCESSING, CPU).batches(4, **settings))
     assert len(ours) == 3 - skip
     for (pixels, labels), (expected, names) in zip(ours, theirs, strict=True):
         assert torch.equal(pixels, expected)
@@ -38,11 +40,11 @@ def test_batches_are_those_of_the_loader(skip):
 
 
 def test_a_crop_depends_on_the_image_alone():
-    resident = ResidentImages(some_images(), EVALUATION, CPU)
+    resident = ResidentImages(some_images(), PREPROCESSING, CPU, "photo")
     place = (2, "teacher", 1)
 
     def found(size: int, **settings) -> dict[int, torch.Tensor]:
-        made = resident.batches("photo", size, 0, place, **settings)
+        made = resident.batches(size, 0, place, **settings)
         return {int(label): image for pixels, labels in made for image, label in zip(pixels, labels, strict=True)}
 
     whole = found(11)
@@ -50,7 +52,7 @@ def test_a_crop_depends_on_the_image_alone():
     assert halves[0].keys() | halves[1].keys() == whole.keys()
     for label, image in (halves[0] | halves[1]).items():
         assert torch.equal(image, whole[label])
-    later = {int(n): i for p, names in resident.batches("photo", 11, 0, (2, "teacher", 2)) for i, n in zip(p, names)}  # noqa: B905
+    later = {int(n): i for p, names in resident.batches(11, 0, (2, "teacher", 2)) for i, n in zip(p, names)}  # noqa: B905
     assert any(not torch.equal(later[label], whole[label]) for label in whole)
 
 

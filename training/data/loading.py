@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import cast
 
 import torch
@@ -71,6 +72,46 @@ class SeededBatches(Sampler[list[Key]]):
             keys = [(index, (first + index) % 2**63) for index in order[start : start + self.batch_size]]
             # A process without a share runs one image that counts for nothing, so that all take the same steps.
             yield list(self.share(keys)) or keys[:1]
+
+
+class TrainingImages(ABC):
+    """Images to learn from, wherever they are."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """How many."""
+
+    @abstractmethod
+    def batches(
+        self, batch_size: int, seed: int, place: tuple[str | int, ...], skip: int = 0, share: Share = lambda keys: keys
+    ) -> Iterable[tuple[Tensor, Tensor]]:
+        """Every image once: pixels [B, 3, height, width] uint8 and labels [B], in the order of `SeededBatches`."""
+
+
+class LoadedImages(TrainingImages):
+    """Read, decoded and augmented whenever they are due."""
+
+    def __init__(self, items: Sequence[Item], labels: Sequence[int], transform: PixelTransform, workers: int) -> None:
+        self.items, self.labels, self.transform, self.workers = items, labels, transform, workers
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def batches(
+        self, batch_size: int, seed: int, place: tuple[str | int, ...], skip: int = 0, share: Share = lambda keys: keys
+    ) -> Iterable[tuple[Tensor, Tensor]]:
+        return batches(
+            self.items,
+            self.labels,
+            self.transform,
+            batch_size,
+            workers=self.workers,
+            seed=seed,
+            place=place,
+            shuffle=True,
+            skip=skip,
+            share=share,
+        )
 
 
 def batches(

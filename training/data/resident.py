@@ -6,7 +6,7 @@ What is cropped is the image as evaluation sees it, not the file: for images not
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -14,40 +14,42 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from cdl_deploy.training.data.loading import Key, SeededBatches, Share
-from cdl_deploy.training.data.sources import Item, load_image
+from cdl_deploy.training.config import OptimConfig
+from cdl_deploy.training.data.loading import LoadedImages, SeededBatches, Share, TrainingImages
+from cdl_deploy.training.data.sources import Item, LabelledImages, load_image
 from cdl_deploy.training.data.task_data import TaskImages
-from cdl_deploy.training.data.transforms import PixelTransform
+from cdl_deploy.training.data.transforms import CROPS, Preprocessing, evaluation_transform, training_transform
 from cdl_deploy.training.seeds import derive_seed
 
-CROPS = {"photo": ((0.08, 1.0), (3 / 4, 4 / 3), True), "gentle": ((0.75, 1.0), (0.85, 1.18), False)}
-"""Of the area and of width to height, the range of a crop; and whether one image in two is flipped. By augmentation."""
 
+class ResidentImages(TrainingImages):
+    """`pixels` [n, 3, height, width] uint8 and `labels` [n] on the device."""
 
-class ResidentImages:
-    """Images of one task: `pixels` [n, 3, height, width] uint8 and `labels` [n] on the device."""
-
-    def __init__(self, images: TaskImages, transform: PixelTransform, device: torch.device) -> None:
-        """`transform` is that of evaluation."""
+    def __init__(
+        self,
+        images: TaskImages | LabelledImages,
+        preprocessing: Preprocessing,
+        device: torch.device,
+        augmentation: str = "none",
+    ) -> None:
+        """`augmentation`: what `batches` does to them."""
+        transform = evaluation_transform(preprocessing)
 
         def decode(item: Item) -> Tensor:
             return transform(load_image(item))
 
-        self.items = images.items
+        self.items, self.augmentation = images.items, augmentation
         with ThreadPoolExecutor() as pool:
             self.pixels = torch.stack(list(pool.map(decode, images.items))).to(device)
-        self.labels = torch.tensor(images.labels, device=device)
+        self.labels = torch.as_tensor(images.labels, device=device)
+
+    def __len__(self) -> int:
+        return len(self.labels)
 
     def batches(
-        self,
-        augmentation: str,
-        batch_size: int,
-        seed: int,
-        place: tuple[str | int, ...],
-        skip: int = 0,
-        share: Share = lambda keys: keys,
+        self, batch_size: int, seed: int, place: tuple[str | int, ...], skip: int = 0, share: Share = lambda keys: keys
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of pixels [B, 3, height, width] uint8 and labels [B] in the order of `loading.batches`.
+        """Every image once, as `TrainingImages` says.
 
         An image's crop depends on the seed, the place and the image, not on the batch or the process it is in.
         """
@@ -56,15 +58,26 @@ class ResidentImages:
         draws = torch.Generator().manual_seed(derive_seed(seed, "resident", *place))
         chance = torch.rand(count, 5, generator=draws).to(self.pixels.device)
         for keys in order:
-            chosen = _indices(keys).to(self.pixels.device)
+            chosen = torch.tensor([index for index, _ in keys], device=self.pixels.device)
             pixels = self.pixels[chosen]
-            if augmentation in CROPS:
-                pixels = augment(pixels, chance[chosen], augmentation)
+            if self.augmentation != "none":
+                pixels = augment(pixels, chance[chosen], self.augmentation)
             yield pixels, self.labels[chosen]
 
     def as_task_images(self) -> TaskImages:
         """The same as evaluation takes them."""
         return TaskImages(self.items, self.labels.tolist(), self.pixels)
+
+
+def training_images(
+    images: TaskImages, preprocessing: Preprocessing, augmentation: str, optim: OptimConfig, device: torch.device
+) -> TrainingImages:
+    """A task's images where `optim`, which is settled, wants them: on the device, or loaded when they are due."""
+    if optim.resident:
+        return ResidentImages(images, preprocessing, device, augmentation)
+    assert optim.workers is not None
+    transform = training_transform(preprocessing, augmentation)
+    return LoadedImages(images.items, images.labels, transform, optim.workers)
 
 
 def augment(pixels: Tensor, chance: Float[Tensor, "B 5"], augmentation: str) -> Tensor:
@@ -100,7 +113,3 @@ def crop(
     matrix[:, 1, 1], matrix[:, 1, 2] = height, down * (1 - height)
     grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
-
-
-def _indices(keys: Sequence[Key]) -> Tensor:
-    return torch.tensor([index for index, _ in keys])

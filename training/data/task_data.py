@@ -62,7 +62,12 @@ class TaskPlan:
 def hold_out(
     images: TaskImages, share: float, generator: torch.Generator | None = None
 ) -> tuple[TaskImages, TaskImages]:
-    """Two parts of the images: those to learn from, and of every class a `share`, rounded down, drawn at random."""
+    """Two parts of the images: those to learn from, and of every class a `share`, rounded down, drawn at random.
+
+    Where nothing is held out, the first part is `images` itself.
+    """
+    if not share:
+        return images, TaskImages([], [])
     places: dict[int, list[int]] = {}
     for place, label in enumerate(images.labels):
         places.setdefault(label, []).append(place)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -27,6 +27,15 @@ class Preprocessing:
     interpolation: str
     """PIL's name: `bicubic`, `bilinear`, …; always antialiased."""
 
+    @classmethod
+    def from_record(cls, preprocessing: Mapping[str, Any]) -> Preprocessing:
+        """What a run's record has under `preprocessing`, which names the augmentation as well."""
+        return cls(**{field.name: preprocessing[field.name] for field in fields(cls)})
+
+
+CROPS = {"photo": ((0.08, 1.0), (3 / 4, 4 / 3), True), "gentle": ((0.75, 1.0), (0.85, 1.18), False)}
+"""Of the area and of width to height, the range of a crop; and whether one image in two is flipped. By augmentation."""
+
 
 def evaluation_transform(preprocessing: Preprocessing) -> PixelTransform:
     """Shorter edge to `resize`, centre crop to `size`."""
@@ -40,13 +49,9 @@ def training_transform(preprocessing: Preprocessing, augmentation: str) -> Pixel
     """`photo`: RandomResizedCrop and flip (method, section 6); `gentle`: small crops, no flip; `none`: as evaluated."""
     if augmentation == "none":
         return evaluation_transform(preprocessing)
-    interpolation = InterpolationMode(preprocessing.interpolation)
-    if augmentation == "gentle":
-        crop = v2.RandomResizedCrop(preprocessing.size, (0.75, 1.0), (0.85, 1.18), interpolation)
-        return _to_pixels(crop)
-    return _to_pixels(
-        v2.Compose([v2.RandomResizedCrop(preprocessing.size, interpolation=interpolation), v2.RandomHorizontalFlip()])
-    )
+    area, ratio, flips = CROPS[augmentation]
+    crop = v2.RandomResizedCrop(preprocessing.size, area, ratio, InterpolationMode(preprocessing.interpolation))
+    return _to_pixels(v2.Compose([crop, v2.RandomHorizontalFlip()]) if flips else crop)
 
 
 def _to_pixels(transform: Callable[[Image.Image], Any]) -> PixelTransform:

@@ -141,8 +141,12 @@ class Learner(nn.Module):
 
     def predict(self, output: Output) -> Logits:
         """The logits the learner answers with, every class seen."""
-        logits = self.distillation.predict(output.class_logits, output.extra_logits)
+        logits = self.uncalibrated(output)
         return logits if self.calibration is None else self.calibration(logits)
+
+    def uncalibrated(self, output: Output) -> Logits:
+        """The same before calibration."""
+        return self.distillation.predict(output.class_logits, output.extra_logits)
 
     def trained_state(self) -> dict[str, Tensor]:
         """Everything that was trained: the state without the frozen backbone."""

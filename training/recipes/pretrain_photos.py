@@ -22,7 +22,6 @@ import json
 import platform
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -37,8 +36,9 @@ from torch import Tensor, nn
 from cdl_deploy.errors import DataError, OptionError, WeightsError
 from cdl_deploy.files import write_json
 from cdl_deploy.training.backbones.loading import known_model
-from cdl_deploy.training.data.sources import Item, LabelledImages, load_image, open_source
-from cdl_deploy.training.data.transforms import Preprocessing, evaluation_transform
+from cdl_deploy.training.data.resident import ResidentImages
+from cdl_deploy.training.data.sources import open_source
+from cdl_deploy.training.data.transforms import Preprocessing
 from cdl_deploy.training.recipes.augmentation import erase, mix, rand_augment, random_resized_crop
 from cdl_deploy.training.recipes.pretraining import State, learning_rate, make_optimizers, save_half, update_average
 from cdl_deploy.training.seeds import derive_seed
@@ -76,23 +76,6 @@ class Recipe:
         known_model(self.model)
 
 
-class Photos:
-    """Images of one size, decoded, on the device: pixels [n, 3, size, size] uint8 and labels [n]."""
-
-    def __init__(self, images: LabelledImages, preprocessing: Preprocessing, device: torch.device) -> None:
-        transform = evaluation_transform(preprocessing)
-
-        def decode(item: Item) -> Tensor:
-            return transform(load_image(item))
-
-        with ThreadPoolExecutor() as pool:
-            self.pixels = torch.stack(list(pool.map(decode, images.items))).to(device)
-        self.labels = torch.from_numpy(images.labels).to(device)
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-
 class Pretraining:
     """One model being pretrained."""
 
@@ -107,8 +90,8 @@ class Pretraining:
         config = resolve_model_data_config(model)
         self.preprocessing = Preprocessing(config["input_size"][1], config["input_size"][1], config["interpolation"])
         self.mean, self.std = (torch.tensor(config[k], device=device).view(1, 3, 1, 1) for k in ("mean", "std"))
-        self.train = Photos(source.train, self.preprocessing, device)
-        self.test = Photos(source.test, self.preprocessing, device)
+        self.train = ResidentImages(source.train, self.preprocessing, device)
+        self.test = ResidentImages(source.test, self.preprocessing, device)
         self.model = model.to(device)
         self.average = copy.deepcopy(self.model).eval()
         self.optimizers = make_optimizers(self.model)
