@@ -6,9 +6,10 @@
 Trains whatever has no record yet, each run by `cdl train`, and keeps its figures in docs/results/, of which
 split_cifar_report.py makes the page. Interrupted, it goes on where it stopped. `--weights`: the folder that
 training/recipes/pretrain_photos.py wrote. `--grid small` is what two CPU cores can do in an hour: CODA and L2P with
-none, kd and kdp, few epochs. The teacher does not depend on the distillation: the first run of a method and a seed
-teaches it, the others take it over (`--teacher-run`). `--runs` keeps the run directories, which
-split_cifar_variants.py and split_cifar_cost.py need.
+none, kd and kdp, few epochs; `--grid coda` is its half. The teacher does not depend on the distillation: the first run
+of a method and a seed teaches it, the others take it over (`--teacher-run`). `--runs` keeps the run directories, which
+split_cifar_variants.py and split_cifar_cost.py need. `--records` keeps the figures elsewhere: those of a longer
+schedule (docs/results/longer, a section of the page), or a second time those that are there, to compare them.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ METRICS = ("final_average_accuracy", "average_incremental_accuracy", "forgetting
 GRIDS = {
     "full": {(method, distill) for method in METHODS for distill in DISTILLATIONS},
     "small": {(method, distill) for method in ("coda", "l2p") for distill in ("none", "kd", "kdp")},
+    "coda": {("coda", distill) for distill in ("none", "kd", "kdp")},
 }
 STUDENT_OF = {"vit_small_patch4_32": "vit_tiny_patch4_32", "vit_192x9_patch8_32": "vit_128x6_patch8_32"}
 
@@ -63,11 +65,11 @@ def command(setup: Setup, method: str, distill: str, seed: int, out: Path, teach
     ]  # fmt: skip
 
 
-def train_all(setup: Setup, method: str, distillations: list[str], seed: int, folder: Path) -> None:
+def train_all(setup: Setup, method: str, distillations: list[str], seed: int, folder: Path, records: Path) -> None:
     """The runs of a method and a seed, one after another: the first that has a teacher lends it to the others."""
     teacher_run: Path | None = None
     for distill in distillations:
-        file = RESULTS / f"{method}-{distill}-{seed}.json"
+        file = records / f"{method}-{distill}-{seed}.json"
         out = folder / file.stem
         if not file.exists():
             keep(setup, file, method, distill, seed, *train(setup, method, distill, seed, out, teacher_run))
@@ -98,7 +100,7 @@ def train(
 def keep(
     setup: Setup, file: Path, method: str, distill: str, seed: int, record: dict[str, Any], seconds: float
 ) -> None:
-    """A run's figures, into docs/results."""
+    """A run's figures, into a record."""
     figures: dict[str, Any] = {
         "method": method,
         "distillation": distill,
@@ -158,15 +160,16 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--threads", type=int, help="CPU threads of each run")
     parser.add_argument("--runs", type=Path, help="keep the run directories in this folder")
+    parser.add_argument("--records", type=Path, default=RESULTS, help="folder of the records (docs/results)")
     parser.add_argument("options", nargs="*", metavar="-- OPTIONS", help="more options for every cdl train")
     given = parser.parse_args()
-    RESULTS.mkdir(parents=True, exist_ok=True)
+    given.records.mkdir(parents=True, exist_ok=True)
     setup = Setup(given.data, given.weights, given.teacher, given.epochs, tuple(given.options), given.threads)
     distillations = {m: [d for d in DISTILLATIONS if (m, d) in GRIDS[given.grid]] for m in METHODS}
     work = [(m, int(seed)) for seed in given.seeds.split(",") for m in METHODS if distillations[m]]
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(given.jobs) as pool:
         runs = given.runs or Path(folder)
-        list(pool.map(lambda item: train_all(setup, item[0], distillations[item[0]], item[1], runs), work))
+        list(pool.map(lambda i: train_all(setup, i[0], distillations[i[0]], i[1], runs, given.records), work))
 
 
 if __name__ == "__main__":

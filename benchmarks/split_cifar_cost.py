@@ -2,9 +2,10 @@
 
     python benchmarks/split_cifar_cost.py --data data/cifar100 --runs runs --seed 0
 
-Takes the runs that split_cifar.py and split_cifar_variants.py left in the folder. Every model is exported; the ONNX
-file is tested on all test images by `cdl evaluate`; the update that leads from nine tasks to ten is made; and one `cdl
-bench-latency` measures all of them against the teacher. Writes docs/results/cost.json, for split_cifar_report.py.
+Takes the runs that split_cifar.py and split_cifar_variants.py left in the folder. Every model is exported as it is and
+as it was a task earlier, which gives the size of the update between them; the ONNX file is tested on all test images by
+`cdl evaluate`; and one `cdl bench-latency` measures all of them against the teacher. Writes docs/results/cost.json, for
+split_cifar_report.py.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
 from benchmarks.split_cifar import RESULTS, commit  # noqa: E402
-from cdl_deploy.export import ExportOptions, export_run  # noqa: E402
+from cdl_deploy.export import ExportOptions, Shrink, export_run  # noqa: E402
+from cdl_deploy.update import make_update  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -34,18 +36,21 @@ class Model:
     run: str
     """Run directory, without the seed."""
     file: str = "student.onnx"
-    options: tuple[str, ...] = ()
-    """More options for `cdl export`."""
+    select: str = "in-graph"
 
+    @property
+    def options(self) -> ExportOptions:
+        """How it is exported. What int8 loses is shown, so nothing is kept from it."""
+        shrink = Shrink(("int8",), max_drop=100) if "int8" in self.file else Shrink()
+        return ExportOptions(teacher=self.file == "teacher.onnx", select=self.select, shrink=shrink, latency=False)
 
-INT8 = ("--quantize", "int8", "--max-drop", "100")  # what it loses is shown, so nothing is kept from it
 
 MODELS = (
     Model("kdp", "coda-kdp"),
-    Model("kdp-int8", "coda-kdp", "student.int8.onnx", INT8),
-    Model("kdp-folded", "coda-kdp", options=("--select", "task:10")),
+    Model("kdp-int8", "coda-kdp", "student.int8.onnx"),
+    Model("kdp-folded", "coda-kdp", select="task:10"),
     Model("kdp-block-2", "block-2"),
-    Model("kdp-block-2-int8", "block-2", "student.int8.onnx", INT8),
+    Model("kdp-block-2-int8", "block-2", "student.int8.onnx"),
     Model("kd", "coda-kd"),
     Model("none", "coda-none"),
     Model("l2p-kdp", "l2p-kdp"),
@@ -66,19 +71,14 @@ def export(model: Model, run: Path, folder: Path) -> tuple[Path, int | None]:
     A file with the selection folded away has none: it is made for one place, not kept up to date.
     """
     out, path = folder / f"{model.name}.out", folder / f"{model.name}.onnx"
-    update = None
-    options: tuple[object, ...] = model.options
-    if model.options[:1] != ("--select",) and model.file != "teacher.onnx":
-        older, tasks = folder / f"{model.name}.older", len(json.loads((run / "run.json").read_text())["tasks"])
-        if "int8" not in model.file:  # int8 scales come from the run's images: nothing older to compare with
-            export_run(run, older, ExportOptions(teacher=False, latency=False), after=tasks - 1)
-            options = (*options, "--update-from", older)
-    teacher = () if model.file == "teacher.onnx" else ("--no-teacher",)
-    cdl("export", run, "--onnx", "--out", out, *teacher, *options)
-    if (found := out / "student.cdlup").exists():
-        update = found.stat().st_size
+    export_run(run, out, model.options)
     shutil.copy(out / model.file, path)
-    return path, update
+    if model.select != "in-graph":
+        return path, None
+    older, tasks = folder / f"{model.name}.older", len(json.loads((run / "run.json").read_text())["tasks"])
+    export_run(run, older, model.options, after=tasks - 1)
+    update = make_update(older / model.file, path, folder / f"{model.name}.cdlup")
+    return path, update.path.stat().st_size
 
 
 def main() -> None:
@@ -101,7 +101,8 @@ def main() -> None:
             evaluation = cdl("evaluate", path, "--data", given.data)
             rows[model.name] = {
                 "run": run.name,
-                "options": list(model.options),
+                "file": model.file,
+                "select": model.select,
                 "accuracy": evaluation["accuracy"],
                 "images": evaluation["images"],
                 "bytes": path.stat().st_size,

@@ -3,7 +3,8 @@
     python benchmarks/split_cifar_report.py
 
 The records come from split_cifar.py (the table), split_cifar_variants.py (ablation, candidates, answers),
-split_cifar_cost.py (what students cost) and pretrain_photos.py (backbones). What has no record has no row.
+split_cifar_cost.py (what students cost) and pretrain_photos.py (backbones); of a longer schedule, from
+split_cifar.py --records docs/results/longer. What has no record has no row.
 """
 
 from __future__ import annotations
@@ -322,6 +323,8 @@ def report(folder: Path) -> str:
         time_table(records),
         "",
     ]
+    if longer := read_records(folder / "longer"):
+        lines += longer_section(longer, paper)
     cost = folder / "cost.json"
     if cost.exists():
         lines += cost_section(json.loads(cost.read_text()))
@@ -353,6 +356,23 @@ def report(folder: Path) -> str:
             "",
         ]
     return "\n".join(lines)
+
+
+def longer_section(records: list[dict[str, Any]], paper: dict[tuple[str, str], float]) -> list[str]:
+    """What more epochs change: the table again, of fewer seeds."""
+    seeds, epochs = sorted({record["seed"] for record in records}), records[0]["epochs"]
+    commits = ", ".join(sorted({record["commit"] for record in records}))
+    lines = [
+        "## A longer schedule",
+        "",
+        f"The same with {epochs} epochs a task, seeds {seeds}, commit {commits}: `--epochs {epochs} --records "
+        "docs/results/longer`.",
+        "",
+    ]
+    for method in METHODS:
+        if any(record["method"] == method for record in records):
+            lines += [f"### {method}, {epochs} epochs a task", "", table(records, paper, method), ""]
+    return lines
 
 
 def cost_section(cost: dict[str, Any]) -> list[str]:

@@ -96,8 +96,21 @@ def test_variants_answers_and_costs(folder):
     assert (folder / "cost.png").stat().st_size > 10_000
 
 
+def test_a_longer_schedule_is_a_section_of_its_own(folder):
+    (folder / "longer").mkdir()
+    for distill, accuracy in (("none", 58.0), ("kdp", 59.5)):
+        record = json.loads((folder / f"coda-{distill}-0.json").read_text())
+        record["epochs"], record["student"]["final_average_accuracy"] = 9, accuracy
+        (folder / f"longer/coda-{distill}-0.json").write_text(json.dumps(record))
+    before, _, longer = split_cifar_report.report(folder).partition("## A longer schedule")
+    assert "| **kdp** | 53.00 ± 2.83 |" in before
+    assert "9 epochs a task, seeds [0], commit abc" in longer
+    assert "| **kdp** | 59.50 | +1.50 (1 of 1) | – | 10.00 |" in longer
+
+
 def test_the_grids_are_the_tables(tmp_path):
     assert len(split_cifar.GRIDS["full"]) == 28
     assert len(split_cifar.GRIDS["small"]) == 6
+    assert split_cifar.GRIDS["coda"] < split_cifar.GRIDS["small"] < split_cifar.GRIDS["full"]
     paper = split_cifar_report.read_paper(split_cifar.RESULTS)
     assert paper.keys() == split_cifar.GRIDS["full"]
