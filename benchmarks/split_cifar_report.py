@@ -126,6 +126,11 @@ def student_metric(by_seed: dict[int, dict[str, Any]], metric: str) -> dict[int,
     return {seed: record["student"][metric] for seed, record in by_seed.items()}
 
 
+def coda_kdp(records: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
+    """What variants are compared with, by seed."""
+    return {r["seed"]: r for r in records if (r["method"], r["distillation"]) == ("coda", "kdp")}
+
+
 def variant_table(
     names: list[str], trained: dict[str, dict[int, dict[str, Any]]], base: dict[int, dict[str, Any]]
 ) -> str:
@@ -150,13 +155,15 @@ def answer_table(answers: dict[str, dict[str, Any]], ways: list[str]) -> str:
     for name, record in answers.items():
         kinds.setdefault(name.rpartition("-")[0], []).append(record["answers"])
     lines = ["| run | seeds | " + " | ".join(ways) + " |", "|" + "---|" * (2 + len(ways))]
-    for kind, found in sorted(kinds.items(), key=lambda item: METHODS.index(item[0].partition("-")[0])):
+    named = {kind: kind.replace("-", " + ") for method in METHODS for kind in kinds if kind.startswith(f"{method}-")}
+    for kind, name in {**named, **{kind: f"coda + kdp, {kind}" for kind in kinds if kind not in named}}.items():
+        found = kinds[kind]
         if not all(way in record for record in found for way in ways):
             continue
         accuracies = [mean(record[way][METRICS[0]] for record in found) for way in ways]
         forgotten = [mean(record[way]["forgetting"] for record in found) for way in ways]
         cells = [f"{right:.2f} ({lost:.1f})" for right, lost in zip(accuracies, forgotten, strict=True)]
-        lines.append(f"| {kind.replace('-', ' + ')} | {len(found)} | " + " | ".join(cells) + " |")
+        lines.append(f"| {name} | {len(found)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -323,13 +330,13 @@ def report(folder: Path) -> str:
         time_table(records),
         "",
     ]
-    if longer := read_records(folder / "longer"):
-        lines += longer_section(longer, paper)
+    if (folder / "longer").exists():
+        lines += longer_section(folder / "longer", paper)
     cost = folder / "cost.json"
     if cost.exists():
         lines += cost_section(json.loads(cost.read_text()))
     variants = by_name_and_seed(folder / "variants")
-    base = {r["seed"]: r for r in records if (r["method"], r["distillation"]) == ("coda", "kdp")}
+    base = coda_kdp(records)
     shown = {name: list(options) for name, options in (("ablation", ABLATION), ("candidates", CANDIDATES))}
     if any(name in variants for name in shown["ablation"]):
         lines += ["## What KDP is made of", "", "CODA + KDP with one thing changed, the same teacher."]
@@ -358,8 +365,9 @@ def report(folder: Path) -> str:
     return "\n".join(lines)
 
 
-def longer_section(records: list[dict[str, Any]], paper: dict[tuple[str, str], float]) -> list[str]:
-    """What more epochs change: the table again, of fewer seeds."""
+def longer_section(folder: Path, paper: dict[tuple[str, str], float]) -> list[str]:
+    """What more epochs change: the tables again, of fewer seeds."""
+    records = read_records(folder)
     seeds, epochs = sorted({record["seed"] for record in records}), records[0]["epochs"]
     commits = ", ".join(sorted({record["commit"] for record in records}))
     lines = [
@@ -372,6 +380,8 @@ def longer_section(records: list[dict[str, Any]], paper: dict[tuple[str, str], f
     for method in METHODS:
         if any(record["method"] == method for record in records):
             lines += [f"### {method}, {epochs} epochs a task", "", table(records, paper, method), ""]
+    if variants := by_name_and_seed(folder / "variants"):
+        lines += [variant_table([*ABLATION, *CANDIDATES], variants, coda_kdp(records)), ""]
     return lines
 
 

@@ -7,7 +7,8 @@
 `split_cifar.py run --runs` left in the folder. `answers` trains nothing: it takes the runs in the folder after each of
 their tasks and asks how they answer with another α of the prediction, and calibrated between tasks, which is what `cdl
 train --calibration statistics` does once a task is learned. Records go to docs/results/variants and
-docs/results/answers; `split_cifar_report.py` makes the page. What has a record is left alone.
+docs/results/answers, or into the folder that `--records` names; `split_cifar_report.py` makes the page. What has a
+record is left alone.
 """
 
 from __future__ import annotations
@@ -57,9 +58,9 @@ SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 """α of the prediction."""
 
 
-def train_variant(setup: Setup, runs: Path, name: str, seed: int) -> None:
+def train_variant(setup: Setup, runs: Path, records: Path, name: str, seed: int) -> None:
     """One student, and its record."""
-    file = RESULTS / "variants" / f"{name}-{seed}.json"
+    file = records / "variants" / f"{name}-{seed}.json"
     if file.exists():
         return
     own = replace(setup, options=(*setup.options, *{**ABLATION, **CANDIDATES}[name]))
@@ -120,7 +121,7 @@ def answers_of(root: Path) -> dict[str, dict[str, list[float]]]:
     return found
 
 
-def answer(root: Path) -> None:
+def answer(root: Path, records: Path) -> None:
     """The record of a run's answers, written by a process of its own."""
     began = time.perf_counter()
     found = answers_of(root)
@@ -138,14 +139,15 @@ def answer(root: Path) -> None:
             for name, rows in found.items()
         },
     }
-    (RESULTS / "answers" / f"{root.name}.json").write_text(json.dumps(record, indent=1) + "\n")
+    (records / "answers" / f"{root.name}.json").write_text(json.dumps(record, indent=1) + "\n")
     accuracies = {name: figures["final_average_accuracy"] for name, figures in record["answers"].items()}
     print(f"{root.name}: {accuracies}", file=sys.stderr, flush=True)
 
 
-def answer_in_process(root: Path, threads: int | None) -> None:
+def answer_in_process(root: Path, records: Path, threads: int | None) -> None:
     environment = {**os.environ, **({"OMP_NUM_THREADS": str(threads)} if threads else {})}
-    subprocess.run([sys.executable, __file__, "answers", "--run", str(root)], env=environment, check=True)
+    command = [sys.executable, __file__, "answers", "--run", str(root), "--records", str(records)]
+    subprocess.run(command, env=environment, check=True)
 
 
 def main() -> None:
@@ -163,25 +165,26 @@ def main() -> None:
     answered.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     for command in (trained, answered):
         command.add_argument("--runs", type=Path, help="where split_cifar.py --runs left its runs")
+        command.add_argument("--records", type=Path, default=RESULTS, help="folder of the records (docs/results)")
         command.add_argument("--jobs", type=int, default=1)
         command.add_argument("--threads", type=int, help="CPU threads of each")
     given = parser.parse_args()
     for folder in ("variants", "answers"):
-        (RESULTS / folder).mkdir(parents=True, exist_ok=True)
+        (given.records / folder).mkdir(parents=True, exist_ok=True)
     if given.what == "answers" and given.run:
-        answer(given.run)
+        answer(given.run, given.records)
         return
     if given.runs is None:
         parser.error("--runs is missing: the folder of split_cifar.py run --runs")
     with ThreadPoolExecutor(given.jobs) as pool:
         if given.what == "answers":
             roots = sorted(path for method in given.methods for path in given.runs.glob(f"{method}-*-[0-9]"))
-            left = [path for path in roots if not (RESULTS / "answers" / f"{path.name}.json").exists()]
-            list(pool.map(lambda root: answer_in_process(root, given.threads), left))
+            left = [path for path in roots if not (given.records / "answers" / f"{path.name}.json").exists()]
+            list(pool.map(lambda root: answer_in_process(root, given.records, given.threads), left))
             return
         setup = Setup(given.data, given.weights, given.teacher, given.epochs, (), given.threads)
         work = [(name, int(seed)) for seed in given.seeds.split(",") for name in given.only]
-        list(pool.map(lambda item: train_variant(setup, given.runs, *item), work))
+        list(pool.map(lambda item: train_variant(setup, given.runs, given.records, *item), work))
 
 
 if __name__ == "__main__":

@@ -72,6 +72,7 @@ def test_variants_answers_and_costs(folder):
             for name, value in (("as trained", plain), ("calibrated", better))
         }
         (folder / f"answers/coda-kd-{seed}.json").write_text(json.dumps({"answers": answers}))
+    (folder / "answers/all-seen-0.json").write_text(json.dumps({"answers": answers}))
     latency = {"1": {"p50_ms": 0.5, "speedup": 4.0}, "32": {"p50_ms": 10.0, "speedup": 3.0}}
     models = {
         "kdp": {"accuracy": 51.0, "bytes": 2_000_000, "update_bytes": 30_000, "latency": latency},
@@ -89,6 +90,7 @@ def test_variants_answers_and_costs(folder):
     assert "| all-seen | `--kd-classes seen` | 53.50 | +2.50 (1 of 1) | 10.00 |" in lines
     assert "| alpha-0.25 | `--alpha 0.25` | 53.50 | +2.50 (1 of 1) | 10.00 |" in lines
     assert "| coda + kd | 2 | 51.00 (5.1) | 53.50 (5.3) |" in lines
+    assert "| coda + kdp, all-seen | 1 | 52.00 (5.2) | 55.00 (5.5) |" in lines
     assert "| kdp | 51.00 % | 0.5 | 4.00 | 10 | 3.00 | 2.00 | 30 |" in lines
     assert "| teacher | 60.00 % | 2 |  | 30 |  | 9.00 | – |" in lines
     assert "* busy" in lines
@@ -102,10 +104,14 @@ def test_a_longer_schedule_is_a_section_of_its_own(folder):
         record = json.loads((folder / f"coda-{distill}-0.json").read_text())
         record["epochs"], record["student"]["final_average_accuracy"] = 9, accuracy
         (folder / f"longer/coda-{distill}-0.json").write_text(json.dumps(record))
+    (folder / "longer/variants").mkdir()
+    record["student"]["final_average_accuracy"] = 59.0
+    (folder / "longer/variants/all-seen-0.json").write_text(json.dumps(record))
     before, _, longer = split_cifar_report.report(folder).partition("## A longer schedule")
     assert "| **kdp** | 53.00 ± 2.83 |" in before
     assert "9 epochs a task, seeds [0], commit abc" in longer
     assert "| **kdp** | 59.50 | +1.50 (1 of 1) | – | 10.00 |" in longer
+    assert "| all-seen | `--kd-classes seen` | 59.00 | -0.50 (0 of 1) | 10.00 |" in longer
 
 
 def test_the_grids_are_the_tables(tmp_path):
