@@ -53,15 +53,23 @@ class Setup:
     threads: int | None
 
 
+def backbone_options(weights: Path, teacher: str) -> list[str]:
+    """Of `cdl train`: a teacher and its student, from the folder of pretrain_photos.py."""
+    models = {"teacher": teacher, "student": STUDENT_OF[teacher]}
+    return [
+        option
+        for role, model in models.items()
+        for option in (f"--{role}", model, f"--{role}-weights", str(weights / f"{model}.safetensors"))
+    ]
+
+
 def command(setup: Setup, method: str, distill: str, seed: int, out: Path, teacher_run: Path | None) -> list[str]:
     """The `cdl train` of one run."""
-    student = STUDENT_OF[setup.teacher]
     taught = ["--teacher-run", str(teacher_run)] if teacher_run and distill != "none" else []
     return [
         "train", "--data", str(setup.data), "--tasks", "10", "--method", method, "--distill", distill,
-        "--teacher", setup.teacher, "--teacher-weights", str(setup.weights / f"{setup.teacher}.safetensors"),
-        "--student", student, "--student-weights", str(setup.weights / f"{student}.safetensors"),
-        "--epochs", str(setup.epochs), "--seed", str(seed), *taught, *setup.options, "--out", str(out), "--json",
+        *backbone_options(setup.weights, setup.teacher), "--epochs", str(setup.epochs), "--seed", str(seed), *taught,
+        *setup.options, "--out", str(out), "--json",
     ]  # fmt: skip
 
 

@@ -23,6 +23,9 @@ sys.path.insert(0, str(PROJECT))
 from benchmarks.split_cifar import DISTILLATIONS, METHODS, METRICS, RESULTS  # noqa: E402
 from benchmarks.split_cifar_variants import ABLATION, CANDIDATES  # noqa: E402
 
+MINI = PROJECT / "docs" / "digits.json"
+"""What the package's own pair does on the digits."""
+
 FULL_EPOCHS = 20
 """Epochs a task in the paper."""
 
@@ -256,6 +259,26 @@ def backbone_lines(folder: Path) -> list[str]:
     return lines
 
 
+def digits_lines(folder: Path) -> list[str]:
+    """The pair of photographs on the embedded digits, beside the package's own, which learned rendered letters."""
+    file = folder / "digits.json"
+    if not file.exists():
+        return []
+    records = [json.loads(path.read_text()) for path in (file, MINI)]
+    this, own = (
+        [
+            spread([row[role]["final_average_accuracy"] for row in record["rows"] if row["run"] == run])
+            for run, role in (("kdp", "student"), ("none", "student"), ("kdp", "teacher"))
+        ]
+        for record in records
+    )
+    return [
+        f"* On the package's digits ([digits.md](digits.md)) the KDP student of this pair has {this[0]} %, the student "
+        f"alone {this[1]} %, the teacher {this[2]} %; of the package's own pair, pretrained on rendered letters, "
+        f"{own[0]}, {own[1]} and {own[2]} %. Commits {', '.join(record['commit'] for record in records)}."
+    ]
+
+
 def by_name_and_seed(folder: Path) -> dict[str, dict[int, dict[str, Any]]]:
     """Records of `variants/NAME-SEED.json`."""
     found: dict[str, dict[int, dict[str, Any]]] = {}
@@ -315,6 +338,7 @@ def report(folder: Path) -> str:
             "weights are not in the package: the images may be used for research only.",
             "",
             *backbones,
+            *digits_lines(folder),
             "",
         ]
     lines += ["## The table", "", "![accuracy of every student](results/accuracy.png)", ""]

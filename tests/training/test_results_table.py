@@ -114,6 +114,24 @@ def test_a_longer_schedule_is_a_section_of_its_own(folder):
     assert "| all-seen | `--kd-classes seen` | 59.00 | -0.50 (0 of 1) | 10.00 |" in longer
 
 
+def test_the_pair_on_the_digits_beside_the_packages_own(folder, monkeypatch):
+    def record(commit: str, *accuracies: float) -> str:
+        names = ((run, role) for run, role in (("kdp", "student"), ("none", "student"), ("kdp", "teacher")))
+        rows = [
+            {"run": run, role: {"final_average_accuracy": accuracy}}
+            for (run, role), accuracy in zip(names, accuracies, strict=True)
+        ]
+        rows[0] |= rows.pop()
+        return json.dumps({"commit": commit, "rows": rows})
+
+    (folder / "digits.json").write_text(record("abc", 70.0, 71.0, 80.0))
+    (folder / "mini.json").write_text(record("def", 85.0, 84.0, 93.0))
+    monkeypatch.setattr(split_cifar_report, "MINI", folder / "mini.json")
+    (line,) = split_cifar_report.digits_lines(folder)
+    assert "student of this pair has 70.00 %, the student alone 71.00 %, the teacher 80.00 %" in line
+    assert "85.00, 84.00 and 93.00 %. Commits abc, def." in line
+
+
 def test_the_grids_are_the_tables(tmp_path):
     assert len(split_cifar.GRIDS["full"]) == 28
     assert len(split_cifar.GRIDS["small"]) == 6
