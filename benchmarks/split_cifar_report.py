@@ -419,7 +419,7 @@ def cost_section(cost: dict[str, Any]) -> list[str]:
         "",
         f"`python benchmarks/split_cifar_cost.py`, seed {cost['seed']}: exported ONNX files on {machine['cpu']}, "
         f"threads: {threads}; {versions}; commit {cost['commit']}. The update leads from nine tasks to ten. "
-        "`folded`: prompts selected once, for task 10; `block-2`: the query after two blocks of the same pass.",
+        "`folded`: prompts selected once, for task 10; `block-K`: the query after K blocks of the same pass.",
         "",
         "![accuracy against latency](results/cost.png)",
         "",
