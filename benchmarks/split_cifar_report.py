@@ -138,7 +138,10 @@ def variant_table(
     names: list[str], trained: dict[str, dict[int, dict[str, Any]]], base: dict[int, dict[str, Any]]
 ) -> str:
     """Markdown: CODA + KDP with one option changed, against CODA + KDP of the same seeds."""
-    lines = ["| | changed | final average accuracy | over kdp (seeds won) | forgetting, paper's |", "|" + "---|" * 5]
+    lines = [
+        "| | changed | final average accuracy | over kdp (seeds won) | forgetting, paper's | its teacher |",
+        "|" + "---|" * 6,
+    ]
     seeds = {seed for name in names for seed in trained.get(name, {})}
     default = {seed: record for seed, record in base.items() if seed in seeds}
     plain = student_metric(default, METRICS[0])
@@ -146,8 +149,9 @@ def variant_table(
     for name, by_seed in {"kdp": default, **{name: trained[name] for name in names if name in trained}}.items():
         found = student_metric(by_seed, METRICS[0])
         forgotten = spread(list(student_metric(by_seed, "forgetting").values()))
+        taught = spread([record["teacher"][METRICS[0]] for record in by_seed.values()])
         changed, more = ("", "") if name == "kdp" else (f"`{' '.join(options[name])}`", gain(found, plain))
-        lines.append("| " + " | ".join([name, changed, spread(list(found.values())), more, forgotten]) + " |")
+        lines.append("| " + " | ".join([name, changed, spread(list(found.values())), more, forgotten, taught]) + " |")
     return "\n".join(lines)
 
 
@@ -376,7 +380,11 @@ def report(folder: Path) -> str:
             "",
         ]
     if any(name in variants for name in shown["candidates"]) or answers:
-        lines += ["## Better than the paper?", "", "Each an option, off by default; CODA + KDP, the same teacher."]
+        lines += [
+            "## Better than the paper?",
+            "",
+            "Each an option, off by default; CODA + KDP. `block-K` moves the query of the teacher too.",
+        ]
         lines += ["", variant_table(shown["candidates"], variants, base), ""]
     if answers:
         lines += [

@@ -87,8 +87,8 @@ def test_variants_answers_and_costs(folder):
     }  # fmt: skip
     (folder / "cost.json").write_text(json.dumps(cost))
     lines = split_cifar_report.report(folder).splitlines()
-    assert "| all-seen | `--kd-classes seen` | 53.50 | +2.50 (1 of 1) | 10.00 |" in lines
-    assert "| alpha-0.25 | `--alpha 0.25` | 53.50 | +2.50 (1 of 1) | 10.00 |" in lines
+    assert "| all-seen | `--kd-classes seen` | 53.50 | +2.50 (1 of 1) | 10.00 | 60.00 |" in lines
+    assert "| alpha-0.25 | `--alpha 0.25` | 53.50 | +2.50 (1 of 1) | 10.00 | 60.00 |" in lines
     assert "| coda + kd | 2 | 51.00 (5.1) | 53.50 (5.3) |" in lines
     assert "| coda + kdp, all-seen | 1 | 52.00 (5.2) | 55.00 (5.5) |" in lines
     assert "| kdp | 51.00 % | 0.5 | 4.00 | 10 | 3.00 | 2.00 | 30 |" in lines
@@ -111,7 +111,7 @@ def test_a_longer_schedule_is_a_section_of_its_own(folder):
     assert "| **kdp** | 53.00 ± 2.83 |" in before
     assert "9 epochs a task, seeds [0], commit abc" in longer
     assert "| **kdp** | 59.50 | +1.50 (1 of 1) | – | 10.00 |" in longer
-    assert "| all-seen | `--kd-classes seen` | 59.00 | -0.50 (0 of 1) | 10.00 |" in longer
+    assert "| all-seen | `--kd-classes seen` | 59.00 | -0.50 (0 of 1) | 10.00 | 60.00 |" in longer
 
 
 def test_the_pair_on_the_digits_beside_the_packages_own(folder, monkeypatch):
