@@ -117,20 +117,6 @@ def test_it_goes_on_where_it_stopped_and_its_weights_are_a_backbone(photos, tmp_
         Pretraining(Recipe(MODEL, epochs=3, batch_size=5), photos, tmp_path / "parts", torch.device("cpu")).go()
 
 
-@pytest.mark.parametrize(
-    ("device", "instructions", "slow"),
-    [
-        ("cpu", ("avx2",), True),
-        ("cpu", ("avx2", "avx512f", "avx512_bf16"), False),
-        ("cpu", ("asimd", "bf16"), False),
-        ("cpu", (), False),  # not to be read on this system
-        ("cuda", ("avx2",), False),
-    ],
-)
-def test_bf16_that_must_be_emulated_is_said_to_be_slow(device, instructions, slow):
-    assert pretrain_photos.slow_bf16(torch.device(device), instructions) is slow
-
-
 def test_training_lowers_the_loss(photos, tmp_path):
     recipe = Recipe(MODEL, epochs=6, batch_size=16, augment=False, drop_path=0.0, lr_scale=0.3)
     pretraining = Pretraining(recipe, photos, tmp_path, torch.device("cpu"))
