@@ -124,9 +124,9 @@ def picture(records: list[dict[str, Any]], file: Path) -> None:
     figure.savefig(file)
 
 
-def student_metric(by_seed: dict[int, dict[str, Any]], metric: str) -> dict[int, float]:
-    """A student's metric by seed, from its records by seed."""
-    return {seed: record["student"][metric] for seed, record in by_seed.items()}
+def metric_by_seed(by_seed: dict[int, dict[str, Any]], role: str, metric: str) -> dict[int, float]:
+    """A metric of the student or of the teacher, from records by seed."""
+    return {seed: record[role][metric] for seed, record in by_seed.items()}
 
 
 def coda_kdp(records: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
@@ -144,12 +144,12 @@ def variant_table(
     ]
     seeds = {seed for name in names for seed in trained.get(name, {})}
     default = {seed: record for seed, record in base.items() if seed in seeds}
-    plain = student_metric(default, METRICS[0])
+    plain = metric_by_seed(default, "student", METRICS[0])
     options = {**ABLATION, **CANDIDATES}
     for name, by_seed in {"kdp": default, **{name: trained[name] for name in names if name in trained}}.items():
-        found = student_metric(by_seed, METRICS[0])
-        forgotten = spread(list(student_metric(by_seed, "forgetting").values()))
-        taught = spread([record["teacher"][METRICS[0]] for record in by_seed.values()])
+        found = metric_by_seed(by_seed, "student", METRICS[0])
+        forgotten = spread(list(metric_by_seed(by_seed, "student", "forgetting").values()))
+        taught = spread(list(metric_by_seed(by_seed, "teacher", METRICS[0]).values()))
         changed, more = ("", "") if name == "kdp" else (f"`{' '.join(options[name])}`", gain(found, plain))
         lines.append("| " + " | ".join([name, changed, spread(list(found.values())), more, forgotten, taught]) + " |")
     return "\n".join(lines)
@@ -384,8 +384,10 @@ def report(folder: Path) -> str:
             "## Better than the paper?",
             "",
             "Each an option, off by default; CODA + KDP. `block-K` moves the query of the teacher too.",
+            "",
+            variant_table(shown["candidates"], variants, base),
+            "",
         ]
-        lines += ["", variant_table(shown["candidates"], variants, base), ""]
     if answers:
         lines += [
             "`--calibration statistics` changes nothing in training: the runs of the table, calibrated after every "

@@ -7,9 +7,9 @@
 
 All images are decoded once and stay on the device, and so does their augmentation: crops, RandAugment, mixup or CutMix,
 random erasing. Stochastic depth, label smoothing 0.1, Muon for the matrices inside the blocks and AdamW for the rest, a
-cosine schedule, an exponential moving average of the weights, bf16 autocast on a GPU (`--bf16`: on a CPU as
-well). On a CPU without bf16 instructions (avx512_bf16, amx_bf16) that is many times slower than fp32, and Muon, which
-always multiplies in bf16, takes most of a step.
+cosine schedule, an exponential moving average of the weights, bf16 autocast on a GPU (`--bf16`: on a CPU as well).
+On a CPU without bf16 instructions (avx512_bf16, amx_bf16) that is many times slower than fp32, and Muon, which always
+multiplies in bf16, takes most of a step.
 
 Every step draws from generators seeded by (seed, step): an interrupted run goes on exactly where it stopped when the
 same command is given again. Writes `<out>/<model>.safetensors` (half precision, the averaged weights, for `cdl train
