@@ -6,13 +6,16 @@ import json
 
 import pytest
 import safetensors.torch
+import timm
 import torch
+from torch import nn
 
 from cdl_deploy.errors import OptionError
 from cdl_deploy.training.backbones.loading import load_backbone
 from cdl_deploy.training.recipes import pretrain_photos
 from cdl_deploy.training.recipes.augmentation import erase, mix, rand_augment, random_resized_crop
 from cdl_deploy.training.recipes.pretrain_photos import Pretraining, Recipe
+from cdl_deploy.training.recipes.pretraining import MuonInFloat32, make_optimizers
 from tests.training.conftest import write_images
 
 MODEL = "vit_128x6_patch8_32"
@@ -76,6 +79,28 @@ def test_policies_differ_within_a_batch():
     found = rand_augment(image.expand(32, -1, -1, -1))
     assert found.shape == (32, 3, 16, 16)
     assert len({tuple(one.flatten().tolist()) for one in found}) > 4
+
+
+@pytest.mark.parametrize("shape", [(48, 16), (16, 48), (16, 16)])
+def test_muon_in_float32_is_torchs_but_for_the_rounding(shape):
+    """torch orthogonalises in bf16, which has 8 bits."""
+    torch.manual_seed(0)
+    start, options = torch.randn(shape), {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.1}
+    here, there = nn.Parameter(start.clone()), nn.Parameter(start.clone())
+    optimizers = [MuonInFloat32([here], **options), torch.optim.Muon([there], **options)]
+    for _ in range(4):
+        here.grad = torch.randn(shape)
+        there.grad = here.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    moved, apart = (there - start).norm(), (here - there).norm()
+    assert 0 < apart < 0.01 * moved
+
+
+def test_the_precision_of_muon_follows_that_of_the_model():
+    model = timm.create_model(MODEL, num_classes=2)
+    assert type(make_optimizers(model, bf16=False)[0]) is MuonInFloat32
+    assert type(make_optimizers(model, bf16=True)[0]) is torch.optim.Muon
 
 
 @pytest.fixture(scope="module")

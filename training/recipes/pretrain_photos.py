@@ -7,9 +7,8 @@
 
 All images are decoded once and stay on the device, and so does their augmentation: crops, RandAugment, mixup or CutMix,
 random erasing. Stochastic depth, label smoothing 0.1, Muon for the matrices inside the blocks and AdamW for the rest, a
-cosine schedule, an exponential moving average of the weights, bf16 autocast on a GPU (`--bf16`: on a CPU as well).
-On a CPU without bf16 instructions (avx512_bf16, amx_bf16) that is many times slower than fp32, and Muon, which always
-multiplies in bf16, takes most of a step.
+cosine schedule, an exponential moving average of the weights, bf16 autocast and Muon's products in bf16 on a GPU
+(`--bf16`: on a CPU as well, which without avx512_bf16 or amx_bf16 is many times slower than the float32 it has else).
 
 Every step draws from generators seeded by (seed, step): an interrupted run goes on exactly where it stopped when the
 same command is given again. Writes `<out>/<model>.safetensors` (half precision, the averaged weights, for `cdl train
@@ -96,7 +95,8 @@ class Pretraining:
         self.test = ResidentImages(source.test, self.preprocessing, device)
         self.model = model.to(device)
         self.average = copy.deepcopy(self.model).eval()
-        self.optimizers = make_optimizers(self.model)
+        self.bf16 = device.type == "cuda" if recipe.bf16 is None else recipe.bf16
+        self.optimizers = make_optimizers(self.model, self.bf16)
         self.peaks = [optimizer.param_groups[0]["lr"] * recipe.lr_scale for optimizer in self.optimizers]
         self.state = State(
             out / f"{recipe.model}.state.safetensors",
@@ -105,7 +105,6 @@ class Pretraining:
             self.average,
             self.optimizers,
         )
-        self.bf16 = device.type == "cuda" if recipe.bf16 is None else recipe.bf16
         self.compiled = cast(nn.Module, torch.compile(self.model)) if recipe.compile else self.model
         self.steps_an_epoch = max(1, len(self.train) // recipe.batch_size)
         self.steps = recipe.epochs * self.steps_an_epoch

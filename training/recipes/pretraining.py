@@ -9,6 +9,7 @@ from pathlib import Path
 import safetensors
 import safetensors.torch
 import torch
+from timm.optim.muon import zeropower_via_newtonschulz
 from torch import Tensor, nn
 
 from cdl_deploy.errors import OptionError
@@ -23,13 +24,41 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
 
 
-def make_optimizers(model: nn.Module) -> list[torch.optim.Optimizer]:
-    """Muon for the blocks' matrices, AdamW for embeddings, norms, biases and the head."""
+class MuonInFloat32(torch.optim.Muon):
+    """Muon that orthogonalises in float32, for processors without bf16 instructions.
+
+    torch's own always does so in bf16, which there is slower than all the rest of a step. Everything else is the same.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One update of all matrices from the gradients they have; no closure is taken."""
+        for group in self.param_groups:
+            matrices: list[Tensor] = []
+            gradients: list[Tensor] = []
+            buffers: list[Tensor] = []
+            self._init_group(group, matrices, gradients, buffers)
+            for matrix, gradient, buffer in zip(matrices, gradients, buffers, strict=True):
+                buffer.lerp_(gradient, 1 - group["momentum"])
+                direction = zeropower_via_newtonschulz(
+                    gradient.lerp(buffer, group["momentum"]),
+                    group["ns_steps"],
+                    [group["ns_coefficients"]],
+                    eps=group["eps"],
+                    dtype=torch.float32,
+                )
+                matrix.mul_(1 - group["lr"] * group["weight_decay"])
+                rows, columns = matrix.shape
+                matrix.add_(direction, alpha=-group["lr"] * math.sqrt(max(1.0, rows / columns)))
+
+
+def make_optimizers(model: nn.Module, bf16: bool = True) -> list[torch.optim.Optimizer]:
+    """Muon for the blocks' matrices (in bf16 or in float32), AdamW for embeddings, norms, biases and the head."""
     matrices = [value for name, value in model.named_parameters() if "blocks" in name and value.ndim == 2]
     chosen = {id(value) for value in matrices}
     rest = [value for value in model.parameters() if id(value) not in chosen]
     return [
-        torch.optim.Muon(matrices, lr=0.01, momentum=0.95, weight_decay=0.05),
+        (torch.optim.Muon if bf16 else MuonInFloat32)(matrices, lr=0.01, momentum=0.95, weight_decay=0.05),
         torch.optim.AdamW(rest, lr=2e-3, betas=(0.9, 0.98), weight_decay=0.02),
     ]
 
