@@ -143,6 +143,19 @@ def stage_seconds(record: dict[str, Any]) -> dict[str, int]:
     return {name: round(sum(task["seconds"].get(name, 0) for task in record["tasks"])) for name in names}
 
 
+def read_records(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(file.read_text()) for file in sorted(folder.glob("*-*-*.json"))]
+
+
+def values(records: list[dict[str, Any]], method: str, distill: str, role: str, metric: str) -> dict[int, float]:
+    """A metric by seed."""
+    return {
+        record["seed"]: record[role][metric]
+        for record in records
+        if (record["method"], record["distillation"]) == (method, distill) and role in record
+    }
+
+
 def commit() -> str:
     done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=PROJECT, capture_output=True, text=True)
     return done.stdout.strip()

@@ -83,6 +83,11 @@ def export(model: Model, run: Path, folder: Path) -> tuple[Path, int | None]:
     return path, update.path.stat().st_size
 
 
+def backbones(run: Path) -> dict[str, str]:
+    """The hashes of a run's pair, by role: they tell which pair it was."""
+    return {role: info["sha256"] for role, info in json.loads((run / "run.json").read_text())["backbones"].items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
@@ -122,6 +127,7 @@ def main() -> None:
     record = {
         "seed": given.seed,
         "commit": commit(),
+        "backbones": backbones(given.runs / rows["teacher"]["run"]),
         "machine": latency["machine"],
         "threads": sorted({item["threads"] for item in latency["measurements"]}),
         "notes": latency["notes"],

@@ -3,8 +3,9 @@
     python benchmarks/split_cifar_report.py
 
 The records come from split_cifar.py (the table), split_cifar_variants.py (ablation, candidates, answers),
-split_cifar_cost.py (what students cost) and pretrain_photos.py (backbones); of a longer schedule, from
-split_cifar.py --records docs/results/longer. What has no record has no row.
+split_cifar_cost.py (what students cost) and pretrain_photos.py (backbones); those of a longer schedule and of a second
+pair of backbones from split_cifar.py --records docs/results/longer and docs/results/second-pair. What has no record has
+no row.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from typing import Any
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
-from benchmarks.split_cifar import DISTILLATIONS, METHODS, METRICS, RESULTS  # noqa: E402
+from benchmarks.split_cifar import DISTILLATIONS, METHODS, METRICS, RESULTS, read_records, values  # noqa: E402
+from benchmarks.split_cifar_pictures import cost_picture, picture  # noqa: E402
 from benchmarks.split_cifar_variants import ABLATION, CANDIDATES  # noqa: E402
 
 MINI = PROJECT / "docs" / "digits.json"
@@ -30,24 +32,11 @@ FULL_EPOCHS = 20
 """Epochs a task in the paper."""
 
 
-def read_records(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(file.read_text()) for file in sorted(folder.glob("*-*-*.json"))]
-
-
 def read_paper(folder: Path) -> dict[tuple[str, str], float]:
     """Final average accuracy of the paper's ViT-S students (teacher ViT-B), by method and distillation."""
     with (folder / "paper.csv").open() as lines:
         rows = [row for row in csv.DictReader(lines) if row["student"] == "vit_small"]
     return {(row["method"], row["distillation"]): float(row["final_average_accuracy"]) for row in rows}
-
-
-def values(records: list[dict[str, Any]], method: str, distill: str, role: str, metric: str) -> dict[int, float]:
-    """A metric by seed."""
-    return {
-        record["seed"]: record[role][metric]
-        for record in records
-        if (record["method"], record["distillation"]) == (method, distill) and role in record
-    }
 
 
 def spread(found: list[float]) -> str:
@@ -97,31 +86,6 @@ def table(records: list[dict[str, Any]], paper: dict[tuple[str, str], float], me
         cells += [spread(list(taught[metric].values())) for metric in METRICS[1:]]
         lines.append("| " + " | ".join([*cells, "", "", ""]) + " |")
     return "\n".join(lines)
-
-
-def picture(records: list[dict[str, Any]], file: Path) -> None:
-    """Final average accuracy of every student, a panel a method, the teacher as a line."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    shown = [method for method in METHODS if any(record["method"] == method for record in records)]
-    figure = Figure((2.2 + 2.6 * len(shown), 3.6), dpi=130, layout="constrained")
-    FigureCanvasAgg(figure)
-    for axis, method in zip(figure.subplots(1, len(shown), sharey=True, squeeze=False)[0], shown, strict=True):
-        names = [name for name in DISTILLATIONS if values(records, method, name, "student", METRICS[0])]
-        for place, name in enumerate(names):
-            found = list(values(records, method, name, "student", METRICS[0]).values())
-            colour = "#d55e00" if name == "kdp" else "#0072b2"
-            axis.plot(found, [place] * len(found), "o", color=colour, alpha=0.5, markersize=5)
-            axis.plot(mean(found), place, "|", color=colour, markersize=16, markeredgewidth=2.5)
-        taught = [v for n in DISTILLATIONS for v in values(records, method, n, "teacher", METRICS[0]).values()]
-        if taught:
-            axis.axvline(mean(taught), color="black", linestyle="--", linewidth=1)
-            axis.text(mean(taught), -0.7, "teacher ", ha="right", fontsize=8)
-        axis.set_yticks(range(len(names)), names)
-        axis.set(title=method, xlabel="final average accuracy (%)", ylim=(len(names) - 0.4, -1))
-        axis.grid(axis="x", alpha=0.3)
-    figure.savefig(file)
 
 
 def metric_by_seed(by_seed: dict[int, dict[str, Any]], role: str, metric: str) -> dict[int, float]:
@@ -193,45 +157,6 @@ def cost_table(cost: dict[str, Any]) -> str:
         cells += [f"{row['bytes'] / 1e6:.2f}", f"{update / 1e3:.0f}" if update else "–"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
-
-
-def cost_picture(cost: dict[str, Any], file: Path) -> None:
-    """Accuracy of the exported file against latency at the first batch size, on a logarithmic axis."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator, ScalarFormatter
-
-    figure = Figure((7.6, 4.4), dpi=130, layout="constrained")
-    FigureCanvasAgg(figure)
-    axis = figure.subplots()
-    points = []
-    for name, row in cost["models"].items():
-        batch, latency = next(iter(row["latency"].items()))
-        colour = "black" if name == "teacher" else "#d55e00" if "kdp" in name else "#0072b2"
-        axis.plot(latency["p50_ms"], row["accuracy"], "o", color=colour, markersize=7)
-        points.append((latency["p50_ms"], row["accuracy"], name, colour))
-    heights = [accuracy for _, accuracy, *_ in points]
-    gap, taken = (max(heights) - min(heights) + 1) / 22, list[tuple[float, float]]()
-    for x, y, name, colour in sorted(points, key=lambda point: -point[1]):
-        place = y
-        while any(abs(place - other) < gap and 0.5 < x / beside < 2 for beside, other in taken):
-            place -= gap / 4
-        taken.append((x, place))
-        axis.annotate(
-            name, (x, y), (x * 1.06, place), fontsize=9, color=colour, va="center",
-            arrowprops={"arrowstyle": "-", "color": colour, "alpha": 0.3} if place != y else None,
-        )  # fmt: skip
-    axis.set_xscale("log")
-    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.xaxis.set_major_formatter(ScalarFormatter())
-    axis.xaxis.set_minor_formatter("")
-    low, high = min(x for x, *_ in points), max(x for x, *_ in points)
-    axis.set_xlim(low / 1.2, high * 1.5)
-    lowest = min(place for _, place in taken)
-    axis.set_ylim(lowest - 2 * gap, max(heights) + 2 * gap)
-    axis.set(xlabel=f"milliseconds, batch {batch} (median)", ylabel="accuracy on 10,000 test images (%)")
-    axis.grid(alpha=0.3)
-    figure.savefig(file)
 
 
 def time_table(records: list[dict[str, Any]]) -> str:
@@ -360,9 +285,12 @@ def report(folder: Path) -> str:
     ]
     if (folder / "longer").exists():
         lines += longer_section(folder / "longer", paper)
+    if (folder / "second-pair").exists():
+        lines += second_pair_section(folder / "second-pair", paper)
     cost = folder / "cost.json"
     if cost.exists():
-        lines += cost_section(json.loads(cost.read_text()))
+        found = json.loads(cost.read_text())
+        lines += cost_section(found, pair_in_words(found, folder))
     variants = by_name_and_seed(folder / "variants")
     base = coda_kdp(records)
     shown = {name: list(options) for name, options in (("ablation", ABLATION), ("candidates", CANDIDATES))}
@@ -383,7 +311,7 @@ def report(folder: Path) -> str:
         lines += [
             "## Better than the paper?",
             "",
-            "Each an option, off by default; CODA + KDP. `block-K` moves the query of the teacher too.",
+            "Each an option, off by default; CODA + KDP. `block-K` and `combined` move the query of the teacher too.",
             "",
             variant_table(shown["candidates"], variants, base),
             "",
@@ -399,27 +327,62 @@ def report(folder: Path) -> str:
     return "\n".join(lines)
 
 
-def longer_section(folder: Path, paper: dict[tuple[str, str], float]) -> list[str]:
-    """What more epochs change: the tables again, of fewer seeds."""
+def more_tables(folder: Path, paper: dict[tuple[str, str], float], note: str) -> list[str]:
+    """The tables again from the records of another schedule or another pair, which are of fewer seeds."""
     records = read_records(folder)
-    seeds, epochs = sorted({record["seed"] for record in records}), records[0]["epochs"]
-    commits = ", ".join(sorted({record["commit"] for record in records}))
-    lines = [
-        "## A longer schedule",
-        "",
-        f"The same with {epochs} epochs a task, seeds {seeds}, commit {commits}: `--epochs {epochs} --records "
-        "docs/results/longer`.",
-        "",
-    ]
+    lines = []
     for method in METHODS:
         if any(record["method"] == method for record in records):
-            lines += [f"### {method}, {epochs} epochs a task", "", table(records, paper, method), ""]
+            lines += [f"### {method}, {note.format(**records[0])}", "", table(records, paper, method), ""]
     if variants := by_name_and_seed(folder / "variants"):
         lines += [variant_table([*ABLATION, *CANDIDATES], variants, coda_kdp(records)), ""]
     return lines
 
 
-def cost_section(cost: dict[str, Any]) -> list[str]:
+def seeds_and_commits(folder: Path) -> str:
+    """Of all records in a folder, in words."""
+    records = read_records(folder)
+    commits = ", ".join(sorted({record["commit"] for record in records}))
+    return f"seeds {sorted({record['seed'] for record in records})}, commit {commits}"
+
+
+def longer_section(folder: Path, paper: dict[tuple[str, str], float]) -> list[str]:
+    """What more epochs change."""
+    epochs = read_records(folder)[0]["epochs"]
+    return [
+        "## A longer schedule",
+        "",
+        f"The same with {epochs} epochs a task, {seeds_and_commits(folder)}: `--epochs {epochs} --records "
+        "docs/results/longer`.",
+        "",
+        *more_tables(folder, paper, "{epochs} epochs a task"),
+    ]
+
+
+def second_pair_section(folder: Path, paper: dict[tuple[str, str], float]) -> list[str]:
+    """Whether another pair of the same shapes says the same."""
+    return [
+        "## A second pair",
+        "",
+        f"The same with backbones of the same shapes, pretrained anew, {seeds_and_commits(folder)}: `--records "
+        "docs/results/second-pair`.",
+        "",
+        *backbone_lines(folder),
+        "",
+        *more_tables(folder, paper, "second pair"),
+    ]
+
+
+def pair_in_words(cost: dict[str, Any], folder: Path) -> str:
+    """Which of the two pairs of backbones the students in the cost table had."""
+    for place, name in ((folder, "the table"), (folder / "second-pair", "the second pair")):
+        for record in read_records(place):
+            if {role: info["sha256"] for role, info in record["backbones"].items()} == cost["backbones"]:
+                return name
+    raise SystemExit(f"the backbones of {folder / 'cost.json'} are those of no record: measure it again")
+
+
+def cost_section(cost: dict[str, Any], pair: str) -> list[str]:
     """What it costs: from `cdl bench-latency`, and accuracy from `cdl evaluate` on the exported files."""
     machine = cost["machine"]
     threads = "/".join(map(str, cost["threads"]))
@@ -427,7 +390,8 @@ def cost_section(cost: dict[str, Any]) -> list[str]:
     return [
         "## What it costs",
         "",
-        f"`python benchmarks/split_cifar_cost.py`, seed {cost['seed']}: exported ONNX files on {machine['cpu']}, "
+        f"`python benchmarks/split_cifar_cost.py`, the runs of {pair}, seed {cost['seed']}: exported ONNX files on "
+        f"{machine['cpu']} ({', '.join(machine['instructions'])}), "
         f"threads: {threads}; {versions}; commit {cost['commit']}. The update leads from nine tasks to ten. "
         "`folded`: prompts selected once, for task 10; `block-K`: the query after K blocks of the same pass.",
         "",

@@ -49,11 +49,14 @@ CANDIDATES = {
     "scaled": ("--kd-prompt-scale", "0.1"),
     "block-1": ("--query", "block:1", "--query-regulariser", "1"),
     "block-4": ("--query", "block:4", "--query-regulariser", "1"),
-}
+    "combined": (
+        "--query", "block:1", "--query-regulariser", "1", "--student-head", "cosine", "--kd-classes", "seen",
+    ),
+}  # fmt: skip
 """What might do better than the paper; `answers` measures calibration, which needs no training."""
 
-OWN_TEACHER = {"block-1", "block-4"}
-"""The query is the teacher's as well."""
+TEACHERS = {"block-1": None, "block-4": None, "combined": "block-1"}
+"""Where the query moves, the teacher's does as well: it is taught anew, or another variant's. Others: `coda-kd`'s."""
 
 TOO_DEEP = {"vit_192x9_patch8_32": {"block-4"}}
 """CODA's prompts are in five blocks, from the query's on: a student of six blocks has no fourth to ask."""
@@ -68,7 +71,8 @@ def train_variant(setup: Setup, runs: Path, records: Path, name: str, seed: int)
     if file.exists():
         return
     own = replace(setup, options=(*setup.options, *{**ABLATION, **CANDIDATES}[name]))
-    teacher_run = None if name in OWN_TEACHER else runs / f"coda-kd-{seed}"
+    teacher = TEACHERS.get(name, "coda-kd")
+    teacher_run = runs / f"{teacher}-{seed}" if teacher and (runs / f"{teacher}-{seed}").exists() else None
     record, seconds = train(own, "coda", "kdp", seed, runs / f"{name}-{seed}", teacher_run)
     keep(own, file, "coda", "kdp", seed, record, seconds)
 

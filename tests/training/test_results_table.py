@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from benchmarks import split_cifar, split_cifar_report
+from benchmarks import split_cifar, split_cifar_pictures, split_cifar_report
 
 
 @pytest.fixture
@@ -17,12 +17,12 @@ def folder(tmp_path):
             "method": "coda", "distillation": distill, "seed": seed, "epochs": 3, "options": [],
             "seconds": 1800, "stage_seconds": {"student": 700 + seed, "evaluation": 90},
             "commit": "abc", "machine": "2 cores", "versions": {"torch": "1", "timm": "2"},
-            "backbones": {"student": {"model": "s", "parameters": 1_200_000}},
+            "backbones": {"student": {"model": "s", "sha256": "1a", "parameters": 1_200_000}},
             "student": {**metrics, "final_average_accuracy": accuracy},
         }  # fmt: skip
         if teacher is not None:
             content["teacher"] = {**metrics, "final_average_accuracy": teacher}
-            content["backbones"]["teacher"] = {"model": "t", "parameters": 4_000_000}
+            content["backbones"]["teacher"] = {"model": "t", "sha256": "2b", "parameters": 4_000_000}
         (tmp_path / f"coda-{distill}-{seed}.json").write_text(json.dumps(content))
 
     for seed, (none, kd, kdp) in enumerate([(50.0, 52.0, 51.0), (52.0, 51.0, 55.0)]):
@@ -49,7 +49,7 @@ def test_the_report_says_what_it_is_made_of(folder):
     assert "Seeds [0, 1], 3 epochs a task" in text
     assert "student `s`, 1.2 M parameters; teacher `t`, 4.0 M parameters" in text
     assert "3.0 hours of runs" in text
-    split_cifar_report.picture(split_cifar_report.read_records(folder), folder / "accuracy.png")
+    split_cifar_pictures.picture(split_cifar.read_records(folder), folder / "accuracy.png")
     assert (folder / "accuracy.png").stat().st_size > 10_000
 
 
@@ -83,7 +83,8 @@ def test_variants_answers_and_costs(folder):
     }  # fmt: skip
     cost = {
         "seed": 0, "commit": "abc", "threads": [2], "notes": ["busy"], "models": models,
-        "machine": {"cpu": "chip", "versions": {"onnxruntime": "1"}},
+        "machine": {"cpu": "chip", "instructions": ["avx2"], "versions": {"onnxruntime": "1"}},
+        "backbones": {"teacher": "2b", "student": "1a"},
     }  # fmt: skip
     (folder / "cost.json").write_text(json.dumps(cost))
     lines = split_cifar_report.report(folder).splitlines()
@@ -94,7 +95,8 @@ def test_variants_answers_and_costs(folder):
     assert "| kdp | 51.00 % | 0.5 | 4.00 | 10 | 3.00 | 2.00 | 30 |" in lines
     assert "| teacher | 60.00 % | 2 |  | 30 |  | 9.00 | – |" in lines
     assert "* busy" in lines
-    split_cifar_report.cost_picture(cost, folder / "cost.png")
+    assert any("the runs of the table, seed 0: exported ONNX files on chip (avx2)" in line for line in lines)
+    split_cifar_pictures.cost_picture(cost, folder / "cost.png")
     assert (folder / "cost.png").stat().st_size > 10_000
 
 
@@ -112,6 +114,30 @@ def test_a_longer_schedule_is_a_section_of_its_own(folder):
     assert "9 epochs a task, seeds [0], commit abc" in longer
     assert "| **kdp** | 59.50 | +1.50 (1 of 1) | – | 10.00 |" in longer
     assert "| all-seen | `--kd-classes seen` | 59.00 | -0.50 (0 of 1) | 10.00 | 60.00 |" in longer
+
+
+def test_a_second_pair_is_a_section_and_costs_say_which_pair_they_are_of(folder):
+    other = folder / "second-pair"
+    (other / "backbones").mkdir(parents=True)
+    record = json.loads((folder / "coda-kdp-0.json").read_text())
+    record["student"]["final_average_accuracy"] = 49.0
+    record["backbones"]["student"]["sha256"] = "3c"
+    (other / "coda-kdp-0.json").write_text(json.dumps(record))
+    made = {
+        "model": "s", "parameters": 1_200_000, "epochs": 4, "seconds": 600, "machine": "chip", "seed": 0,
+        "batch_size": 256, "commit": "def", "validation_top1": 25.0, "classes": 200, "validation_images": 10_000,
+    }  # fmt: skip
+    (other / "backbones/s.json").write_text(json.dumps(made))
+    before, _, second = split_cifar_report.report(folder).partition("## A second pair")
+    assert "| **kdp** | 53.00 ± 2.83 |" in before
+    assert "`s`: 1.2 M parameters, 4 epochs in 10 minutes" in second
+    assert "### coda, second pair" in second
+    assert "| **kdp** | 49.00 | – | – | 10.00 |" in second
+    in_words = split_cifar_report.pair_in_words
+    assert in_words({"backbones": {"student": "1a", "teacher": "2b"}}, folder) == "the table"
+    assert in_words({"backbones": {"student": "3c", "teacher": "2b"}}, folder) == "the second pair"
+    with pytest.raises(SystemExit, match=r"are those of no record: measure it again"):
+        in_words({"backbones": {"student": "3c", "teacher": "4d"}}, folder)
 
 
 def test_the_pair_on_the_digits_beside_the_packages_own(folder, monkeypatch):
