@@ -178,10 +178,11 @@ def backbone_lines(folder: Path) -> list[str]:
     lines = []
     for file in sorted((folder / "backbones").glob("*.json")):
         made = json.loads(file.read_text())
+        how = ["float32" if made["bf16"] is False else "bf16", *([] if made["augment"] else ["crops and flips only"])]
         lines.append(
             f"* `{made['model']}`: {made['parameters'] / 1e6:.1f} M parameters, {made['epochs']} epochs in "
             f"{made['seconds'] / 60:.0f} minutes ({made['machine']}), seed {made['seed']}, batch {made['batch_size']}, "
-            f"commit {made['commit']}; "
+            f"{', '.join(how)}, commit {made['commit']}; "
             f"**{made['validation_top1']:.1f} %** top-1 of {made['classes']} classes on {made['validation_images']:,} "
             "validation images."
         )

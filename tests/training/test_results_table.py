@@ -126,11 +126,13 @@ def test_a_second_pair_is_a_section_and_costs_say_which_pair_they_are_of(folder)
     made = {
         "model": "s", "parameters": 1_200_000, "epochs": 4, "seconds": 600, "machine": "chip", "seed": 0,
         "batch_size": 256, "commit": "def", "validation_top1": 25.0, "classes": 200, "validation_images": 10_000,
+        "bf16": False, "augment": False,
     }  # fmt: skip
     (other / "backbones/s.json").write_text(json.dumps(made))
     before, _, second = split_cifar_report.report(folder).partition("## A second pair")
     assert "| **kdp** | 53.00 ± 2.83 |" in before
     assert "`s`: 1.2 M parameters, 4 epochs in 10 minutes" in second
+    assert "batch 256, float32, crops and flips only, commit def" in second
     assert "### coda, second pair" in second
     assert "| **kdp** | 49.00 | – | – | 10.00 |" in second
     in_words = split_cifar_report.pair_in_words
