@@ -65,7 +65,7 @@ def cost_picture(cost: dict[str, Any], file: Path) -> None:
             arrowprops={"arrowstyle": "-", "color": colour, "alpha": 0.3} if place != y else None,
         )  # fmt: skip
     axis.set_xscale("log")
-    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
     axis.xaxis.set_major_formatter(ScalarFormatter())
     axis.xaxis.set_minor_formatter("")
     low, high = min(x for x, *_ in points), max(x for x, *_ in points)

@@ -394,7 +394,8 @@ def cost_section(cost: dict[str, Any], pair: str) -> list[str]:
         f"`python benchmarks/split_cifar_cost.py`, the runs of {pair}, seed {cost['seed']}: exported ONNX files on "
         f"{machine['cpu']} ({', '.join(machine['instructions'])}), "
         f"threads: {threads}; {versions}; commit {cost['commit']}. The update leads from nine tasks to ten. "
-        "`folded`: prompts selected once, for task 10; `block-K`: the query after K blocks of the same pass.",
+        "`folded`: prompts selected once, for task 10; `block-K`: the query after K blocks of the same pass. Accuracy "
+        "is `cdl evaluate` of each file; times, and the notes below, are of `cdl bench-latency`.",
         "",
         "![accuracy against latency](results/cost.png)",
         "",
