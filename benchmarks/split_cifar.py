@@ -156,6 +156,11 @@ def values(records: list[dict[str, Any]], method: str, distill: str, role: str, 
     }
 
 
+def hashes(record: dict[str, Any]) -> dict[str, str]:
+    """Of the backbones, by role, in a record of the table or of a run: they tell which pair it was."""
+    return {role: info["sha256"] for role, info in record["backbones"].items()}
+
+
 def commit() -> str:
     done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=PROJECT, capture_output=True, text=True)
     return done.stdout.strip()

@@ -23,7 +23,7 @@ from typing import Any
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
-from benchmarks.split_cifar import RESULTS, commit  # noqa: E402
+from benchmarks.split_cifar import RESULTS, commit, hashes  # noqa: E402
 from cdl_deploy.export import ExportOptions, Shrink, export_run  # noqa: E402
 from cdl_deploy.update import make_update  # noqa: E402
 
@@ -67,6 +67,10 @@ def cdl(*arguments: object) -> Any:
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
+def run_record(run: Path) -> Any:
+    return json.loads((run / "run.json").read_text())
+
+
 def export(model: Model, run: Path, folder: Path) -> tuple[Path, int | None]:
     """The model's file, and the bytes of the update that makes it from what it was a task earlier.
 
@@ -77,15 +81,10 @@ def export(model: Model, run: Path, folder: Path) -> tuple[Path, int | None]:
     shutil.copy(out / model.file, path)
     if model.select != "in-graph":
         return path, None
-    older, tasks = folder / f"{model.name}.older", len(json.loads((run / "run.json").read_text())["tasks"])
+    older, tasks = folder / f"{model.name}.older", len(run_record(run)["tasks"])
     export_run(run, older, model.options, after=tasks - 1)
     update = make_update(older / model.file, path, folder / f"{model.name}.cdlup")
     return path, update.path.stat().st_size
-
-
-def backbones(run: Path) -> dict[str, str]:
-    """The hashes of a run's pair, by role: they tell which pair it was."""
-    return {role: info["sha256"] for role, info in json.loads((run / "run.json").read_text())["backbones"].items()}
 
 
 def main() -> None:
@@ -127,7 +126,7 @@ def main() -> None:
     record = {
         "seed": given.seed,
         "commit": commit(),
-        "backbones": backbones(given.runs / rows["teacher"]["run"]),
+        "backbones": hashes(run_record(given.runs / rows["teacher"]["run"])),
         "machine": latency["machine"],
         "threads": sorted({item["threads"] for item in latency["measurements"]}),
         "notes": latency["notes"],

@@ -21,7 +21,7 @@ from typing import Any
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
-from benchmarks.split_cifar import DISTILLATIONS, METHODS, METRICS, RESULTS, read_records, values  # noqa: E402
+from benchmarks.split_cifar import DISTILLATIONS, METHODS, METRICS, RESULTS, hashes, read_records, values  # noqa: E402
 from benchmarks.split_cifar_pictures import cost_picture, picture  # noqa: E402
 from benchmarks.split_cifar_variants import ABLATION, CANDIDATES  # noqa: E402
 
@@ -178,7 +178,7 @@ def backbone_lines(folder: Path) -> list[str]:
     lines = []
     for file in sorted((folder / "backbones").glob("*.json")):
         made = json.loads(file.read_text())
-        how = ["float32" if made["bf16"] is False else "bf16", *([] if made["augment"] else ["crops and flips only"])]
+        how = ["bf16" if made["bf16"] else "float32", *([] if made["augment"] else ["crops and flips only"])]
         lines.append(
             f"* `{made['model']}`: {made['parameters'] / 1e6:.1f} M parameters, {made['epochs']} epochs in "
             f"{made['seconds'] / 60:.0f} minutes ({made['machine']}), seed {made['seed']}, batch {made['batch_size']}, "
@@ -218,23 +218,26 @@ def by_name_and_seed(folder: Path) -> dict[str, dict[int, dict[str, Any]]]:
     return found
 
 
+def distinct(records: list[dict[str, Any]], key: str) -> list[Any]:
+    """What the records have under a key, sorted."""
+    return sorted({record[key] for record in records})
+
+
 def about(records: list[dict[str, Any]]) -> list[str]:
     """What the table is made of."""
     first = records[0]
-    seeds = sorted({record["seed"] for record in records})
     hours = sum(record["seconds"] for record in records) / 3600
     backbones = next(record for record in records if "teacher" in record["backbones"])["backbones"]
     pair = "; ".join(
         f"{role} `{info['model']}`, {info['parameters'] / 1e6:.1f} M parameters" for role, info in backbones.items()
     )
-    commits = ", ".join(sorted({record["commit"] for record in records}))
-    machines = "; ".join(sorted({record["machine"] for record in records}))
     short = first["epochs"] < FULL_EPOCHS
     return [
         "Written by `python benchmarks/split_cifar_report.py` from the records in [results/](results). What the "
         "figures mean is in [findings.md](findings.md).",
         "",
-        f"* Ten tasks of ten classes in an order shuffled by the seed, all 10,000 test images; percent. Seeds {seeds}, "
+        f"* Ten tasks of ten classes in an order shuffled by the seed, all 10,000 test images; percent. Seeds "
+        f"{distinct(records, 'seed')}, "
         f"{first['epochs']} epoch{'s' if first['epochs'] > 1 else ''} a task"
         f"{', ' + ' '.join(first['options']) if first['options'] else ''}.",
         *(
@@ -248,7 +251,8 @@ def about(records: list[dict[str, Any]]) -> list[str]:
             else []
         ),
         f"* Backbones: {pair}. The paper's are ViT-B and ViT-S: compare gains, not levels.",
-        f"* {machines}; torch {first['versions']['torch']}, timm {first['versions']['timm']}; commit {commits}; "
+        f"* {'; '.join(distinct(records, 'machine'))}; torch {first['versions']['torch']}, "
+        f"timm {first['versions']['timm']}; commit {', '.join(distinct(records, 'commit'))}; "
         f"{hours:.1f} hours of runs in all.",
         "",
     ]
@@ -271,10 +275,7 @@ def report(folder: Path) -> str:
             *digits_lines(folder),
             "",
         ]
-    lines += ["## The table", "", "![accuracy of every student](results/accuracy.png)", ""]
-    for method in METHODS:
-        if any(record["method"] == method for record in records):
-            lines += [f"### {method}", "", table(records, paper, method), ""]
+    lines += ["## The table", "", "![accuracy of every student](results/accuracy.png)", "", *tables(records, paper)]
     lines += [
         "### Where the time went",
         "",
@@ -328,58 +329,57 @@ def report(folder: Path) -> str:
     return "\n".join(lines)
 
 
-def more_tables(folder: Path, paper: dict[tuple[str, str], float], note: str) -> list[str]:
-    """The tables again from the records of another schedule or another pair, which are of fewer seeds."""
-    records = read_records(folder)
+def tables(records: list[dict[str, Any]], paper: dict[tuple[str, str], float], note: str = "") -> list[str]:
+    """A table a method, its heading followed by the note."""
     lines = []
     for method in METHODS:
         if any(record["method"] == method for record in records):
-            lines += [f"### {method}, {note.format(**records[0])}", "", table(records, paper, method), ""]
-    if variants := by_name_and_seed(folder / "variants"):
-        lines += [variant_table([*ABLATION, *CANDIDATES], variants, coda_kdp(records)), ""]
+            lines += [f"### {method}{note}", "", table(records, paper, method), ""]
     return lines
 
 
-def seeds_and_commits(folder: Path) -> str:
-    """Of all records in a folder, in words."""
-    records = read_records(folder)
-    commits = ", ".join(sorted({record["commit"] for record in records}))
-    return f"seeds {sorted({record['seed'] for record in records})}, commit {commits}"
+def variants_too(folder: Path, records: list[dict[str, Any]]) -> list[str]:
+    """The variants of another schedule or another pair, in one table."""
+    variants = by_name_and_seed(folder / "variants")
+    return [variant_table([*ABLATION, *CANDIDATES], variants, coda_kdp(records)), ""] if variants else []
 
 
 def longer_section(folder: Path, paper: dict[tuple[str, str], float]) -> list[str]:
     """What more epochs change."""
-    epochs = read_records(folder)[0]["epochs"]
+    records = read_records(folder)
+    epochs = records[0]["epochs"]
     return [
         "## A longer schedule",
         "",
-        f"The same with {epochs} epochs a task, {seeds_and_commits(folder)}: `--epochs {epochs} --records "
-        "docs/results/longer`.",
+        f"The same with {epochs} epochs a task, seeds {distinct(records, 'seed')}, commit "
+        f"{', '.join(distinct(records, 'commit'))}: `--epochs {epochs} --records docs/results/longer`.",
         "",
-        *more_tables(folder, paper, "{epochs} epochs a task"),
+        *tables(records, paper, f", {epochs} epochs a task"),
+        *variants_too(folder, records),
     ]
 
 
 def second_pair_section(folder: Path, paper: dict[tuple[str, str], float]) -> list[str]:
     """Whether another pair of the same shapes says the same."""
+    records = read_records(folder)
     return [
         "## A second pair",
         "",
-        f"The same with backbones of the same shapes, pretrained anew, {seeds_and_commits(folder)}: `--records "
-        "docs/results/second-pair`.",
+        f"The same with backbones of the same shapes, pretrained anew, seeds {distinct(records, 'seed')}, commit "
+        f"{', '.join(distinct(records, 'commit'))}: `--records docs/results/second-pair`.",
         "",
         *backbone_lines(folder),
         "",
-        *more_tables(folder, paper, "second pair"),
+        *tables(records, paper, ", second pair"),
+        *variants_too(folder, records),
     ]
 
 
 def pair_in_words(cost: dict[str, Any], folder: Path) -> str:
     """Which of the two pairs of backbones the students in the cost table had."""
     for place, name in ((folder, "the table"), (folder / "second-pair", "the second pair")):
-        for record in read_records(place):
-            if {role: info["sha256"] for role, info in record["backbones"].items()} == cost["backbones"]:
-                return name
+        if any(hashes(record) == cost["backbones"] for record in read_records(place)):
+            return name
     raise SystemExit(f"the backbones of {folder / 'cost.json'} are those of no record: measure it again")
 
 

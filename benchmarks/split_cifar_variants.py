@@ -49,11 +49,9 @@ CANDIDATES = {
     "scaled": ("--kd-prompt-scale", "0.1"),
     "block-1": ("--query", "block:1", "--query-regulariser", "1"),
     "block-4": ("--query", "block:4", "--query-regulariser", "1"),
-    "combined": (
-        "--query", "block:1", "--query-regulariser", "1", "--student-head", "cosine", "--kd-classes", "seen",
-    ),
-}  # fmt: skip
+}
 """What might do better than the paper; `answers` measures calibration, which needs no training."""
+CANDIDATES["combined"] = (*CANDIDATES["block-1"], *CANDIDATES["cosine"], *CANDIDATES["all-seen"])
 
 TEACHERS = {"block-1": None, "block-4": None, "combined": "block-1"}
 """Where the query moves, the teacher's does as well: it is taught anew, or another variant's. Others: `coda-kd`'s."""
@@ -72,7 +70,8 @@ def train_variant(setup: Setup, runs: Path, records: Path, name: str, seed: int)
         return
     own = replace(setup, options=(*setup.options, *{**ABLATION, **CANDIDATES}[name]))
     teacher = TEACHERS.get(name, "coda-kd")
-    teacher_run = runs / f"{teacher}-{seed}" if teacher and (runs / f"{teacher}-{seed}").exists() else None
+    lent = runs / f"{teacher}-{seed}"
+    teacher_run = lent if teacher and lent.exists() else None
     record, seconds = train(own, "coda", "kdp", seed, runs / f"{name}-{seed}", teacher_run)
     keep(own, file, "coda", "kdp", seed, record, seconds)
 

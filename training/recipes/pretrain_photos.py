@@ -189,6 +189,7 @@ class Pretraining:
         shipped = timm.create_model(recipe.model, num_classes=len(self.classes), checkpoint_path=str(file)).eval()
         record = {
             **asdict(recipe),
+            "bf16": self.bf16,
             "classes": len(self.classes),
             "train_images": len(self.train),
             "validation_images": len(self.test),

@@ -9,7 +9,7 @@ from pathlib import Path
 import safetensors
 import safetensors.torch
 import torch
-from timm.optim.muon import zeropower_via_newtonschulz
+from timm.optim.muon import get_lr_scale, zeropower_via_newtonschulz
 from torch import Tensor, nn
 
 from cdl_deploy.errors import OptionError
@@ -27,7 +27,8 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
 class MuonInFloat32(torch.optim.Muon):
     """Muon that orthogonalises in float32, for processors without bf16 instructions.
 
-    torch's own always does so in bf16, which there is slower than all the rest of a step. Everything else is the same.
+    torch's own always does so in bf16, which there is slower than all the rest of a step. Everything else is what
+    torch's does by default: Nesterov's momentum, and the step scaled by the original sqrt(max(1, rows / columns)).
     """
 
     @torch.no_grad()
@@ -48,8 +49,7 @@ class MuonInFloat32(torch.optim.Muon):
                     dtype=torch.float32,
                 )
                 matrix.mul_(1 - group["lr"] * group["weight_decay"])
-                rows, columns = matrix.shape
-                matrix.add_(direction, alpha=-group["lr"] * math.sqrt(max(1.0, rows / columns)))
+                matrix.add_(direction, alpha=-group["lr"] * get_lr_scale(matrix.shape, "original"))
 
 
 def make_optimizers(model: nn.Module, bf16: bool = True) -> list[torch.optim.Optimizer]:
