@@ -43,7 +43,7 @@ lint: $(VENV)/.installed-dev  ## ruff: lint, and whether `make format` would cha
 	$(BIN)/ruff format --check
 
 types: $(VENV)/.installed-dev  ## mypy, strict
-	$(BIN)/python tools/typecheck.py
+	$(BIN)/mypy
 
 check: lint types test test-install examples  ## exactly what CI runs
 
@@ -79,7 +79,7 @@ define install
 endef
 
 # One stamp a set of extras: installed again when it is older than a file that says what to install.
-REQUIREMENTS := pyproject.toml setup.py constraints.txt
+REQUIREMENTS := pyproject.toml constraints.txt
 
 $(VENV)/.installed-all: $(REQUIREMENTS) | $(BIN)/python
 	$(call install,all)

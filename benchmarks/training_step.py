@@ -59,7 +59,7 @@ from cdl_deploy.training.config import DataConfig, MethodConfig, OptimConfig, Ru
 from cdl_deploy.training.machine import in_precision  # noqa: E402
 from cdl_deploy.training.models.backbone import Backbone  # noqa: E402
 from cdl_deploy.training.models.learner import Role  # noqa: E402
-from cdl_deploy.training.models.pair import Pair, build_pair  # noqa: E402
+from cdl_deploy.training.models.teacher_student import TeacherStudent, build_teacher_student  # noqa: E402
 from cdl_deploy.training.processes import Processes  # noqa: E402
 from cdl_deploy.training.run import train  # noqa: E402
 from cdl_deploy.training.stage import make_optimizer, stage_losses, take_step  # noqa: E402
@@ -76,13 +76,13 @@ PARTS = ("all", "agreement", "speed", "memory", "task-steps", "whole-tasks")
 # ---- a process that takes steps --------------------------------------------------------------------------------------
 
 
-def make_pair(query: str, tasks: int, classes: int, device: str) -> Pair:
+def make_pair(query: str, tasks: int, classes: int, device: str) -> TeacherStudent:
     """Both learners in the last of `tasks` tasks, backbones and all with random values."""
     backbones: dict[Role, Backbone] = {}
     for role, name in MODELS.items():
         torch.manual_seed(0)
         backbones[role] = Backbone(create_vit(name, 224), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    pair = build_pair(backbones, MethodConfig(query=query), seed=0)
+    pair = build_teacher_student(backbones, MethodConfig(query=query), seed=0)
     for _ in range(tasks):
         pair.begin_task(classes, seed=0)
     for learner in pair.learners.values():

@@ -14,19 +14,19 @@ from typing import TYPE_CHECKING, Any
 from cdl_deploy.version import __version__
 
 if TYPE_CHECKING:
-    from cdl_deploy.bundle import Bundle, read_bundle
-    from cdl_deploy.classifier import Classifier, Prediction
-    from cdl_deploy.predict import Row, predict_rows
+    from cdl_deploy.runtime.bundle import Bundle, read_bundle
+    from cdl_deploy.runtime.classifier import Classifier, Prediction
+    from cdl_deploy.runtime.predict import Row, predict_rows
 
 __all__ = ["Bundle", "Classifier", "Prediction", "Row", "__version__", "predict_rows", "read_bundle"]
 
 _HOME = {
-    "Bundle": "cdl_deploy.bundle",
-    "Classifier": "cdl_deploy.classifier",
-    "Prediction": "cdl_deploy.classifier",
-    "Row": "cdl_deploy.predict",
-    "predict_rows": "cdl_deploy.predict",
-    "read_bundle": "cdl_deploy.bundle",
+    "Bundle": "cdl_deploy.runtime.bundle",
+    "Classifier": "cdl_deploy.runtime.classifier",
+    "Prediction": "cdl_deploy.runtime.classifier",
+    "Row": "cdl_deploy.runtime.predict",
+    "predict_rows": "cdl_deploy.runtime.predict",
+    "read_bundle": "cdl_deploy.runtime.bundle",
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 
 
-def derive_seed(seed: int, *place: str | int) -> int:
+def derive_seed(seed: int, *scope: str | int) -> int:
     """A 63-bit seed for one place in a run, e.g. `derive_seed(0, "shuffle", task, "student", epoch)`."""
-    text = repr((seed, *place)).encode()
+    text = repr((seed, *scope)).encode()
     return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 1

@@ -1,9 +1,9 @@
 """A block's attention with its constants folded in: what remains is products of tokens, a softmax and two additions.
 
     scale   the query's rows are multiplied by it beforehand
-    bₖ      adds the same to every score of a query, which a softmax does not see: left out, and taken off prompt rows
+    bₖ      adds the same to every score of a query, which a softmax does not see: left out, and taken off prompts
     bᵥ      shares add up to 1, so it comes out of the mixture as it is: Wₚ bᵥ + bₚ is the projection's bias, and it is
-            taken off prompt rows
+            taken off prompts
 
 Query, key and value have a matrix each. Together in one product, as the training model has them, they would have to be
 moved apart again, which takes longer than three products instead of one.
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from cdl_deploy.training.models.backbone import Backbone
 
 HeadRows = tuple[Float[Tensor, "b H p d"], Float[Tensor, "b H p d"]]
-"""Key rows and value rows, split into heads."""
+"""key prompts and value prompts, split into heads."""
 Projected = tuple[Float[Tensor, "B H N d"], Float[Tensor, "B H N d"], Float[Tensor, "B H N d"]]
 """Query, key and value of tokens."""
 
@@ -67,7 +67,7 @@ class FoldedAttention(nn.Module):
             self.register_buffer(name, shift.view(1, self.heads, 1, -1).clone(), persistent=False)
 
     def shifted(self, rows: HeadRows) -> HeadRows:
-        """Prompt rows as this attention wants them: without what its own keys and values have been left without."""
+        """Prompts as this attention wants them: without what its own keys and values have been left without."""
         return rows[0] - self.key_shift, rows[1] - self.value_shift
 
     def queries(self, normed: Float[Tensor, "B n D"]) -> Float[Tensor, "B H n d"]:

@@ -14,7 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cdl_deploy.bundle import (
+from cdl_deploy.errors import OptionError, RunError, nearest
+from cdl_deploy.export.fixed_selection import BATCH, Select, check_select, fix_selection, load_images
+from cdl_deploy.export.graph import ExportGraph
+from cdl_deploy.export.latency import latency_ms
+from cdl_deploy.export.onnx_file import OPSET, above_limit, check_opset, export_onnx, file_size, save_onnx, weights_file
+from cdl_deploy.export.ort_file import write_ort
+from cdl_deploy.export.parity import check_parity, trained_logits
+from cdl_deploy.export.preprocessing import check_filter
+from cdl_deploy.export.updates import MadeUpdate, make_updates, older_models
+from cdl_deploy.export.variants import Shrink, write_variants
+from cdl_deploy.files import write_json
+from cdl_deploy.runtime.bundle import (
     INPUTS,
     MAX_TOP_K,
     Accuracy,
@@ -27,21 +38,11 @@ from cdl_deploy.bundle import (
     description_file,
     encode_metadata,
 )
-from cdl_deploy.errors import OptionError, RunError, nearest
-from cdl_deploy.export.fixed_selection import BATCH, Select, check_select, fix_selection, load_images
-from cdl_deploy.export.graph import ExportGraph
-from cdl_deploy.export.latency import latency_ms
-from cdl_deploy.export.onnx_file import OPSET, above_limit, check_opset, export_onnx, file_size, save_onnx, weights_file
-from cdl_deploy.export.ort_file import write_ort
-from cdl_deploy.export.parity import check_parity, trained_logits
-from cdl_deploy.export.preprocessing import check_filter
-from cdl_deploy.export.updates import MadeUpdate, make_updates, older_models
-from cdl_deploy.export.variants import Shrink, write_variants
-from cdl_deploy.files import write_json
 from cdl_deploy.training import metrics
 from cdl_deploy.training.data import transforms
+from cdl_deploy.training.formats import first_config
 from cdl_deploy.training.models.learner import Learner
-from cdl_deploy.training.models.pair import Pair
+from cdl_deploy.training.models.teacher_student import TeacherStudent
 from cdl_deploy.training.restore import load_heldout, load_run
 from cdl_deploy.training.run_directory import Record
 
@@ -177,7 +178,7 @@ def _samples(select: Select, record: Record, images: Tensor, labels: Tensor) -> 
 def _export_learner(
     run: Path,
     record: Record,
-    pair: Pair,
+    pair: TeacherStudent,
     learner: Learner,
     images: Tensor,
     folder: Path,
@@ -273,5 +274,5 @@ def is_exported(learner: Learner, name: str) -> bool:
 
 def run_fingerprint(record: Record) -> str:
     """Hash of what the run was made from: configuration, backbones, and the images of every task."""
-    content = [record.config, record.backbones, [task["data_fingerprint"] for task in record.tasks]]
+    content = [first_config(record.config), record.backbones, [task["data_fingerprint"] for task in record.tasks]]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

@@ -4,7 +4,7 @@ Five things differ from the training model, and none changes a logit by more tha
 
 * only what is read is computed: the last block of the query pass ends in the class token alone, the last block of the
   prompted pass in the class token and, where there is one, the distillation's token. For so few tokens that ask, keys
-  and values of all the others are not worth computing: `FewAsking` brings the question to the tokens instead;
+  and values of all the others are not worth computing: `AbsorbedKVAttention` brings the question to the tokens instead;
 * an attention's biases and scale are part of other constants (`cdl_deploy.export.attention`);
 * tokens that enter block 0 of both passes are normalised and projected there once;
 * a method's selection is folded by `cdl_deploy.export.selection` (key norms, A∘K̂ and A² are constants), and what is
@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from cdl_deploy.export.attention import FoldedAttention, Projected, as_blocks, fold_attentions
-from cdl_deploy.export.block import ConstantPrompt, FewAsking, run_block
+from cdl_deploy.export.block import AbsorbedKVAttention, ConstantPrompt, run_block
 from cdl_deploy.export.embedding import fold_embedding
 from cdl_deploy.export.heads import fold_heads
 from cdl_deploy.export.selection import fold_selection
@@ -29,7 +29,7 @@ from cdl_deploy.training.distillation import Distillation
 from cdl_deploy.training.distillation.extra_token import ExtraToken
 from cdl_deploy.training.models.backbone import Backbone
 from cdl_deploy.training.models.learner import Learner, merge
-from cdl_deploy.training.models.pair import Pair
+from cdl_deploy.training.models.teacher_student import TeacherStudent
 
 
 class ExportGraph(nn.Module):
@@ -39,7 +39,7 @@ class ExportGraph(nn.Module):
     With the query of `block:K` the student is one pass: its first K blocks give the query, and it goes on from there.
     """
 
-    def __init__(self, pair: Pair, learner: Learner, pixels: bool = False) -> None:
+    def __init__(self, pair: TeacherStudent, learner: Learner, pixels: bool = False) -> None:
         super().__init__()
         self.query_backbone = pair.encoder.backbone
         self.backbone = learner.backbone
@@ -81,10 +81,12 @@ class ExportGraph(nn.Module):
         last = self.backbone.depth - 1
         for index in range(self.first_block, self.backbone.depth):
             constant = cast(ConstantPrompt, self.constants[str(index)]) if str(index) in self.constants else None
-            read = self.head.tokens_read if index == last else None
+            output_tokens = self.head.output_tokens if index == last else None
             first = projected if index == self.first_block else None
             attention, chosen = self.attentions[index], prompts.get(index)
-            tokens = run_block(self.backbone, attention, index, tokens, chosen, constant, read, self.last, first)
+            tokens = run_block(
+                self.backbone, attention, index, tokens, chosen, constant, output_tokens, self.last, first
+            )
         logits = self.head(self.backbone.final_norm(tokens))
         return logits, logits.softmax(dim=1), task_scores.expand(image.shape[0], -1)
 
@@ -100,14 +102,16 @@ class ExportGraph(nn.Module):
             tokens = self.query_embedding(image)
         count, few = self.query_block or backbone.depth, self.last if self.shared else self.query_last
         for index in range(count):
-            read, first = (0,) if index == count - 1 else None, entry if index == 0 else None
-            tokens = run_block(backbone, attentions[index], index, tokens, read=read, few=few, projected=first)
+            output_tokens, first = (0,) if index == count - 1 else None, entry if index == 0 else None
+            tokens = run_block(
+                backbone, attentions[index], index, tokens, output_tokens=output_tokens, few=few, projected=first
+            )
         return backbone.final_norm(tokens[:, 0])
 
 
-def last_block(attention: FoldedAttention) -> FewAsking | None:
+def last_block(attention: FoldedAttention) -> AbsorbedKVAttention | None:
     """Not where keys are normalised, which is no product."""
-    return FewAsking(attention) if attention.key_is_product else None
+    return AbsorbedKVAttention(attention) if attention.key_is_product else None
 
 
 def enter(backbone: Backbone, attention: FoldedAttention, tokens: Float[Tensor, "B N D"]) -> Projected:

@@ -17,10 +17,10 @@ class FoldedHeads(nn.Module):
     weight: Tensor
     bias: Tensor
 
-    def __init__(self, weight: Tensor, bias: Tensor, tokens_read: tuple[int, ...], normalise: bool = False) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor, output_tokens: tuple[int, ...], normalise: bool = False) -> None:
         super().__init__()
         self.normalise = normalise
-        self.tokens_read = tokens_read
+        self.output_tokens = output_tokens
         """Positions of the tokens the last block has to produce; −1 is the last."""
         self.register_buffer("weight", weight.detach().contiguous())
         self.register_buffer("bias", bias.detach().contiguous())
@@ -33,12 +33,12 @@ class FoldedHeads(nn.Module):
 
 def fold_heads(learner: Learner) -> FoldedHeads:
     """Class head alone, or, for KDP and DeiT, (1 − α) of it beside α of the KD head; calibrated if the learner is."""
-    weight, bias = learner.class_head.rows(), learner.class_head.bias.all()
+    weight, bias = learner.class_head.effective_weight(), learner.class_head.bias.all()
     distillation, calibration = learner.distillation, learner.calibration
     if isinstance(distillation, ExtraToken):
         alpha = torch.as_tensor(distillation.mixing).to(bias)
         share = alpha[..., None]
-        parts = [(1 - share) * weight, share * distillation.head.rows()]
+        parts = [(1 - share) * weight, share * distillation.head.effective_weight()]
         weight = parts[0] + parts[1] if distillation.token is None else torch.cat(parts, dim=1)
         bias = (1 - alpha) * bias + alpha * distillation.head.bias.all()
     elif distillation.answers:
@@ -46,4 +46,4 @@ def fold_heads(learner: Learner) -> FoldedHeads:
     if calibration is not None:
         weight, bias = weight * calibration.scale[:, None], bias * calibration.scale + calibration.offset
     normalise = isinstance(learner.class_head, NormalisedHead)
-    return FoldedHeads(weight, bias, distillation.reads if distillation.answers else (0,), normalise)
+    return FoldedHeads(weight, bias, distillation.output_tokens if distillation.answers else (0,), normalise)

@@ -15,12 +15,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from cdl_deploy.bundle import INPUT_NAME, Preprocessing
+from cdl_deploy.data.folder import images_below
+from cdl_deploy.data.images import SUFFIXES, load_image, to_tensor
 from cdl_deploy.errors import DataError
 from cdl_deploy.export.parity import graph_input
 from cdl_deploy.export.quantise import Feeds
-from cdl_deploy.image_folder import images_below
-from cdl_deploy.images import SUFFIXES, load_image, to_tensor
+from cdl_deploy.runtime.bundle import INPUT_NAME, Preprocessing
 from cdl_deploy.training.data.sources import Item
 from cdl_deploy.training.data.sources import load_image as load_item
 from cdl_deploy.training.data.task_data import TaskData, TaskPlan
@@ -38,7 +38,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Calibration:
+class CalibrationImages:
     """Images for `calibrate`, each decoded when its turn comes: photographs in full size take much memory."""
 
     items: Sequence[Item]
@@ -73,19 +73,23 @@ class HeldOut:
                 yield {INPUT_NAME: inputs[start : start + BATCH]}
 
 
-def calibration_images(root: Path, record: Record, preprocessing: Preprocessing, folder: Path | None) -> Calibration:
+def calibration_images(
+    root: Path, record: Record, preprocessing: Preprocessing, folder: Path | None
+) -> CalibrationImages:
     """Up to 128 images, spread evenly over the tasks. Raises DataError for a `folder` without images."""
     if folder is not None:
         items: list[Item] = list(spread(given_images(folder), CALIBRATION_IMAGES))
-        return Calibration(items, preprocessing, str(folder))
+        return CalibrationImages(items, preprocessing, str(folder))
     data = _task_data(root, record)
     trained = [data.kept_training(number) for number in range(1, len(record.tasks) + 1)]
     items = [item for task in trained if task for item in spread(task.items, CALIBRATION_IMAGES // len(trained) or 1)]
     if items:
-        return Calibration(items, preprocessing, f"training images of {', '.join(_places(record))}")
+        return CalibrationImages(items, preprocessing, f"training images of {', '.join(_places(record))}")
     kept, _ = load_heldout(root, record)
     chosen = [image.permute(1, 2, 0).numpy() for image in spread(list(kept), CALIBRATION_IMAGES)]
-    return Calibration(chosen, preprocessing, "held-out images that the run keeps, its training images being gone")
+    return CalibrationImages(
+        chosen, preprocessing, "held-out images that the run keeps, its training images being gone"
+    )
 
 
 def held_out_images(root: Path, record: Record, preprocessing: Preprocessing) -> HeldOut:

@@ -8,7 +8,7 @@ from statistics import median
 
 import numpy as np
 
-from cdl_deploy.bundle import INPUT_NAME, Preprocessing, open_session
+from cdl_deploy.runtime.bundle import INPUT_NAME, Preprocessing, open_session
 
 RUNS, SECONDS = 20, 2.0
 """At most so many runs, and no more once so many seconds have passed."""

@@ -75,7 +75,7 @@ def add_task(root: Path, addition: Addition, progress: Progress | None = None, s
             plans = [*record.plans, plan.to_dict()]
             record = replace(record, config=config, plans=plans, skipped_images=skipped)
         with directory.lock():
-            run = Run(directory, record, {plan.place: source}, pair, processes, progress, stop)
+            run = Run(directory, record, {plan.source_key: source}, pair, processes, progress, stop)
             run.begun = len(record.tasks)
             run.save_last(None)  # from here on the task is the run's, whatever interrupts it
             directory.write_record(record)

@@ -112,17 +112,17 @@ class MethodConfig:
     class token after the student's first K blocks, which prompts then leave alone."""
     query_regulariser: float = 0.0
     """With `block:K`: weight of the loss that pulls the similarities of the early query towards the full query's."""
-    prompt_rows: int | None = None
+    prompt_length: int | None = None
     """Rows of a prompt for the keys, and as many for the values; by default the method's own: L2P and DualPrompt 10,
     CODA 4."""
-    pull_weight: float = 1.0
+    key_loss_weight: float = 1.0
     """L2P, DualPrompt: weight of the loss that pulls the chosen keys towards the query; 2 in the paper's published
     runs."""
     pool_size: int = 30
     """L2P: prompts in the pool."""
     top_k: int = 5
     """L2P: prompts an image gets."""
-    shared_prompt_rows: int = 3
+    shared_prompt_length: int = 3
     """DualPrompt: rows for the keys, and as many for the values, of the prompts that all tasks share."""
     merge_share: float = 0.7
     """APT: e, what the merged prompts keep of themselves when a task ends; the rest is what the task has learned."""
@@ -144,18 +144,18 @@ class MethodConfig:
     """FitNets: weight of the feature term; 0.2 in the paper's published runs."""
     reviewkd_weight: float = 0.2
     """ReviewKD: weight of the feature term; 0.4 in the paper's published runs."""
-    kd_prompt_rows: int = 3
+    kd_prompt_length: int = 3
     """KDP: rows for the keys, and as many for the values, in every block after the first ("length 6")."""
     kd_token_start: str = "class-token"
     """KDP: the KD token starts as the backbone's class token, or `uniform` in [0, 1) as in the paper. With `none`
     there is no such token, and the KD head reads the class token: the extra head alone."""
     kd_prompt_start: str = "uniform"
-    """KDP: KD prompt rows start `uniform` in [0, 1), as in the paper, or `orthogonal` to each other in every block and
+    """KDP: KD prompts start `uniform` in [0, 1), as in the paper, or `orthogonal` to each other in every block and
     of unit length."""
     kd_prompt_scale: float = 1.0
     """KDP: factor on the rows KD prompts start as."""
     kd_prompt_blocks: int | None = None
-    """KDP: how many blocks get KD prompt rows, counted from the one after the first; by default all."""
+    """KDP: how many blocks get KD prompts, counted from the one after the first; by default all."""
     kd_classes: str = "task"
     """The teacher's logits that kd, kdp and deit distil: of the `task`'s classes, as in the paper, or of all classes
     `seen`. Rows of earlier tasks stand still either way."""
@@ -182,19 +182,19 @@ class MethodConfig:
             raise OptionError(
                 "--query-regulariser compares an early query with the full one: give --query block:K, or leave it out"
             )
-        if self.prompt_rows is not None:
-            _at_least("--prompt-rows", self.prompt_rows, 1)
-        _at_least("--pull-weight", self.pull_weight, 0)
+        if self.prompt_length is not None:
+            _at_least("--prompt-length", self.prompt_length, 1)
+        _at_least("--key-loss-weight", self.key_loss_weight, 0)
         _at_least("--pool-size", self.pool_size, 1)
         _at_least("--top-k", self.top_k, 1)
         if self.top_k > self.pool_size:
             raise OptionError(f"--top-k {self.top_k} is more than the --pool-size of {self.pool_size}: ask for fewer")
-        _at_least("--shared-prompt-rows", self.shared_prompt_rows, 1)
+        _at_least("--shared-prompt-length", self.shared_prompt_length, 1)
         _at_least("--merge-share", self.merge_share, 0, 1)
         _at_least("--orthogonality", self.orthogonality, 0)
         _at_least("--components-per-task", self.components_per_task, 1)
         _at_least("--alpha", self.alpha, 0, 1)
-        _at_least("--kd-prompt-rows", self.kd_prompt_rows, 0)
+        _at_least("--kd-prompt-length", self.kd_prompt_length, 0)
         check_name("--kd-token-start", self.kd_token_start, KD_TOKEN_STARTS)
         check_name("--kd-prompt-start", self.kd_prompt_start, KD_PROMPT_STARTS)
         _at_least("--kd-prompt-scale", self.kd_prompt_scale, 0)

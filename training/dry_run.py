@@ -23,7 +23,7 @@ from cdl_deploy.training.data.transforms import Preprocessing, evaluation_transf
 from cdl_deploy.training.evaluation import accuracy_row
 from cdl_deploy.training.machine import compile_blocks, in_precision
 from cdl_deploy.training.models.learner import Learner, Role
-from cdl_deploy.training.models.pair import Pair
+from cdl_deploy.training.models.teacher_student import TeacherStudent
 from cdl_deploy.training.preparation import never, prepare
 from cdl_deploy.training.processes import Processes, connected
 from cdl_deploy.training.progress import Progress, Stop, Stopped
@@ -114,7 +114,7 @@ def plan_run(config: RunConfig, out: Path | None = None, progress: Progress | No
         checking = time.perf_counter() - began
         record, plans, pair = prepared.record, prepared.plans, prepared.pair
         optim = RunConfig.from_dict(record.config).optim
-        data = TaskData(plans, [], {plans[0].place: prepared.source}, lambda number: {}, record.skipped_images)
+        data = TaskData(plans, [], {plans[0].source_key: prepared.source}, lambda number: {}, record.skipped_images)
         tasks = []
         for number, plan in enumerate(plans, start=1):
             images, tests = len(data.train(number).items), len(data.test(number).items)
@@ -168,7 +168,13 @@ class Measurement:
     """A few steps and tests of learners in their first task."""
 
     def __init__(
-        self, pair: Pair, record: Record, optim: OptimConfig, task: PlannedTask, processes: Processes, stop: Stop
+        self,
+        pair: TeacherStudent,
+        record: Record,
+        optim: OptimConfig,
+        task: PlannedTask,
+        processes: Processes,
+        stop: Stop,
     ) -> None:
         self.pair, self.processes, self.stop = pair, processes, stop
         self.optim = replace(optim, batch_size=task.batch_size)

@@ -105,9 +105,9 @@ def _forgetting(figure: Figure, matrices: Matrices) -> None:
     """Bars side by side; below zero is what improved later. Their mean is the run's forgetting."""
     axis = figure.subplots()
     width = 0.8 / len(matrices)
-    for place, (role, matrix) in enumerate(matrices.items()):
+    for position, (role, matrix) in enumerate(matrices.items()):
         drops = forgetting_by_task(matrix)
-        centres = [task + (place - (len(matrices) - 1) / 2) * width for task in range(1, len(drops) + 1)]
+        centres = [task + (position - (len(matrices) - 1) / 2) * width for task in range(1, len(drops) + 1)]
         label = f"{role}, mean {forgetting(matrix):.1f} points"
         bars: dict[str, Any] = {"color": COLOURS[role], "hatch": HATCHES[role], "edgecolor": "white", "linewidth": 0.3}
         axis.bar(centres, drops, width, label=label, **bars)

@@ -13,20 +13,20 @@ from cdl_deploy.training.data.task_data import TaskPlan
 from cdl_deploy.training.data.tasks import make_tasks
 from cdl_deploy.training.data.transforms import Preprocessing
 from cdl_deploy.training.distillation import DISTILLATIONS, needs_teacher
-from cdl_deploy.training.machine import settle
+from cdl_deploy.training.machine import resolve_auto
 from cdl_deploy.training.methods import METHODS
 from cdl_deploy.training.models.backbone import Backbone
 from cdl_deploy.training.models.learner import Role
-from cdl_deploy.training.models.pair import Pair, build_pair
+from cdl_deploy.training.models.teacher_student import TeacherStudent, build_teacher_student
+from cdl_deploy.training.precomputed_teacher import PrecomputedTeacher, open_precomputed_teacher
 from cdl_deploy.training.processes import Processes
 from cdl_deploy.training.progress import Progress, Stop, Stopped
 from cdl_deploy.training.run_directory import Record
-from cdl_deploy.training.taught_teacher import TaughtTeacher, open_taught_teacher
 from cdl_deploy.training.trackers import check_trackers
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedRun:
     """A run that may begin."""
 
     record: Record
@@ -34,13 +34,13 @@ class Prepared:
     source: ImageSource
     plans: list[TaskPlan]
     backbones: dict[Role, Backbone]
-    pair: Pair
+    pair: TeacherStudent
     """Learners that have seen no task, on the CPU."""
-    taught: TaughtTeacher | None
+    taught: PrecomputedTeacher | None
     """Takes the place of the teacher's stages, where the configuration names a run that has one."""
 
 
-def prepare(config: RunConfig, processes: Processes, progress: Progress, stop: Stop) -> Prepared:
+def prepare(config: RunConfig, processes: Processes, progress: Progress, stop: Stop) -> PreparedRun:
     """Open the images, deal out the classes, load the backbones; nothing is written.
 
     Raises CdlError for whatever cannot be.
@@ -55,9 +55,9 @@ def prepare(config: RunConfig, processes: Processes, progress: Progress, stop: S
         for classes in make_tasks(source.classes, data, config.optim.seed)
     ]
     backbones, infos = load_backbones(config)
-    pair = build_pair(backbones, config.method, config.optim.seed)
+    pair = build_teacher_student(backbones, config.method, config.optim.seed)
     optim = replace(config.optim, device=processes.device_name)
-    config = replace(config, optim=settle(optim, processes.device, in_memory(source), processes.count_here))
+    config = replace(config, optim=resolve_auto(optim, processes.device, in_memory(source), processes.count_here))
     record = Record(
         config=config.to_dict(),
         preprocessing=resolve_preprocessing(config, infos["student"], source),
@@ -65,7 +65,7 @@ def prepare(config: RunConfig, processes: Processes, progress: Progress, stop: S
         plans=[plan.to_dict() for plan in plans],
         skipped_images=list(source.skipped),
     )
-    return Prepared(record, source, plans, backbones, pair, open_taught_teacher(config, record))
+    return PreparedRun(record, source, plans, backbones, pair, open_precomputed_teacher(config, record))
 
 
 def never() -> bool:

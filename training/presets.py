@@ -15,7 +15,7 @@ PAPER: Sections = {
     "models": {"pixel_range": "unit"},
     "method": {
         # Summing over two processes doubled these in the published runs.
-        "pull_weight": 2.0,
+        "key_loss_weight": 2.0,
         "fitnets_weight": 0.2,
         "reviewkd_weight": 0.4,
         "kd_token_start": "uniform",

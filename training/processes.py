@@ -61,7 +61,7 @@ class Processes:
 
     def directory(self, root: Path) -> RunDirectory:
         """The run directory, which only the main process changes."""
-        return RunDirectory(root) if self.is_main else Onlooker(root)
+        return RunDirectory(root) if self.is_main else ReadOnlyRunDirectory(root)
 
     def add_up(self, parameters: Iterable[Tensor], values: Tensor) -> Tensor:
         """Replace every gradient by its sum over the processes; returns the sum of `values`. One exchange does both."""
@@ -117,7 +117,7 @@ class Processes:
         return _talk(lambda: reduce(values, "sum"))
 
 
-class Onlooker(RunDirectory):
+class ReadOnlyRunDirectory(RunDirectory):
     """The run directory in the eyes of a process that does not write."""
 
     def check_free(self) -> None:

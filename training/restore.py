@@ -12,11 +12,11 @@ from cdl_deploy.errors import RunError
 from cdl_deploy.training.backbones.loading import BackboneInfo, rebuild_backbone
 from cdl_deploy.training.config import RunConfig
 from cdl_deploy.training.models.learner import Role
-from cdl_deploy.training.models.pair import Pair, build_pair
+from cdl_deploy.training.models.teacher_student import TeacherStudent, build_teacher_student
 from cdl_deploy.training.run_directory import Record, RunDirectory
 
 
-def rebuild_pair(directory: RunDirectory, record: Record) -> Pair:
+def rebuild_teacher_student(directory: RunDirectory, record: Record) -> TeacherStudent:
     """Teacher and student of a run, from the weights the run stored, before any task."""
     config = RunConfig.from_dict(record.config)
     roles: list[Role] = ["student", "teacher"]
@@ -25,10 +25,10 @@ def rebuild_pair(directory: RunDirectory, record: Record) -> Pair:
         for role in roles
         if role in record.backbones
     }
-    return build_pair(backbones, config.method, config.optim.seed)
+    return build_teacher_student(backbones, config.method, config.optim.seed)
 
 
-def load_run(root: Path, after: int | None = None) -> tuple[Record, Pair]:
+def load_run(root: Path, after: int | None = None) -> tuple[Record, TeacherStudent]:
     """A run's record and its learners after the last finished task, or as they were `after` an earlier one, on the CPU.
 
     Raises RunError where none is finished, or not so many.
@@ -39,7 +39,7 @@ def load_run(root: Path, after: int | None = None) -> tuple[Record, Pair]:
         raise RunError(f"{root} has no finished task yet: continue it with cdl train {root} --resume")
     if after is not None:
         record = _up_to(root, record, after)
-    pair = rebuild_pair(directory, record)
+    pair = rebuild_teacher_student(directory, record)
     state, header = directory.load_tensors(directory.task_checkpoint(len(record.tasks)))
     pair.load_trained_state(state, header["tasks"], header["known"])
     return record, pair

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cdl_deploy.training.answers import settle_answers
 from cdl_deploy.training.config import OptimConfig, RunConfig, default_batch_size
 from cdl_deploy.training.data.loading import TrainingImages
 from cdl_deploy.training.data.resident import ResidentImages, training_images
@@ -23,19 +22,20 @@ from cdl_deploy.training.data.sources import ImageSource, fingerprint, load_imag
 from cdl_deploy.training.data.task_data import TaskData, TaskImages, TaskPlan, hold_out, open_sources
 from cdl_deploy.training.data.transforms import Preprocessing, evaluation_transform
 from cdl_deploy.training.evaluation import accuracy_row
-from cdl_deploy.training.machine import compile_blocks, in_precision, settle
-from cdl_deploy.training.models.growing import carried_over, earlier_names
+from cdl_deploy.training.machine import compile_blocks, in_precision, resolve_auto
+from cdl_deploy.training.models.growing import carried_over, frozen_names
 from cdl_deploy.training.models.learner import Role
-from cdl_deploy.training.models.pair import Pair
+from cdl_deploy.training.models.teacher_student import TeacherStudent
 from cdl_deploy.training.plots import plot_run
+from cdl_deploy.training.precomputed_teacher import PrecomputedTeacher, open_precomputed_teacher
+from cdl_deploy.training.prediction_head import fit_prediction_head
 from cdl_deploy.training.preparation import checking, never, prepare
 from cdl_deploy.training.processes import Processes, connected
 from cdl_deploy.training.progress import Progress, Stage, Stop, Stopped
-from cdl_deploy.training.restore import rebuild_pair
+from cdl_deploy.training.restore import rebuild_teacher_student
 from cdl_deploy.training.run_directory import Record, RunDirectory
 from cdl_deploy.training.seeds import generator
 from cdl_deploy.training.stage import Position, make_optimizer, run_stage
-from cdl_deploy.training.taught_teacher import TaughtTeacher, open_taught_teacher
 from cdl_deploy.training.tracking import tracked
 
 HELDOUT_IMAGES_PER_TASK = 32
@@ -54,13 +54,20 @@ def train(config: RunConfig, out: Path, progress: Progress | None = None, stop: 
             directory.check_free()
             prepared = prepare(config, processes, progress, stop)
             directory.create()
-        record, place = prepared.record, prepared.plans[0].place
+        record, source_key = prepared.record, prepared.plans[0].source_key
         with directory.lock():
             for role, backbone in prepared.backbones.items():
                 directory.save_tensors(directory.backbone_file(role), backbone.vit.state_dict())
             directory.write_record(record)
             run = Run(
-                directory, record, {place: prepared.source}, prepared.pair, processes, progress, stop, prepared.taught
+                directory,
+                record,
+                {source_key: prepared.source},
+                prepared.pair,
+                processes,
+                progress,
+                stop,
+                prepared.taught,
             )
             return run.go()
 
@@ -76,8 +83,8 @@ def resume(out: Path, progress: Progress | None = None, stop: Stop = never) -> R
             directory = processes.directory(out)
             plans = [TaskPlan.from_dict(plan) for plan in record.plans]
             sources = open_sources(plans, len(record.tasks), checking(progress, stop, processes))
-            pair = rebuild_pair(directory, record)
-            taught = open_taught_teacher(RunConfig.from_dict(record.config), record)
+            pair = rebuild_teacher_student(directory, record)
+            taught = open_precomputed_teacher(RunConfig.from_dict(record.config), record)
         with directory.lock():
             run = Run(directory, record, sources, pair, processes, progress, stop, taught)
             run.restore()
@@ -92,11 +99,11 @@ class Run:
         directory: RunDirectory,
         record: Record,
         sources: Mapping[tuple[str, float | None, bool], ImageSource],
-        pair: Pair,
+        pair: TeacherStudent,
         processes: Processes,
         progress: Progress,
         stop: Stop,
-        taught: TaughtTeacher | None = None,
+        taught: PrecomputedTeacher | None = None,
     ) -> None:
         self.taught = taught
         self.config, self.directory, self.record = RunConfig.from_dict(record.config), directory, record
@@ -116,8 +123,8 @@ class Run:
         """Epochs done in the current task, by role."""
         self.steps_done = 0
         """Steps done of the epoch in which the run was stopped."""
-        self.moments: dict[str, Tensor] = {}
-        """Adam's moments where a stage was interrupted."""
+        self.optimizer_state: dict[str, Tensor] = {}
+        """The optimizer's state where a stage was interrupted."""
         self.seconds: dict[str, float] = {}
         """Time spent on the current task, by stage."""
 
@@ -147,13 +154,13 @@ class Run:
             start = Position(self.stage_done.get(role, 0), self.steps_done)
             if start.epoch == optim.epochs:
                 continue
-            if role == "teacher" and self.taught and self.taught.knows(number, self.plans[number - 1], images):
-                self.taught.teach(learner, number)
+            if role == "teacher" and self.taught and self.taught.has_task(number, self.plans[number - 1], images):
+                self.taught.load_task(learner, number)
                 self.stage_done[role] = optim.epochs
                 continue
             optimizer = make_optimizer(learner, optim.lr)
             if start != (0, 0):
-                self.restore_moments(optimizer)
+                self.restore_optimizer_state(optimizer)
             assert optim.batch_size is not None
             if source is None or own is not images:  # where both learn from the same images, they are decoded once
                 learned = images if role == "teacher" else own
@@ -196,8 +203,10 @@ class Run:
         return hold_out(images, share, generator(self.config.optim.seed, "alpha-holdout", number))
 
     def task_optim(self, number: int, images: int) -> OptimConfig:
-        """`optim`, settled for this machine; the batch size by the number of the task's images."""
-        optim = settle(self.optim(number), self.processes.device, in_memory=False, processes=self.processes.count_here)
+        """`optim`, resolved for this machine; the batch size by the number of the task's images."""
+        optim = resolve_auto(
+            self.optim(number), self.processes.device, in_memory=False, processes=self.processes.count_here
+        )
         return replace(optim, batch_size=optim.batch_size or default_batch_size(images))
 
     def optim(self, number: int) -> OptimConfig:
@@ -213,7 +222,7 @@ class Run:
         """
         began = time.perf_counter()
         evaluation, workers = evaluation_transform(self.preprocessing), optim.workers or 0
-        settle_answers(self.pair, learned, held_out, evaluation, self.config.optim.seed, workers)
+        fit_prediction_head(self.pair, learned, held_out, evaluation, self.config.optim.seed, workers)
         tests = [self.data.test(task) for task in range(1, number + 1)]
         for role, learner in self.pair.learners.items():
             row = self.taught.accuracy_row(number, tests) if role == "teacher" and self.taught else None
@@ -248,7 +257,7 @@ class Run:
         )
         self.progress.evaluated(self.record)
         self.keep_images(number, tests[-1])
-        self.stage_done, self.moments = {}, {}
+        self.stage_done, self.optimizer_state = {}, {}
         self.directory.save_tensors(
             self.directory.task_checkpoint(number), self.pair.trained_state(), self.task_header(number)
         )
@@ -301,11 +310,11 @@ class Run:
         if self.begun and self.begun == len(self.record.tasks):
             tensors = {}
         elif self.begun > 1:
-            known = earlier_names(tensors)
+            known = frozen_names(tensors)
             tensors = {name: value for name, value in tensors.items() if name not in known}
         if optimizer is not None:
-            for index, moments in optimizer.state_dict()["state"].items():
-                tensors |= {f"adam/{index}/{name}": torch.as_tensor(value) for name, value in moments.items()}
+            for index, optimizer_state in optimizer.state_dict()["state"].items():
+                tensors |= {f"adam/{index}/{name}": torch.as_tensor(value) for name, value in optimizer_state.items()}
         header = {
             "record": self.record.to_dict(),
             **self.task_header(self.begun),
@@ -320,8 +329,8 @@ class Run:
         if not self.directory.last_checkpoint.exists():
             return
         tensors, header = self.directory.load_tensors(self.directory.last_checkpoint)
-        self.moments = {name: value for name, value in tensors.items() if name.startswith("adam/")}
-        state = {name: value for name, value in tensors.items() if name not in self.moments}
+        self.optimizer_state = {name: value for name, value in tensors.items() if name.startswith("adam/")}
+        state = {name: value for name, value in tensors.items() if name not in self.optimizer_state}
         begun = len(header["tasks"])
         if begun and begun == len(self.record.tasks):
             state = self.directory.load_tensors(self.directory.task_checkpoint(begun))[0]
@@ -335,14 +344,14 @@ class Run:
         if self.record.tasks:
             self.write_summary()
 
-    def restore_moments(self, optimizer: torch.optim.Optimizer) -> None:
-        """Put the interrupted stage's moments into a fresh optimizer."""
+    def restore_optimizer_state(self, optimizer: torch.optim.Optimizer) -> None:
+        """Put the interrupted stage's state into a fresh optimizer."""
         state: dict[int, dict[str, Any]] = {}
-        for name, value in self.moments.items():
+        for name, value in self.optimizer_state.items():
             _, index, moment = name.split("/")
             state.setdefault(int(index), {})[moment] = value
         optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-        self.moments = {}
+        self.optimizer_state = {}
 
     def write_summary(self) -> None:
         """Pictures, CSVs and, when all else is in its place, run.json."""

@@ -3,7 +3,7 @@
     RUN/run.json                     configuration, tasks, models, accuracy matrices, metrics
     RUN/backbones/<role>.safetensors the frozen weights
     RUN/checkpoints/task-01.safetensors …   everything trained, after each task
-    RUN/checkpoints/last.safetensors what has changed since, up to the last finished epoch, with optimiser moments
+    RUN/checkpoints/last.safetensors what has changed since, up to the last finished epoch, with optimizer state
     RUN/heldout/task-01.safetensors … a few held-out test images of each task, for export to compare on
     RUN/logs/                        curves for TensorBoard or Weights & Biases, where --log asks for them
     RUN/accuracy_<role>.csv, RUN/accuracy_matrix.png, RUN/accuracy_over_tasks.png, RUN/forgetting.png
@@ -28,9 +28,10 @@ from torch import Tensor
 
 from cdl_deploy.errors import RunError
 from cdl_deploy.files import TEMPORARY, write_atomic, write_json, write_text
+from cdl_deploy.training.formats import current_tensor_name, migrated_record
 from cdl_deploy.version import __version__
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass
@@ -165,7 +166,7 @@ class RunDirectory:
         """
         record = self.read_record()
         if self.last_checkpoint.exists():
-            record = Record.from_dict(self.load_header(self.last_checkpoint)["record"])
+            record = Record.from_dict(migrated_record(self.load_header(self.last_checkpoint)["record"]))
         return record
 
     def write_record(self, record: Record) -> None:
@@ -187,7 +188,7 @@ class RunDirectory:
         """Tensors and header of a file that `save_tensors` wrote."""
         with self._open(path) as (file, header):
             names = file.keys()  # the file itself cannot be iterated over
-            return {name: file.get_tensor(name) for name in names}, header
+            return {current_tensor_name(name): file.get_tensor(name) for name in names}, header
 
     def load_header(self, path: Path) -> dict[str, Any]:
         """The header alone."""
@@ -253,7 +254,7 @@ def _checked_record(values: Any, path: Path) -> Record:
         raise RunError(f"{path} is no run record: it has no format_version")
     check_format(values["format_version"], path)
     try:
-        return Record.from_dict(values)
+        return Record.from_dict(migrated_record(values))
     except (KeyError, TypeError) as error:
         raise RunError(f"{path} is damaged: {error} is missing") from None
 

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from cdl_deploy.training.config import OptimConfig
 from cdl_deploy.training.data.loading import TrainingImages, to_device
-from cdl_deploy.training.distillation.protocol import Output
+from cdl_deploy.training.distillation.protocol import LearnerOutput
 from cdl_deploy.training.loss_log import LossLog
 from cdl_deploy.training.losses import masked_cross_entropy
 from cdl_deploy.training.models.learner import Learner, Role
-from cdl_deploy.training.models.pair import Pair
+from cdl_deploy.training.models.teacher_student import TeacherStudent
 from cdl_deploy.training.processes import Processes
 from cdl_deploy.training.progress import Progress, Stage, Stop, Stopped
 
@@ -57,7 +57,7 @@ def learning_rate(lr: float, epoch: int, epochs: int, schedule: str = "cosine") 
     return lr * 0.5 * (1 + math.cos(math.pi * epoch / epochs))
 
 
-def stage_losses(pair: Pair, role: Role, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+def stage_losses(pair: TeacherStudent, role: Role, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
     """The terms of a learner's loss for a batch, by name; they add up to the loss.
 
     The query is computed once and serves teacher and student.
@@ -65,7 +65,7 @@ def stage_losses(pair: Pair, role: Role, images: Tensor, labels: Tensor) -> dict
     learner = pair.learners[role]
     query, student_tokens, entry = seen = pair.encoder(images, learner.method.uses_query)
     first, regulariser = learner.first_class, pair.query_losses(learner, seen)
-    columns = learner.reopened_columns()
+    columns = learner.unfrozen_columns()
     if columns is not None:  # from here on as if there were no other classes
         first, labels = 0, torch.searchsorted(columns, labels)
     if role == "teacher":
@@ -83,7 +83,7 @@ def stage_losses(pair: Pair, role: Role, images: Tensor, labels: Tensor) -> dict
     return {**distilled, **output.losses, **regulariser}
 
 
-def _over(columns: Tensor | None, output: Output) -> Output:
+def _over(columns: Tensor | None, output: LearnerOutput) -> LearnerOutput:
     """The output with the logits at `columns` only."""
     if columns is None:
         return output
@@ -96,7 +96,7 @@ def _over(columns: Tensor | None, output: Output) -> Output:
 
 
 def take_step(
-    pair: Pair,
+    pair: TeacherStudent,
     role: Role,
     optimizer: torch.optim.Optimizer,
     images: Tensor,
@@ -125,7 +125,7 @@ def take_step(
 
 
 def run_stage(
-    pair: Pair,
+    pair: TeacherStudent,
     stage: Stage,
     images: TrainingImages,
     config: OptimConfig,
@@ -150,8 +150,8 @@ def run_stage(
             group["lr"] = group["lr_scale"] * lr
         if not done:
             progress.epoch_started(stage, epoch, lr)
-        place = (stage.task, stage.role, epoch)
-        loader = images.batches(config.batch_size, config.seed, place, done, processes.share)
+        scope = (stage.task, stage.role, epoch)
+        loader = images.batches(config.batch_size, config.seed, scope, done, processes.share)
         log = LossLog(stage, epoch, device, partial(progress.step, stage, epoch))
         for step, (pixels, labels) in enumerate(loader, start=done):
             size = min(config.batch_size, len(images) - step * config.batch_size)

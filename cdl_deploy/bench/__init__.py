@@ -24,10 +24,10 @@ How it measures, and why:
 
 from cdl_deploy.bench.baseline import Baseline
 from cdl_deploy.bench.machine import Machine, describe_machine
+from cdl_deploy.bench.models import find_models
 from cdl_deploy.bench.options import BenchOptions, Condition, ModelSpec
 from cdl_deploy.bench.report import BenchReport, Change, Comparison, Measurement, ModelRecord, Progress
 from cdl_deploy.bench.rounds import bench_latency
-from cdl_deploy.bench.sources import find_models
 from cdl_deploy.bench.watch import Watch
 
 __all__ = [

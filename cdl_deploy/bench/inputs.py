@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
+from cdl_deploy.data.folder import images_below
+from cdl_deploy.data.images import load_image
 from cdl_deploy.errors import BundleError, DataError
-from cdl_deploy.image_folder import images_below
-from cdl_deploy.images import load_image
 
 TYPES: dict[str, type[np.generic]] = {
     "tensor(float)": np.float32,

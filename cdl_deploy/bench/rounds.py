@@ -23,8 +23,8 @@ from cdl_deploy.bench.notes import make_notes
 from cdl_deploy.bench.options import PHOTO_SIZE, BenchOptions, ModelSpec
 from cdl_deploy.bench.report import BenchReport, ModelRecord, Progress
 from cdl_deploy.bench.watch import Watcher
-from cdl_deploy.bundle import FORMAT_KEY, Bundle, decode_metadata
 from cdl_deploy.errors import BundleError, OptionError
+from cdl_deploy.runtime.bundle import FORMAT_KEY, Bundle, decode_metadata
 
 BURST_SECONDS = 0.05
 LOADS = 3

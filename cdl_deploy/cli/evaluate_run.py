@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cdl_deploy.cli.missing import needs
+from cdl_deploy.cli.require_extra import require_extra
+from cdl_deploy.data.labelled import Item, known_images
 from cdl_deploy.errors import DataError, RunError
-from cdl_deploy.evaluation.answers import Unreadable
-from cdl_deploy.evaluation.labelled_images import Item, known_images
 from cdl_deploy.evaluation.matrix import Difference, TaskTest, accuracy_row, largest_difference, surrounded
+from cdl_deploy.evaluation.predictions import Unreadable
 
 if TYPE_CHECKING:
     from cdl_deploy.evaluation import LabelledImages
@@ -97,16 +97,16 @@ def evaluate_run(
     `images`: in place of the run's own test images; `skip_unknown` leaves those of unknown classes out. Raises RunError
     for a run without a finished task, DataError for a task without images, MissingExtraError without PyTorch.
     """
-    with needs("cdl evaluate RUN", "train,export"):
+    with require_extra("cdl evaluate RUN", "train,export"):
         from cdl_deploy.training.run_directory import RunDirectory
-    with needs("cdl evaluate RUN", "export"):
+    with require_extra("cdl evaluate RUN", "export"):
         from cdl_deploy.export import ExportOptions, export_run
-    from cdl_deploy.classifier import Classifier
+    from cdl_deploy.runtime.classifier import Classifier
 
     record = RunDirectory(run).read_record()
     if not record.tasks:
         raise RunError(f"{run} has no finished task yet: continue it with cdl train {run} --resume")
-    with needs("cdl evaluate RUN", "train"):  # scikit-learn, where the run learned from its digits
+    with require_extra("cdl evaluate RUN", "train"):  # scikit-learn, where the run learned from its digits
         tests = _own_tests(run, record) if images is None else _given_tests(run, record, images, skip_unknown)
     roles = [role for role in ("student", "teacher") if role in record.matrices and (teacher or role == "student")]
     result = RunEvaluation(

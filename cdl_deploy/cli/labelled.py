@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cdl_deploy.cli.missing import needs
+from cdl_deploy.cli.require_extra import require_extra
 from cdl_deploy.errors import DataError, OptionError
 
 if TYPE_CHECKING:
     from cdl_deploy.evaluation import LabelledImages
-    from cdl_deploy.evaluation.answers import Unreadable
+    from cdl_deploy.evaluation.predictions import Unreadable
 
 NAMED_ERRORS = 10
 
@@ -50,7 +50,7 @@ def open_labelled(option: str, command: str, data: str, holdout: float | None) -
         return labelled_folder(Path(data), holdout)
     if holdout is not None:
         raise DataError(f"{option} digits has a fixed test split, so --holdout cannot apply: leave it out")
-    with needs(f"{command} {option} digits", "train"):
+    with require_extra(f"{command} {option} digits", "train"):
         from cdl_deploy.training.data.sources import digits
 
         source = digits()

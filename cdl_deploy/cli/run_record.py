@@ -8,7 +8,7 @@ from typing import Any
 
 from cdl_deploy.errors import RunError
 
-RECORD_FORMAT = 1
+RECORD_FORMAT = 2
 
 
 def read_record(run: Path) -> dict[str, Any]:

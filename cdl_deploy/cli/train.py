@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from cdl_deploy.cli import train_options as option
-from cdl_deploy.cli.missing import needs
+from cdl_deploy.cli.require_extra import require_extra
 from cdl_deploy.cli.signals import stop_on_signals
 from cdl_deploy.errors import OptionError
 
@@ -59,11 +59,11 @@ def command(
     distill: option.Distill = None,
     query: option.Query = None,
     query_regulariser: option.QueryRegulariser = None,
-    prompt_rows: option.PromptRows = None,
-    pull_weight: option.PullWeight = None,
+    prompt_length: option.PromptLength = None,
+    key_loss_weight: option.KeyLossWeight = None,
     pool_size: option.PoolSize = None,
     top_k: option.TopK = None,
-    shared_prompt_rows: option.SharedPromptRows = None,
+    shared_prompt_length: option.SharedPromptLength = None,
     merge_share: option.MergeShare = None,
     orthogonality: option.Orthogonality = None,
     components_per_task: option.ComponentsPerTask = None,
@@ -74,7 +74,7 @@ def command(
     dkd_temperature: option.DkdTemperature = None,
     fitnets_weight: option.FitnetsWeight = None,
     reviewkd_weight: option.ReviewkdWeight = None,
-    kd_prompt_rows: option.KdPromptRows = None,
+    kd_prompt_length: option.KdPromptLength = None,
     kd_prompt_blocks: option.KdPromptBlocks = None,
     kd_prompt_start: option.KdPromptStart = None,
     kd_prompt_scale: option.KdPromptScale = None,
@@ -120,7 +120,7 @@ def command(
         return
     if out is None:
         raise OptionError("no run directory is given: add --out RUN")
-    with needs("cdl train", "train"):
+    with require_extra("cdl train", "train"):
         from cdl_deploy.cli.train_progress import show_training
         from cdl_deploy.training.additions import Addition, add_task
         from cdl_deploy.training.config_file import layered_config
@@ -171,7 +171,7 @@ def _one_directory(run: Path | None, out: Path | None) -> Path | None:
 
 def _show_plan(out: Path | None, preset: str | None, config: Path | None, given: dict[str, Any], as_json: bool) -> None:
     """What the run would be; nothing is written."""
-    with needs("cdl train", "train"):
+    with require_extra("cdl train", "train"):
         from cdl_deploy.cli.train_progress import show_training
         from cdl_deploy.training.config_file import layered_config
         from cdl_deploy.training.dry_run import plan_run

@@ -16,10 +16,11 @@ SECTIONS = {
     "data": ("data", "tasks", "classes_per_task", "task_file", "holdout", "class_order", "augmentation", "image_size",
              "skip_bad"),
     "models": ("teacher", "student", "teacher_weights", "student_weights", "teacher_run", "pixel_range"),
-    "method": ("method", "distill", "query", "query_regulariser", "prompt_rows", "pull_weight", "pool_size", "top_k",
-               "shared_prompt_rows", "merge_share", "orthogonality", "components_per_task", "alpha", "temperature",
-               "dkd_target_weight", "dkd_nontarget_weight", "dkd_temperature", "fitnets_weight", "reviewkd_weight",
-               "kd_prompt_rows", "kd_prompt_blocks", "kd_prompt_start", "kd_prompt_scale", "kd_token_start",
+    "method": ("method", "distill", "query", "query_regulariser", "prompt_length", "key_loss_weight", "pool_size",
+               "top_k", "shared_prompt_length", "merge_share", "orthogonality", "components_per_task", "alpha",
+               "temperature", "dkd_target_weight", "dkd_nontarget_weight", "dkd_temperature", "fitnets_weight",
+               "reviewkd_weight",
+               "kd_prompt_length", "kd_prompt_blocks", "kd_prompt_start", "kd_prompt_scale", "kd_token_start",
                "kd_lr_scale", "kd_classes", "alpha_holdout", "head_start", "student_head", "calibration"),
     "optim": ("epochs", "batch_size", "lr", "schedule", "seed", "device", "precision", "compile", "resident", "workers",
               "log"),
@@ -111,15 +112,15 @@ Query = Annotated[
 QueryRegulariser = Annotated[
     float | None, _option("WEIGHT", "Pull block:K's choice towards that of full. Default: 0.", METHOD)
 ]
-PromptRows = Annotated[
+PromptLength = Annotated[
     int | None, _option("N", "Rows of a prompt, twice. Default: L2P and DualPrompt 10, CODA 4.", METHOD)
 ]
-PullWeight = Annotated[
+KeyLossWeight = Annotated[
     float | None, _option("WEIGHT", "L2P, DualPrompt: of pulling keys to queries. Default: 1.", METHOD)
 ]
 PoolSize = Annotated[int | None, _option("N", "L2P: prompts in the pool. Default: 30.", METHOD)]
 TopK = Annotated[int | None, _option("N", "L2P: prompts an image gets. Default: 5.", METHOD)]
-SharedPromptRows = Annotated[
+SharedPromptLength = Annotated[
     int | None, _option("N", "DualPrompt: rows of a shared prompt, twice. Default: 3.", METHOD)
 ]
 MergeShare = Annotated[
@@ -136,7 +137,7 @@ DkdNontargetWeight = Annotated[float | None, _option("WEIGHT", "DKD: of NCKD. De
 DkdTemperature = Annotated[float | None, _option("T", "DKD: a temperature of its own. Default: 4.", METHOD)]
 FitnetsWeight = Annotated[float | None, _option("WEIGHT", "FitNets: of the feature term. Default: 0.1.", METHOD)]
 ReviewkdWeight = Annotated[float | None, _option("WEIGHT", "ReviewKD: of the feature term. Default: 0.2.", METHOD)]
-KdPromptRows = Annotated[int | None, _option("N", "KD prompt rows a block, twice. Default: 3.", METHOD)]
+KdPromptLength = Annotated[int | None, _option("N", "KD prompt rows a block, twice. Default: 3.", METHOD)]
 KdTokenStart = Annotated[
     str | None,
     _option(

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cdl_deploy.cli.missing import needs
+from cdl_deploy.cli.require_extra import require_extra
 from cdl_deploy.errors import BundleError, UpdateError
 
 EXAMPLES = """
@@ -40,11 +40,11 @@ def command(
     An update for another model, or a damaged one, is refused. Updates that OLD has already are skipped. Where OLD has
     its description beside it as a .json file, NEW gets one.
     """
-    with needs("cdl update"):
-        from cdl_deploy.bundle import Bundle, description, description_file, read_bundle
+    with require_extra("cdl update"):
         from cdl_deploy.files import write_json
-        from cdl_deploy.update import apply_updates
-        from cdl_deploy.update_news import news
+        from cdl_deploy.runtime.bundle import Bundle, description, description_file, read_bundle
+        from cdl_deploy.update.news import news
+        from cdl_deploy.update.patch import apply_updates
 
     def bundle(path: Path) -> Bundle | None:
         try:

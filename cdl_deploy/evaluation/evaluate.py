@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from cdl_deploy.classifier import Classifier
+from cdl_deploy.data.labelled import LabelledImages, known_images
 from cdl_deploy.errors import BundleError, DataError
 from cdl_deploy.evaluation.agreement import Agreement, compare_answers, shared_classes
-from cdl_deploy.evaluation.answers import Answers, OnImage, collect_answers
-from cdl_deploy.evaluation.labelled_images import LabelledImages, known_images
 from cdl_deploy.evaluation.outputs import model_outputs
+from cdl_deploy.evaluation.predictions import Answers, OnImage, collect_answers
 from cdl_deploy.evaluation.report import Evaluation, make_report
+from cdl_deploy.runtime.classifier import Classifier
 
 
 def evaluate(

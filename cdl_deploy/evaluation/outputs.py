@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cdl_deploy.evaluation.labelled_images import Item
-from cdl_deploy.images import FloatArray
-from cdl_deploy.pipeline import Failure, run_in_order
+from cdl_deploy.data.images import FloatArray
+from cdl_deploy.data.labelled import Item
+from cdl_deploy.runtime.pipeline import Failure, run_in_order
 
 Prepare = Callable[[Item], NDArray[Any]]
 """An image → what the graph takes, without the batch dimension. Raises DataError where it cannot be read."""

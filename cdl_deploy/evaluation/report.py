@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from cdl_deploy.evaluation.agreement import Agreement
-from cdl_deploy.evaluation.answers import Answers, Unreadable
 from cdl_deploy.evaluation.calibration import ConfidenceBin, confidence_bins, expected_calibration_error
 from cdl_deploy.evaluation.confusion import Counts, Mistake, confusion_matrix, precisions, recalls, worst_mistakes
+from cdl_deploy.evaluation.predictions import Answers, Unreadable
 from cdl_deploy.evaluation.shares import wilson_interval
-from cdl_deploy.interface import Interface
+from cdl_deploy.runtime.interface import Interface
 
 FORMAT_VERSION = 1
 KIND = "cdl-deploy evaluation"

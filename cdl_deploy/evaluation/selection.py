@@ -14,12 +14,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from cdl_deploy.bundle import INPUT_NAME, TASK_SCORES_NAME, Bundle, bundle_of, open_session
+from cdl_deploy.data.images import FloatArray, load_image, to_input
+from cdl_deploy.data.labelled import Item, LabelledImages, known_images
 from cdl_deploy.errors import OptionError
-from cdl_deploy.evaluation.answers import OnImage, Unreadable, no_image
-from cdl_deploy.evaluation.labelled_images import Item, LabelledImages, known_images
 from cdl_deploy.evaluation.outputs import Output, model_outputs
-from cdl_deploy.images import FloatArray, load_image, to_input
+from cdl_deploy.evaluation.predictions import OnImage, Unreadable, no_image
+from cdl_deploy.runtime.bundle import INPUT_NAME, TASK_SCORES_NAME, Bundle, bundle_of, open_session
 
 By = Literal["task", "class"]
 

@@ -15,14 +15,14 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from cdl_deploy.bundle import read_bundle
 from cdl_deploy.cli import main
 from cdl_deploy.cli.evaluate_run import evaluate_run
 from cdl_deploy.cli.evaluate_run_table import run_evaluation_tables
+from cdl_deploy.data.images import load_image
 from cdl_deploy.errors import DataError, RunError
 from cdl_deploy.evaluation import labelled_folder
 from cdl_deploy.export import export_run
-from cdl_deploy.images import load_image
+from cdl_deploy.runtime.bundle import read_bundle
 from cdl_deploy.training.data.transforms import Preprocessing, evaluation_transform
 from cdl_deploy.training.models.learner import learner_logits
 from cdl_deploy.training.restore import load_run

@@ -28,7 +28,7 @@ def test_folded_selection_is_the_methods():
     folded = FoldedCoda(method, fold_attentions(backbone), tasks=2)(query).prompts
     for index, prompt in method(query, "test").prompts.items():
         biases = backbone.attention(index).qkv.bias.chunk(3)[1:]  # what keys and values are left without
-        for ours, theirs, bias in zip(folded[index], prompt.before, biases, strict=True):
+        for ours, theirs, bias in zip(folded[index], prompt.prefix, biases, strict=True):
             torch.testing.assert_close(ours.transpose(1, 2).flatten(2), theirs - bias, atol=1e-5, rtol=1e-5)
 
 
@@ -44,7 +44,7 @@ def test_folded_heads_are_the_prediction():
         })()
     )  # fmt: skip
     folded = fold_heads(student)
-    assert folded.tokens_read == (0, -1)
+    assert folded.output_tokens == (0, -1)
     torch.testing.assert_close(folded(tokens[:, [0, -1]]), expected, atol=1e-5, rtol=1e-5)
 
 
@@ -54,14 +54,14 @@ def test_a_block_that_is_read_in_part_gives_those_tokens(changes):
     backbone = Backbone(make_vit(**changes), (0.5,) * 3, (0.5,) * 3)
     tokens = torch.randn(2, 6, 24)
     after = (torch.randn(1, 2, 24), torch.randn(1, 2, 24))
-    whole = backbone.run_block(1, tokens, BlockPrompt(after=after))
+    whole = backbone.run_block(1, tokens, BlockPrompt(suffix=after))
     attention = FoldedAttention(backbone, 1)
-    constant = ConstantPrompt(BlockPrompt(after=after), attention)
+    constant = ConstantPrompt(BlockPrompt(suffix=after), attention)
     found = run_block(backbone, attention, 1, tokens, constant=constant)
     torch.testing.assert_close(found, whole, atol=1e-5, rtol=1e-5)
     few = last_block(attention)
     assert (few is None) == ("qk_norm" in changes)
-    read = run_block(backbone, attention, 1, tokens, constant=constant, read=(0, -1), few=few)
+    read = run_block(backbone, attention, 1, tokens, constant=constant, output_tokens=(0, -1), few=few)
     torch.testing.assert_close(read, whole[:, [0, -1]], atol=1e-5, rtol=1e-5)
 
 

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from PIL import Image
 
-from cdl_deploy.bundle import Preprocessing
+from cdl_deploy.data.images import to_square
 from cdl_deploy.errors import OptionError
 from cdl_deploy.export.preprocessing import FILTERS, image_input, preprocessing_graph
-from cdl_deploy.images import to_square
+from cdl_deploy.runtime.bundle import Preprocessing
 from cdl_deploy.training.data import transforms
 
 

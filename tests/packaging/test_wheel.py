@@ -21,7 +21,7 @@ from cdl_deploy import Classifier
 from cdl_deploy.version import __version__
 
 PROJECT = Path(__file__).resolve().parents[2]
-ROOTS: dict[str, str] = tomllib.loads((PROJECT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-dir"]
+ROOTS = {"cdl_deploy": "cdl_deploy", "cdl_deploy.training": "training", "cdl_deploy.export": "export"}
 
 
 def run(*command: str | Path, cwd: Path, status: int = 0) -> str:
@@ -42,9 +42,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     checkout = tmp_path_factory.mktemp("checkout")
     listed = run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=PROJECT)
     for name in filter(None, listed.split("\0")):
-        if (PROJECT / name).is_file():  # else: deleted, and not committed yet
+        if (PROJECT / name).is_file() or (PROJECT / name).is_symlink():  # else: deleted, and not committed yet
             (checkout / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(PROJECT / name, checkout / name)
+            shutil.copy(PROJECT / name, checkout / name, follow_symlinks=False)
     out = tmp_path_factory.mktemp("dist")
     run(sys.executable, "-m", "build", "--no-isolation", "--outdir", out, checkout, cwd=out)
     (found,) = out.glob("*.whl")

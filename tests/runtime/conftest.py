@@ -16,7 +16,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from cdl_deploy.bundle import (
+from cdl_deploy.cli import main
+from cdl_deploy.runtime.bundle import (
     Accuracy,
     Bundle,
     Method,
@@ -26,7 +27,6 @@ from cdl_deploy.bundle import (
     Weights,
     encode_metadata,
 )
-from cdl_deploy.cli import main
 
 CLASSES = ("red", "green", "blue", "grün ✓")
 WEIGHTS = np.array([[4.0, -1, -1, 0], [-1, 4.0, -1, 0], [-1, -1, 4.0, 0]], dtype=np.float32)

@@ -16,9 +16,9 @@ from rich.console import Console
 
 from cdl_deploy.cli.evaluate_table import evaluation_tables
 from cdl_deploy.evaluation.agreement import compare_answers
-from cdl_deploy.evaluation.answers import Answers
+from cdl_deploy.evaluation.predictions import Answers
 from cdl_deploy.evaluation.report import make_report
-from cdl_deploy.interface import bundle_interface
+from cdl_deploy.runtime.interface import bundle_interface
 from tests.runtime.conftest import example_bundle
 from tests.runtime.test_foreign import save
 

@@ -13,12 +13,12 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from cdl_deploy.bundle import Method, Quantization
 from cdl_deploy.cli.heat_map import HeatMap
 from cdl_deploy.cli.inspect_table import inspection_tables, selection_words
 from cdl_deploy.errors import OptionError
 from cdl_deploy.evaluation import inspect_model, labelled_folder, measure_selection
 from cdl_deploy.evaluation.selection import By, Selection, SelectionRow
+from cdl_deploy.runtime.bundle import Method, Quantization
 from tests.runtime.test_evaluate import draw
 from tests.runtime.test_foreign import save
 

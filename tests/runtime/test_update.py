@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 
 from cdl_deploy import files
 from cdl_deploy.errors import UpdateError
-from cdl_deploy.update import apply_updates, make_update, rebuilt
-from cdl_deploy.update_file import DIGEST_BYTES, MAGIC, MAX_FILE, MAX_HEADER, read_update
+from cdl_deploy.update.file import DIGEST_BYTES, MAGIC, MAX_FILE, MAX_HEADER, read_update
+from cdl_deploy.update.patch import apply_updates, make_update, rebuilt
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -129,7 +129,7 @@ def test_pieces_moved_dropped_and_added_survive(tmp_path, data):
 
 def test_the_same_files_give_the_same_update_in_any_process(world):
     code = (
-        "import sys; from pathlib import Path; from cdl_deploy.update import make_update\n"
+        "import sys; from pathlib import Path; from cdl_deploy.update.patch import make_update\n"
         "make_update(*map(Path, sys.argv[1:]))"
     )
     for seed in ("1", "2"):
@@ -368,7 +368,7 @@ PEAK = """
 import sys
 from pathlib import Path
 from cdl_deploy.errors import UpdateError
-from cdl_deploy.update import apply_updates
+from cdl_deploy.update.patch import apply_updates
 def peak():
     return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
 before = peak()
@@ -468,7 +468,7 @@ def test_a_fault_of_the_check_leaves_the_old_file(world):
 
 def test_killed_in_the_middle_the_old_file_stays_and_the_next_try_cleans_up(world):
     code = (
-        "import os, signal, sys\nfrom pathlib import Path\nfrom cdl_deploy.update import apply_updates\n"
+        "import os, signal, sys\nfrom pathlib import Path\nfrom cdl_deploy.update.patch import apply_updates\n"
         "old, patch = map(Path, sys.argv[1:])\n"
         "apply_updates(old, [patch], old, lambda path: os.kill(os.getpid(), signal.SIGKILL))"
     )

@@ -8,9 +8,9 @@ import json
 
 import pytest
 
-from cdl_deploy.bundle import Accuracy
-from cdl_deploy.update import make_update
-from cdl_deploy.update_news import news
+from cdl_deploy.runtime.bundle import Accuracy
+from cdl_deploy.update.news import news
+from cdl_deploy.update.patch import make_update
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from cdl_deploy.training.methods.dualprompt import DualPrompt
 from cdl_deploy.training.methods.l2p import L2P
 from cdl_deploy.training.models.heads import GrowingHead, NormalisedHead
 from cdl_deploy.training.models.learner import Role
-from cdl_deploy.training.models.pair import Pair
+from cdl_deploy.training.models.teacher_student import TeacherStudent
 from tests.training.naive import naive_block, naive_coda_weights, naive_embed
 
 
@@ -56,7 +56,7 @@ def naive_prompts(method: ContinualMethod, query: Tensor, first: int) -> dict[in
     return found
 
 
-def naive_query(pair: Pair, image: Tensor, first: int) -> Tensor:
+def naive_query(pair: TeacherStudent, image: Tensor, first: int) -> Tensor:
     """Of one normalised image [3, h, w]: the class token after `first` blocks, or after all, through the final norm."""
     vit = pair.student.backbone.vit
     tokens = naive_embed(vit, image)
@@ -75,7 +75,7 @@ def naive_head(head: GrowingHead, token: Tensor) -> Tensor:
     return torch.stack(logits)
 
 
-def naive_logits(pair: Pair, role: Role, image: Tensor, first: int = 0) -> Tensor:
+def naive_logits(pair: TeacherStudent, role: Role, image: Tensor, first: int = 0) -> Tensor:
     """What a learner answers for one normalised image; `first` is the K of block:K."""
     learner = pair.learners[role]
     vit = learner.backbone.vit
@@ -88,7 +88,7 @@ def naive_logits(pair: Pair, role: Role, image: Tensor, first: int = 0) -> Tenso
             assert kdp.token is not None
             tokens = torch.cat([tokens, kdp.token])
         if kdp is not None and index > first:
-            own["after"] = (kdp.rows[index - first - 1, 0], kdp.rows[index - first - 1, 1])
+            own["after"] = (kdp.prompts[index - first - 1, 0], kdp.prompts[index - first - 1, 1])
         tokens = naive_block(vit, index, tokens, **own)
     tokens = vit.norm(tokens)
     logits = naive_head(learner.class_head, tokens[0])

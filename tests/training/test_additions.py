@@ -11,9 +11,9 @@ import torch
 
 from cdl_deploy import Classifier
 from cdl_deploy.cli import main
+from cdl_deploy.data.folder import find_splits
 from cdl_deploy.errors import DataError, OptionError, RunError
 from cdl_deploy.export import ExportOptions, export_run
-from cdl_deploy.image_folder import find_splits
 from cdl_deploy.training.additions import Addition, add_task
 from cdl_deploy.training.config import DataConfig, MethodConfig, ModelConfig, OptimConfig, RunConfig
 from cdl_deploy.training.data import task_data
@@ -54,7 +54,7 @@ def make_photos(root, pairs=PAIRS) -> None:
 def test_a_folder_is_searched_once_however_many_tasks_it_had(tmp_path, monkeypatch):
     make_photos(tmp_path / "all")
     plans = [TaskPlan(tuple(pair), str(tmp_path / "all")) for pair in PAIRS]
-    opened = TaskData(plans, [], {plans[0].place: open_source(*plans[0].place)}, lambda _: {}, [])
+    opened = TaskData(plans, [], {plans[0].source_key: open_source(*plans[0].source_key)}, lambda _: {}, [])
     tests = [opened.test(number) for number in range(1, 5)]
     searched = []
 
@@ -242,17 +242,17 @@ def test_no_directory_at_all(capsys):
 def test_reopened_rows_take_the_place_of_earlier_ones():
     rows = GrowingRows(2)
     rows.grow(torch.tensor([[1.0, 1.0], [2.0, 2.0]]))
-    rows.grow(torch.tensor([[3.0, 3.0]]), reopen=[1])
+    rows.grow(torch.tensor([[3.0, 3.0]]), unfreeze=[1])
     rows.all().sum().backward()
-    assert rows.earlier.grad is None
-    assert rows.current.grad.tolist() == [[1.0, 1.0]]
-    assert rows.reopened.grad.tolist() == [[1.0, 1.0]]
+    assert rows.frozen.grad is None
+    assert rows.trainable.grad.tolist() == [[1.0, 1.0]]
+    assert rows.unfrozen.grad.tolist() == [[1.0, 1.0]]
     with torch.no_grad():
-        rows.reopened += 10
+        rows.unfrozen += 10
     assert rows.all().tolist() == [[1.0, 1.0], [12.0, 12.0], [3.0, 3.0]]
     copy = GrowingRows(2)
     copy.load_state_dict(rows.state_dict())
     assert torch.equal(copy.all(), rows.all())
     rows.grow(torch.tensor([[4.0, 4.0]]))
     assert rows.all().tolist() == [[1.0, 1.0], [12.0, 12.0], [3.0, 3.0], [4.0, 4.0]]
-    assert len(rows.reopened) == 0
+    assert len(rows.unfrozen) == 0

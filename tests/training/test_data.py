@@ -193,7 +193,7 @@ def test_evaluation_transform_is_torchvisions(photos):
 def _batches(photos, workers=0, **changes):
     source = image_folder(photos)
     transform = training_transform(Preprocessing(16, 16, "bicubic"), "photo")
-    options = {"seed": 0, "place": (1, "student", 0), "shuffle": True, **changes}
+    options = {"seed": 0, "scope": (1, "student", 0), "shuffle": True, **changes}
     return list(batches(source.train.items, source.train.labels.tolist(), transform, 7, workers=workers, **options))
 
 
@@ -201,7 +201,7 @@ def test_batches_hold_every_image_once_and_follow_seed_and_place(photos):
     first = _batches(photos)
     assert [len(labels) for _, labels in first] == [7, 7, 7, 3], "the last partial batch trains too"
     assert torch.cat([labels for _, labels in first]).bincount().tolist() == [6, 6, 6, 6]
-    again, other = _batches(photos), _batches(photos, place=(1, "student", 1))
+    again, other = _batches(photos), _batches(photos, scope=(1, "student", 1))
     assert all(torch.equal(a, b) for (a, _), (b, _) in zip(first, again, strict=True))
     assert not torch.equal(first[0][0], other[0][0])
 

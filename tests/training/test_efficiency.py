@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cdl_deploy.training import stage as stage_module
-from cdl_deploy.training.models.growing import Remembered
+from cdl_deploy.training.models.growing import Cached
 from cdl_deploy.training.processes import Processes
 from cdl_deploy.training.stage import stage_losses
 from tests.training.naive import naive_coda_weights
@@ -88,13 +88,13 @@ def test_the_factors_of_earlier_components_are_computed_once_and_never_stale():
         return naive_coda_weights(query[row], block.attentions.all(), block.keys.all())
 
     calls = []
-    factors = block.earlier.function
-    block.earlier = Remembered(lambda *rows: calls.append(1) or factors(*rows))
+    factors = block.frozen.function
+    block.frozen = Cached(lambda *rows: calls.append(1) or factors(*rows))
     for _ in range(3):
         torch.testing.assert_close(block.weights(query)[0], torch.tensor(expected(0)))
     assert len(calls) == 1
     with torch.no_grad():
-        block.keys.earlier.mul_(torch.rand(6, 16))  # changed in place
+        block.keys.frozen.mul_(torch.rand(6, 16))  # changed in place
     torch.testing.assert_close(block.weights(query)[1], torch.tensor(expected(1)))
     method.load_state_dict(copy.deepcopy(grown(2).state_dict()))  # another state
     torch.testing.assert_close(block.weights(query)[1], torch.tensor(expected(1)))

@@ -49,7 +49,7 @@ def test_a_packed_backbone_computes_the_same(read):
 
     def run():
         leaves = [value.clone().requires_grad_() for value in (tokens, *rows)]
-        prompt = BlockPrompt(before=(leaves[1], leaves[2]), after=(leaves[3], leaves[4]))
+        prompt = BlockPrompt(prefix=(leaves[1], leaves[2]), suffix=(leaves[3], leaves[4]))
         out = backbone.run_blocks(leaves[0], 0, 2, {0: prompt}, read)
         out.square().sum().backward()
         return [out.detach(), *(leaf.grad for leaf in leaves)]

@@ -112,7 +112,7 @@ def test_batches_are_divided_without_rest(count):
     def of(index: int, count: int) -> list[list[tuple[int, int]]]:
         processes = Processes(torch.device("cpu"))
         processes.index, processes.count = index, count
-        return list(SeededBatches(9, 4, seed=7, place=("x", 1), shuffle=True, share=processes.share))
+        return list(SeededBatches(9, 4, seed=7, scope=("x", 1), shuffle=True, share=processes.share))
 
     whole = of(0, 1)
     assert [len(batch) for batch in whole] == [4, 4, 1]

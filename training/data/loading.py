@@ -1,4 +1,4 @@
-"""Batches of pixels. What an image looks like in a batch depends on the seed and its place, not on who loads it."""
+"""Batches of pixels. What an image looks like in a batch depends on the seed and its scope, not on who loads it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class PixelDataset(Dataset[tuple[Tensor, int]]):
 
 
 class SeededBatches(Sampler[list[Key]]):
-    """Every image once, in an order and with augmentations drawn from `seed` and `place`.
+    """Every image once, in an order and with augmentations drawn from `seed` and `scope`.
 
     The last batch may be smaller.
     Differs: the reference drops the last partial batch, so a task with fewer images than a batch trains on nothing.
@@ -50,14 +50,14 @@ class SeededBatches(Sampler[list[Key]]):
         count: int,
         batch_size: int,
         seed: int,
-        place: tuple[str | int, ...],
+        scope: tuple[str | int, ...],
         shuffle: bool,
         skip: int = 0,
         share: Share = lambda keys: keys,
     ) -> None:
         """`skip`: batches to leave out at the beginning, because they were learned from before an interruption.
         `share`: the part of each batch to yield, where several processes divide it among them."""
-        self.count, self.batch_size, self.seed, self.place, self.shuffle = count, batch_size, seed, place, shuffle
+        self.count, self.batch_size, self.seed, self.scope, self.shuffle = count, batch_size, seed, scope, shuffle
         self.skip, self.share = skip, share
 
     def __len__(self) -> int:
@@ -66,8 +66,8 @@ class SeededBatches(Sampler[list[Key]]):
     def __iter__(self) -> Iterator[list[Key]]:
         order = list(range(self.count))
         if self.shuffle:
-            order = torch.randperm(self.count, generator=generator(self.seed, "order", *self.place)).tolist()
-        first = derive_seed(self.seed, "augmentation", *self.place)
+            order = torch.randperm(self.count, generator=generator(self.seed, "order", *self.scope)).tolist()
+        first = derive_seed(self.seed, "augmentation", *self.scope)
         for start in range(self.skip * self.batch_size, self.count, self.batch_size):
             keys = [(index, (first + index) % 2**63) for index in order[start : start + self.batch_size]]
             # A process without a share runs one image that counts for nothing, so that all take the same steps.
@@ -83,7 +83,7 @@ class TrainingImages(ABC):
 
     @abstractmethod
     def batches(
-        self, batch_size: int, seed: int, place: tuple[str | int, ...], skip: int = 0, share: Share = lambda keys: keys
+        self, batch_size: int, seed: int, scope: tuple[str | int, ...], skip: int = 0, share: Share = lambda keys: keys
     ) -> Iterable[tuple[Tensor, Tensor]]:
         """Every image once: pixels [B, 3, height, width] uint8 and labels [B], in the order of `SeededBatches`."""
 
@@ -98,7 +98,7 @@ class LoadedImages(TrainingImages):
         return len(self.items)
 
     def batches(
-        self, batch_size: int, seed: int, place: tuple[str | int, ...], skip: int = 0, share: Share = lambda keys: keys
+        self, batch_size: int, seed: int, scope: tuple[str | int, ...], skip: int = 0, share: Share = lambda keys: keys
     ) -> Iterable[tuple[Tensor, Tensor]]:
         return batches(
             self.items,
@@ -107,7 +107,7 @@ class LoadedImages(TrainingImages):
             batch_size,
             workers=self.workers,
             seed=seed,
-            place=place,
+            scope=scope,
             shuffle=True,
             skip=skip,
             share=share,
@@ -122,7 +122,7 @@ def batches(
     *,
     workers: int = 0,
     seed: int = 0,
-    place: tuple[str | int, ...] = (),
+    scope: tuple[str | int, ...] = (),
     shuffle: bool = False,
     skip: int = 0,
     share: Share = lambda keys: keys,
@@ -130,7 +130,7 @@ def batches(
     """A loader of (pixels [B, 3, height, width] uint8, labels [B] int64)."""
     # A batch's labels, ints in the dataset, are collated into one tensor.
     dataset = cast(Dataset[tuple[Tensor, Tensor]], PixelDataset(items, labels, transform))
-    sampler = SeededBatches(len(items), batch_size, seed, place, shuffle, skip, share)
+    sampler = SeededBatches(len(items), batch_size, seed, scope, shuffle, skip, share)
     return DataLoader(dataset, batch_sampler=sampler, num_workers=workers, pin_memory=torch.cuda.is_available())
 
 

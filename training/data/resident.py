@@ -47,15 +47,15 @@ class ResidentImages(TrainingImages):
         return len(self.labels)
 
     def batches(
-        self, batch_size: int, seed: int, place: tuple[str | int, ...], skip: int = 0, share: Share = lambda keys: keys
+        self, batch_size: int, seed: int, scope: tuple[str | int, ...], skip: int = 0, share: Share = lambda keys: keys
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Every image once, as `TrainingImages` says.
 
-        An image's crop depends on the seed, the place and the image, not on the batch or the process it is in.
+        An image's crop depends on the seed, the scope and the image, not on the batch or the process it is in.
         """
         count = len(self.labels)
-        order = SeededBatches(count, batch_size, seed, place, True, skip, share)
-        draws = torch.Generator().manual_seed(derive_seed(seed, "resident", *place))
+        order = SeededBatches(count, batch_size, seed, scope, True, skip, share)
+        draws = torch.Generator().manual_seed(derive_seed(seed, "resident", *scope))
         chance = torch.rand(count, 5, generator=draws).to(self.pixels.device)
         for keys in order:
             chosen = torch.tensor([index for index, _ in keys], device=self.pixels.device)
@@ -72,7 +72,7 @@ class ResidentImages(TrainingImages):
 def training_images(
     images: TaskImages, preprocessing: Preprocessing, augmentation: str, optim: OptimConfig, device: torch.device
 ) -> TrainingImages:
-    """A task's images where `optim`, which is settled, wants them: on the device, or loaded when they are due."""
+    """A task's images where `optim`, which is resolved, wants them: on the device, or loaded when they are due."""
     if optim.resident:
         return ResidentImages(images, preprocessing, device, augmentation)
     assert optim.workers is not None

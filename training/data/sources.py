@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
+from cdl_deploy.data.folder import Files, find_splits
 from cdl_deploy.errors import DataError
-from cdl_deploy.image_folder import Files, find_splits
 
 DIGITS_TEST_SHARE = 0.2
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cdl_deploy.data.folder import Files, find_splits
 from cdl_deploy.errors import DataError
-from cdl_deploy.image_folder import Files, find_splits
 from cdl_deploy.training.data.sources import ImageSource, Item, OnCheck, fingerprint, open_source
 
 Heldout = Mapping[str, Tensor]
@@ -44,7 +44,7 @@ class TaskPlan:
     """Fields of OptimConfig that differ from the run's."""
 
     @property
-    def place(self) -> tuple[str, float | None, bool]:
+    def source_key(self) -> tuple[str, float | None, bool]:
         """What `open_source` needs to know."""
         return self.data, self.holdout, self.skip_bad
 
@@ -68,16 +68,16 @@ def hold_out(
     """
     if not share:
         return images, TaskImages([], [])
-    places: dict[int, list[int]] = {}
-    for place, label in enumerate(images.labels):
-        places.setdefault(label, []).append(place)
+    positions: dict[int, list[int]] = {}
+    for position, label in enumerate(images.labels):
+        positions.setdefault(label, []).append(position)
     held: set[int] = set()
-    for own in places.values():
+    for own in positions.values():
         drawn = torch.randperm(len(own), generator=generator)[: int(share * len(own))]
         held |= {own[i] for i in drawn.tolist()}
 
     def part(wanted: bool) -> TaskImages:
-        chosen = [place for place in range(len(images.labels)) if (place in held) == wanted]
+        chosen = [position for position in range(len(images.labels)) if (position in held) == wanted]
         return TaskImages([images.items[i] for i in chosen], [images.labels[i] for i in chosen])
 
     return part(False), part(True)
@@ -109,13 +109,13 @@ class TaskData:
     def train(self, number: int) -> TaskImages:
         """Training images of a task whose folder is open."""
         plan = self.plans[number - 1]
-        return self._from_source(self.sources[plan.place], plan, "train")
+        return self._from_source(self.sources[plan.source_key], plan, "train")
 
     def test(self, number: int) -> TaskImages:
         """Test images of a task: all of them where the folder is still what it was, otherwise those the run kept."""
         plan = self.plans[number - 1]
-        if plan.place in self.sources:
-            return self._from_source(self.sources[plan.place], plan, "test")
+        if plan.source_key in self.sources:
+            return self._from_source(self.sources[plan.source_key], plan, "test")
         return self._listed(number, plan, "test") or self._kept(number)
 
     def kept_training(self, number: int) -> TaskImages | None:
@@ -135,10 +135,10 @@ class TaskData:
     def _listed(self, number: int, plan: TaskPlan, split: str) -> TaskImages | None:
         try:
             if plan.data == "digits":
-                return self._from_source(open_source(*plan.place), plan, split)
-            if plan.place not in self.listings:
-                self.listings[plan.place] = find_splits(Path(plan.data), plan.holdout)
-            train, test = self.listings[plan.place]
+                return self._from_source(open_source(*plan.source_key), plan, split)
+            if plan.source_key not in self.listings:
+                self.listings[plan.source_key] = find_splits(Path(plan.data), plan.holdout)
+            train, test = self.listings[plan.source_key]
             files = train if split == "train" else test
             known = "data_fingerprint" if split == "train" else "test_fingerprint"
             chosen = {
@@ -162,4 +162,7 @@ def open_sources(
     plans: list[TaskPlan], finished: int, on_check: OnCheck | None = None
 ) -> dict[tuple[str, float | None, bool], ImageSource]:
     """Open the folder of every task that is still to be learned; every image is decoded once."""
-    return {place: open_source(*place, on_check) for place in dict.fromkeys(plan.place for plan in plans[finished:])}
+    return {
+        position: open_source(*position, on_check)
+        for position in dict.fromkeys(plan.source_key for plan in plans[finished:])
+    }

@@ -13,7 +13,7 @@ from cdl_deploy.training.distillation.dkd import DKD
 from cdl_deploy.training.distillation.fitnets import FitNets
 from cdl_deploy.training.distillation.kd import KD
 from cdl_deploy.training.distillation.kdp import KDPrompts
-from cdl_deploy.training.distillation.protocol import Distillation, Output
+from cdl_deploy.training.distillation.protocol import Distillation, LearnerOutput
 from cdl_deploy.training.distillation.reviewkd import ReviewKD
 from cdl_deploy.training.models.backbone import NetworkShape
 
@@ -48,4 +48,4 @@ def build_distillation(
     return DISTILLATIONS[config.distill](student, teacher, class_token, config, generator)
 
 
-__all__ = ["DISTILLATIONS", "Distillation", "Output", "build_distillation", "needs_teacher"]
+__all__ = ["DISTILLATIONS", "Distillation", "LearnerOutput", "build_distillation", "needs_teacher"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from cdl_deploy.training.config import MethodConfig
-from cdl_deploy.training.distillation.protocol import Distillation, Output
+from cdl_deploy.training.distillation.protocol import Distillation, LearnerOutput
 from cdl_deploy.training.losses import nontarget_class_loss, target_class_loss
 from cdl_deploy.training.shapes import Labels
 
@@ -24,7 +24,12 @@ class DKD(Distillation):
         self.target_weight, self.nontarget_weight = config.dkd_target_weight, config.dkd_nontarget_weight
 
     def losses(
-        self, cross_entropy: Tensor, student: Output, teacher: Output | None, first_class: int, labels: Labels
+        self,
+        cross_entropy: Tensor,
+        student: LearnerOutput,
+        teacher: LearnerOutput | None,
+        first_class: int,
+        labels: Labels,
     ) -> dict[str, Tensor]:
         """(1 − α)·CE and α·(1·TCKD + 4·NCKD) over the current task's classes (method, section 5)."""
         assert teacher is not None

@@ -9,14 +9,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from cdl_deploy.training.config import MethodConfig
-from cdl_deploy.training.distillation.protocol import Distillation, Output
+from cdl_deploy.training.distillation.protocol import Distillation, LearnerOutput
 from cdl_deploy.training.losses import distillation_loss, masked_cross_entropy
 from cdl_deploy.training.methods import build_student_head
-from cdl_deploy.training.models.growing import FreeBuffers
+from cdl_deploy.training.models.growing import ResizableBuffers
 from cdl_deploy.training.shapes import Labels, Logits, Tokens
 
 
-class ChosenAlpha(FreeBuffers):
+class ChosenAlpha(ResizableBuffers):
     """α of the prediction by class [C], where every task chooses its own."""
 
     alpha: Tensor
@@ -31,14 +31,14 @@ class ExtraToken(Distillation):
 
     needs_teacher = True
     answers = True
-    reads: tuple[int, ...] = (0, -1)
+    output_tokens: tuple[int, ...] = (0, -1)
 
     def __init__(self, token: Float[Tensor, "1 D"] | None, width: int, config: MethodConfig) -> None:
         super().__init__()
         self.alpha, self.temperature, self.lr_scale = config.alpha, config.temperature, config.kd_lr_scale
         self.over_seen = config.kd_classes == "seen"
         self.token = None if token is None else nn.Parameter(token)
-        self.reads = (0,) if token is None else (0, -1)
+        self.output_tokens = (0,) if token is None else (0, -1)
         self.head = build_student_head(width, config)
         self.chosen = ChosenAlpha(alpha=torch.empty(0)) if config.alpha_holdout else None
 
@@ -54,7 +54,7 @@ class ExtraToken(Distillation):
         return torch.cat([tokens, self.token.expand(tokens.shape[0], 1, -1)], dim=1)
 
     def extra_logits(self, normalised_tokens: Tokens) -> Logits:
-        return self.head(normalised_tokens[:, self.reads[-1]])
+        return self.head(normalised_tokens[:, self.output_tokens[-1]])
 
     def shared_parameters(self) -> tuple[list[nn.Parameter], float]:
         return [] if self.token is None else [self.token], self.lr_scale
@@ -82,7 +82,12 @@ class ExtraToken(Distillation):
         self.chosen.alpha[first_class:] = shares[losses.index(min(losses))]
 
     def losses(
-        self, cross_entropy: Tensor, student: Output, teacher: Output | None, first_class: int, labels: Labels
+        self,
+        cross_entropy: Tensor,
+        student: LearnerOutput,
+        teacher: LearnerOutput | None,
+        first_class: int,
+        labels: Labels,
     ) -> dict[str, Tensor]:
         """(1 − α)·CE on the class head, α·KD on the KD head over the current task's classes (method, section 5).
 

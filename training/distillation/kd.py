@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from cdl_deploy.training.config import MethodConfig
-from cdl_deploy.training.distillation.protocol import Distillation, Output
+from cdl_deploy.training.distillation.protocol import Distillation, LearnerOutput
 from cdl_deploy.training.losses import distillation_loss
 from cdl_deploy.training.shapes import Labels
 
@@ -21,7 +21,12 @@ class KD(Distillation):
         self.over_seen = config.kd_classes == "seen"
 
     def losses(
-        self, cross_entropy: Tensor, student: Output, teacher: Output | None, first_class: int, labels: Labels
+        self,
+        cross_entropy: Tensor,
+        student: LearnerOutput,
+        teacher: LearnerOutput | None,
+        first_class: int,
+        labels: Labels,
     ) -> dict[str, Tensor]:
         """(1 − α)·CE and α·KD, both on the class head and over the current task's classes, KD maybe over all seen."""
         assert teacher is not None

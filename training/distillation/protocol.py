@@ -14,7 +14,7 @@ from cdl_deploy.training.shapes import Labels, Logits, Tokens
 
 
 @dataclass
-class Output:
+class LearnerOutput:
     """What a learner computed for a batch."""
 
     class_logits: Logits
@@ -37,11 +37,11 @@ class Distillation(nn.Module):
     """
 
     needs_teacher: bool = False
-    reads: tuple[int, ...] = (0,)
+    output_tokens: tuple[int, ...] = (0,)
     """Positions of the output tokens that the student's heads read: the class token first."""
     hidden_blocks: int = 0
-    """Of how many blocks, counted from the last, `losses` looks at the tokens: `Output.hidden` of student and teacher.
-    With 0 nothing is kept, and the last block computes no more than what the heads read."""
+    """Of how many blocks, counted from the last, `losses` looks at the tokens: `LearnerOutput.hidden` of student and
+    teacher. With 0 nothing is kept, and the last block computes no more than what the heads read."""
     answers: bool = False
     """Whether the student's answer needs it. Where it does not, it only serves training and is not exported."""
 
@@ -69,7 +69,12 @@ class Distillation(nn.Module):
         return class_logits
 
     def losses(
-        self, cross_entropy: Tensor, student: Output, teacher: Output | None, first_class: int, labels: Labels
+        self,
+        cross_entropy: Tensor,
+        student: LearnerOutput,
+        teacher: LearnerOutput | None,
+        first_class: int,
+        labels: Labels,
     ) -> dict[str, Tensor]:
         """The weighted terms of the student's loss, by name, without those of the prompt selection.
 

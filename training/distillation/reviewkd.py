@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from cdl_deploy.training.config import MethodConfig
 from cdl_deploy.training.distillation.features import TokenMatch, drawn_linear
 from cdl_deploy.training.distillation.kd import KD
-from cdl_deploy.training.distillation.protocol import Output
+from cdl_deploy.training.distillation.protocol import LearnerOutput
 from cdl_deploy.training.losses import feature_loss
 from cdl_deploy.training.models.backbone import NetworkShape
 from cdl_deploy.training.shapes import Labels, Tokens
@@ -43,7 +43,12 @@ class ReviewKD(KD):
         )
 
     def losses(
-        self, cross_entropy: Tensor, student: Output, teacher: Output | None, first_class: int, labels: Labels
+        self,
+        cross_entropy: Tensor,
+        student: LearnerOutput,
+        teacher: LearnerOutput | None,
+        first_class: int,
+        labels: Labels,
     ) -> dict[str, Tensor]:
         """KD's terms and the feature term (method, section 5)."""
         terms = super().losses(cross_entropy, student, teacher, first_class, labels)

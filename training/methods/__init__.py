@@ -10,7 +10,7 @@ from cdl_deploy.training.methods.apt import AdditivePrompts
 from cdl_deploy.training.methods.coda import CodaPrompt
 from cdl_deploy.training.methods.dualprompt import DualPrompt
 from cdl_deploy.training.methods.l2p import L2P
-from cdl_deploy.training.methods.protocol import ContinualMethod, Phase, Selection
+from cdl_deploy.training.methods.protocol import ContinualMethod, Phase, PromptSelection
 from cdl_deploy.training.models.backbone import NetworkShape
 from cdl_deploy.training.models.heads import GrowingHead, NormalisedHead
 
@@ -43,4 +43,4 @@ def build_student_head(width: int, config: MethodConfig) -> GrowingHead:
     return NormalisedHead(width, config.head_start) if config.student_head == "cosine" else build_head(width, config)
 
 
-__all__ = ["METHODS", "ContinualMethod", "Phase", "Selection", "build_head", "build_method", "build_student_head"]
+__all__ = ["METHODS", "ContinualMethod", "Phase", "PromptSelection", "build_head", "build_method", "build_student_head"]

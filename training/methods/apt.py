@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from cdl_deploy.training.config import MethodConfig
-from cdl_deploy.training.methods.protocol import ContinualMethod, Phase, Selection
+from cdl_deploy.training.methods.protocol import ContinualMethod, Phase, PromptSelection
 from cdl_deploy.training.models.backbone import BlockPrompt, NetworkShape
 from cdl_deploy.training.models.heads import GrowingHead, NormalisedHead
 from cdl_deploy.training.shapes import Query
@@ -57,6 +57,6 @@ class AdditivePrompts(ContinualMethod):
         self.merged.mul_(keep).add_(self.working, alpha=1 - keep)
         self.merges += 1
 
-    def forward(self, query: Query | None, phase: Phase) -> Selection:
+    def forward(self, query: Query | None, phase: Phase) -> PromptSelection:
         vectors = self.merged if phase == "test" else self.working
-        return Selection({index: BlockPrompt(class_shift=(pair[0], pair[1])) for index, pair in enumerate(vectors)})
+        return PromptSelection({index: BlockPrompt(cls_bias=(pair[0], pair[1])) for index, pair in enumerate(vectors)})

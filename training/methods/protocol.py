@@ -21,7 +21,7 @@ evaluation. Prompts are chosen in the same way in the last two."""
 
 
 @dataclass
-class Selection:
+class PromptSelection:
     """The prompts chosen for a batch, by block, and the losses their choice adds, by name."""
 
     prompts: dict[int, BlockPrompt]
@@ -55,7 +55,7 @@ class ContinualMethod(nn.Module, ABC):
         """The learner has learned the current task, and everything this leaves is about to be saved."""
 
     @abstractmethod
-    def forward(self, query: Query | None, phase: Phase) -> Selection:
+    def forward(self, query: Query | None, phase: Phase) -> PromptSelection:
         """Choose prompts for a batch from its query [B, Q]."""
 
     def similarities(self, query: Query) -> list[Similarities]:

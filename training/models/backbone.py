@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from cdl_deploy.errors import WeightsError
 from cdl_deploy.training.models.packed import SMALLEST_WIDTH, PackedLinear, PackedMlp
-from cdl_deploy.training.shapes import Pixels, Rows, Tokens
+from cdl_deploy.training.shapes import Pixels, PromptVectors, Tokens
 
 
 @dataclass(frozen=True)
@@ -47,19 +47,19 @@ class NetworkShape:
 
 @dataclass(frozen=True)
 class BlockPrompt:
-    """What one block's attention gets besides its tokens. Each pair is (key rows, value rows)."""
+    """What one block's attention gets besides its tokens. Each pair is (key prompts, value prompts)."""
 
-    before: tuple[Rows, Rows] | None = None
+    prefix: tuple[PromptVectors, PromptVectors] | None = None
     """Prefix prompts, put before the keys and values of the tokens."""
-    after: tuple[Float[Tensor, "1 r D"], Float[Tensor, "1 r D"]] | None = None
+    suffix: tuple[Float[Tensor, "1 r D"], Float[Tensor, "1 r D"]] | None = None
     """KD prompts, put after them; the same for every image."""
-    class_shift: tuple[Float[Tensor, "D"], Float[Tensor, "D"]] | None = None
+    cls_bias: tuple[Float[Tensor, "D"], Float[Tensor, "D"]] | None = None
     """Added to the class token's key and value (APT)."""
 
 
 Prompts = Mapping[int, BlockPrompt]
 
-Read = tuple[int, ...] | None
+OutputTokens = tuple[int, ...] | None
 """Positions of the tokens that somebody reads, counted from the end where negative; None for all."""
 
 
@@ -125,14 +125,14 @@ class Backbone(nn.Module):
         return self.run_blocks(tokens, 0, block)[0, :1].clone()
 
     def run_block(
-        self, index: int, tokens: Tokens, prompt: BlockPrompt | None = None, read: Read = None
+        self, index: int, tokens: Tokens, prompt: BlockPrompt | None = None, output_tokens: OutputTokens = None
     ) -> Float[Tensor, "B n D"]:
-        """One block; it returns as many tokens as it got, or only those at the positions `read`."""
+        """One block; it returns as many tokens as it got, or only those at the positions `output_tokens`."""
         block = self.block(index)
-        if prompt is None and read is None and not self.packed:
+        if prompt is None and output_tokens is None and not self.packed:
             return block(tokens)
-        mixed = self._attention(index, block.norm1(tokens), prompt or BlockPrompt(), read)
-        tokens = pick(tokens, read) + block.ls1(mixed)
+        mixed = self._attention(index, block.norm1(tokens), prompt or BlockPrompt(), output_tokens)
+        tokens = pick(tokens, output_tokens) + block.ls1(mixed)
         return tokens + block.ls2(block.mlp(block.norm2(tokens)))
 
     def run_blocks(
@@ -141,17 +141,17 @@ class Backbone(nn.Module):
         start: int,
         stop: int,
         prompts: Prompts | None = None,
-        read: Read = None,
+        output_tokens: OutputTokens = None,
         hidden: MutableSequence[Tensor] | None = None,
     ) -> Float[Tensor, "B n D"]:
-        """Blocks `start` to `stop - 1`. Of the last one, only the tokens at the positions `read` are computed.
+        """Blocks `start` to `stop - 1`. Of the last one, only the tokens at the positions `output_tokens` are computed.
 
         The tokens after each block are added to `hidden`, where it is given.
         """
         prompts = prompts or {}
         with self._precision():
             for index in range(start, stop):
-                tokens = self.run_block(index, tokens, prompts.get(index), read if index == stop - 1 else None)
+                tokens = self.run_block(index, tokens, prompts.get(index), output_tokens if index == stop - 1 else None)
                 if hidden is not None:
                     hidden.append(tokens.float())
         return tokens.float()
@@ -172,27 +172,29 @@ class Backbone(nn.Module):
             projected = F.linear(tokens, *_rows(layer, first, count))
         return projected.unflatten(-1, (count, self.heads, -1)).permute(2, 0, 3, 1, 4)
 
-    def _attention(self, index: int, tokens: Tokens, prompt: BlockPrompt, read: Read = None) -> Float[Tensor, "B n D"]:
-        """Multi-head attention with prompt rows around the keys and values; queries are untouched.
+    def _attention(
+        self, index: int, tokens: Tokens, prompt: BlockPrompt, output_tokens: OutputTokens = None
+    ) -> Float[Tensor, "B n D"]:
+        """Multi-head attention with prompts around the keys and values; queries are untouched.
 
-        With `read` only the tokens there ask; all of them answer.
+        With `output_tokens` only the tokens there ask; all of them answer.
         """
         attention, batch, heads = self.attention(index), tokens.shape[0], self.heads
         # Apart, so that what keys and values were before rows joined them is not kept for the backward pass.
-        query = self._project(index, pick(tokens, read), 0, 1)[0]
+        query = self._project(index, pick(tokens, output_tokens), 0, 1)[0]
         key, value = self._project(index, tokens, 1, 2).unbind(0)
         query, key = attention.q_norm(query), attention.k_norm(key)
-        if prompt.class_shift is not None:
-            shift_key, shift_value = (row.view(heads, 1, -1).to(key) for row in prompt.class_shift)
+        if prompt.cls_bias is not None:
+            shift_key, shift_value = (row.view(heads, 1, -1).to(key) for row in prompt.cls_bias)
             key = torch.cat([key[:, :, :1] + shift_key, key[:, :, 1:]], dim=2)
             value = torch.cat([value[:, :, :1] + shift_value, value[:, :, 1:]], dim=2)
         keys, values = [key], [value]
-        if prompt.before is not None:
-            keys.insert(0, _split_heads(prompt.before[0], batch, heads, key.dtype))
-            values.insert(0, _split_heads(prompt.before[1], batch, heads, key.dtype))
-        if prompt.after is not None:
-            keys.append(_split_heads(prompt.after[0], batch, heads, key.dtype))
-            values.append(_split_heads(prompt.after[1], batch, heads, key.dtype))
+        if prompt.prefix is not None:
+            keys.insert(0, _split_heads(prompt.prefix[0], batch, heads, key.dtype))
+            values.insert(0, _split_heads(prompt.prefix[1], batch, heads, key.dtype))
+        if prompt.suffix is not None:
+            keys.append(_split_heads(prompt.suffix[0], batch, heads, key.dtype))
+            values.append(_split_heads(prompt.suffix[1], batch, heads, key.dtype))
         mixed = F.scaled_dot_product_attention(query, torch.cat(keys, dim=2), torch.cat(values, dim=2))
         return attention.proj(mixed.transpose(1, 2).flatten(2))
 
@@ -226,15 +228,15 @@ class Backbone(nn.Module):
                 del layer.forward
 
 
-def _split_heads(rows: Rows, batch: int, heads: int, dtype: torch.dtype) -> Float[Tensor, "B H p head"]:
-    """Rows [B or 1, p, D] → [B, H, p, D / H], as they are: prompts pass no projection."""
+def _split_heads(rows: PromptVectors, batch: int, heads: int, dtype: torch.dtype) -> Float[Tensor, "B H p head"]:
+    """PromptVectors [B or 1, p, D] → [B, H, p, D / H], as they are: prompts pass no projection."""
     split = rows.unflatten(-1, (heads, -1)).transpose(1, 2)
     return split.to(dtype).expand(batch, -1, -1, -1)
 
 
-def pick(tokens: Tokens, read: Read) -> Float[Tensor, "B n D"]:
-    """The tokens at the positions `read`, in that order."""
-    return tokens if read is None else torch.stack([tokens[:, position] for position in read], dim=1)
+def pick(tokens: Tokens, output_tokens: OutputTokens) -> Float[Tensor, "B n D"]:
+    """The tokens at the positions `output_tokens`, in that order."""
+    return tokens if output_tokens is None else torch.stack([tokens[:, position] for position in output_tokens], dim=1)
 
 
 def _plain_layers(mlp: nn.Module) -> tuple[nn.Linear, nn.Linear] | None:

@@ -15,72 +15,72 @@ from torch import Tensor, nn
 
 
 class GrowingRows(nn.Module):
-    """`earlier` [n, *shape] is a buffer, `current` [m, *shape] a parameter; `all()` is both, in order.
+    """`frozen` [n, *shape] is a buffer, `trainable` [m, *shape] a parameter; `all()` is both, in order.
 
-    Where the current task brings new images of known classes, `reopened` [k, *shape] are the rows of `earlier` at the
-    positions `reopened_at` [k] that learn again, in place of those.
+    Where the current task brings new images of known classes, `unfrozen` [k, *shape] are the rows of `frozen` at the
+    positions `unfrozen_at` [k] that learn again, in place of those.
     """
 
-    earlier: Tensor
-    reopened_at: Tensor
+    frozen: Tensor
+    unfrozen_at: Tensor
 
     def __init__(self, *shape: int) -> None:
         super().__init__()
         self.shape = shape
-        self.register_buffer("earlier", torch.empty(0, *shape))
-        self.register_buffer("reopened_at", torch.empty(0, dtype=torch.int64))
-        self.current = nn.Parameter(torch.empty(0, *shape))
-        self.reopened = nn.Parameter(torch.empty(0, *shape), requires_grad=False)
+        self.register_buffer("frozen", torch.empty(0, *shape))
+        self.register_buffer("unfrozen_at", torch.empty(0, dtype=torch.int64))
+        self.trainable = nn.Parameter(torch.empty(0, *shape))
+        self.unfrozen = nn.Parameter(torch.empty(0, *shape), requires_grad=False)
 
     def __len__(self) -> int:
-        return len(self.earlier) + len(self.current)
+        return len(self.frozen) + len(self.trainable)
 
     def all(self) -> Tensor:
         """Every row [n + m, *shape]; gradients reach only the current task's."""
-        earlier = self.earlier
-        if len(self.reopened):
-            earlier = earlier.index_copy(0, self.reopened_at, self.reopened)
-        return torch.cat([earlier, self.current]) if len(earlier) else self.current
+        frozen = self.frozen
+        if len(self.unfrozen):
+            frozen = frozen.index_copy(0, self.unfrozen_at, self.unfrozen)
+        return torch.cat([frozen, self.trainable]) if len(frozen) else self.trainable
 
-    def grow(self, rows: Tensor, reopen: Sequence[int] = ()) -> None:
-        """Retire the current rows and make `rows` [m, *shape] the current task's, with the earlier rows `reopen`."""
-        self.earlier = self.all().detach().clone()
-        self.current = nn.Parameter(rows.to(self.earlier))
-        self.reopened_at = torch.tensor(reopen, dtype=torch.int64, device=self.earlier.device)
-        self.reopened = nn.Parameter(self.earlier[self.reopened_at].clone(), requires_grad=len(reopen) > 0)
+    def grow(self, rows: Tensor, unfreeze: Sequence[int] = ()) -> None:
+        """Retire the current rows and make `rows` [m, *shape] the current task's, with the earlier rows `unfreeze`."""
+        self.frozen = self.all().detach().clone()
+        self.trainable = nn.Parameter(rows.to(self.frozen))
+        self.unfrozen_at = torch.tensor(unfreeze, dtype=torch.int64, device=self.frozen.device)
+        self.unfrozen = nn.Parameter(self.frozen[self.unfrozen_at].clone(), requires_grad=len(unfreeze) > 0)
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         """Take whatever number of rows the state has: a checkpoint knows how far the tasks had come."""
-        for name in ("earlier", "reopened_at", "current", "reopened"):
+        for name in ("frozen", "unfrozen_at", "trainable", "unfrozen"):
             value = state_dict.get(prefix + name)
             if value is not None:
-                empty = torch.empty_like(value, device=self.earlier.device)
-                learns = name == "current" or (name == "reopened" and len(value) > 0)
+                empty = torch.empty_like(value, device=self.frozen.device)
+                learns = name == "trainable" or (name == "unfrozen" and len(value) > 0)
                 setattr(self, name, nn.Parameter(empty, learns) if name in self._parameters else empty)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
 def carried_over(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """From the state at the end of a task: what `earlier` is throughout the next one, of every `GrowingRows` by name.
+    """From the state at the end of a task: what `frozen` is throughout the next one, of every `GrowingRows` by name.
 
     The same values, bit for bit, that `grow` retires.
     """
     found: dict[str, Tensor] = {}
-    for name in earlier_names(state):
-        earlier, prefix = state[name], name.removesuffix("earlier")
-        if len(state[f"{prefix}reopened"]):
-            earlier = earlier.index_copy(0, state[f"{prefix}reopened_at"], state[f"{prefix}reopened"])
-        found[name] = torch.cat([earlier, state[f"{prefix}current"]])
+    for name in frozen_names(state):
+        frozen, prefix = state[name], name.removesuffix("frozen")
+        if len(state[f"{prefix}unfrozen"]):
+            frozen = frozen.index_copy(0, state[f"{prefix}unfrozen_at"], state[f"{prefix}unfrozen"])
+        found[name] = torch.cat([frozen, state[f"{prefix}trainable"]])
     return found
 
 
-def earlier_names(state: Mapping[str, Tensor]) -> set[str]:
-    """What `earlier` is called in a state, for every `GrowingRows` in it."""
-    names = {name.removesuffix("reopened_at") for name in state if name.endswith(".reopened_at")}
-    return {f"{name}earlier" for name in names}
+def frozen_names(state: Mapping[str, Tensor]) -> set[str]:
+    """What `frozen` is called in a state, for every `GrowingRows` in it."""
+    names = {name.removesuffix("unfrozen_at") for name in state if name.endswith(".unfrozen_at")}
+    return {f"{name}frozen" for name in names}
 
 
-class FreeBuffers(nn.Module):
+class ResizableBuffers(nn.Module):
     """Named buffers without gradient that take whatever shape a state has for them."""
 
     def __init__(self, **buffers: Tensor) -> None:
@@ -95,7 +95,7 @@ class FreeBuffers(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
-class Remembered:
+class Cached:
     """A function of tensors that seldom change, computed again only when one of them did.
 
     Not a buffer: it is no part of the state, and follows its tensors wherever they are moved or loaded.

@@ -32,13 +32,13 @@ class GrowingHead(nn.Module):
         self.weight.grow((torch.rand(new_classes, self.width, generator=generator) * 2 - 1) * bound, known)
         self.bias.grow((torch.rand(new_classes, generator=generator) * 2 - 1) * bound, known)
 
-    def rows(self) -> Float[Tensor, "C D"]:
+    def effective_weight(self) -> Float[Tensor, "C D"]:
         """W as the features meet it."""
         return self.weight.all()
 
     def forward(self, features: Float[Tensor, "B D"]) -> Float[Tensor, "B C"]:
         """Logits of every class seen."""
-        return nn.functional.linear(features, self.rows(), self.bias.all())
+        return nn.functional.linear(features, self.effective_weight(), self.bias.all())
 
 
 class NormalisedHead(GrowingHead):
@@ -51,9 +51,9 @@ class NormalisedHead(GrowingHead):
     def begin_task(self, new_classes: int, generator: torch.Generator, known: Sequence[int] = ()) -> None:
         super().begin_task(new_classes, generator, known)
         if self.start == "zeros":
-            torch.nn.init.constant_(self.weight.current, (3 * self.width) ** -0.5)
+            torch.nn.init.constant_(self.weight.trainable, (3 * self.width) ** -0.5)
 
-    def rows(self) -> Float[Tensor, "C D"]:
+    def effective_weight(self) -> Float[Tensor, "C D"]:
         return nn.functional.normalize(self.weight.all(), dim=1)
 
     def forward(self, features: Float[Tensor, "B D"]) -> Float[Tensor, "B C"]:

@@ -11,10 +11,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from cdl_deploy.training.distillation.protocol import Distillation, Output
+from cdl_deploy.training.distillation.protocol import Distillation, LearnerOutput
 from cdl_deploy.training.methods.protocol import ContinualMethod, Phase
-from cdl_deploy.training.models.backbone import Backbone, BlockPrompt, Read
-from cdl_deploy.training.models.calibration import Calibration
+from cdl_deploy.training.models.backbone import Backbone, BlockPrompt, OutputTokens
+from cdl_deploy.training.models.calibration import TaskCalibration
 from cdl_deploy.training.models.heads import GrowingHead
 from cdl_deploy.training.shapes import Logits, Pixels, Query, Tokens
 
@@ -60,7 +60,7 @@ class QueryEncoder:
     @torch.no_grad()
     def full_query(self, result: QueryResult) -> Query:
         """The query of the whole unprompted pass, which goes on where `result` ended."""
-        last = self.backbone.run_blocks(result.student_tokens, result.entry, self.backbone.depth, read=(0,))
+        last = self.backbone.run_blocks(result.student_tokens, result.entry, self.backbone.depth, output_tokens=(0,))
         return self.backbone.final_norm(last[:, 0])
 
 
@@ -75,7 +75,7 @@ class Learner(nn.Module):
         distillation: Distillation,
         class_head: GrowingHead,
         first_block: int = 0,
-        calibration: Calibration | None = None,
+        calibration: TaskCalibration | None = None,
     ) -> None:
         """`first_block`: no prompt and no token of a distillation comes before it. `calibration`: of the answers."""
         super().__init__()
@@ -109,7 +109,7 @@ class Learner(nn.Module):
         """Index of the current task's first new class."""
         return sum(self.tasks[:-1])
 
-    def reopened_columns(self) -> Int[Tensor, "c"] | None:
+    def unfrozen_columns(self) -> Int[Tensor, "c"] | None:
         """Positions of the current task's classes where known ones are among them, in rising order; otherwise None."""
         if not self.known:
             return None
@@ -118,33 +118,33 @@ class Learner(nn.Module):
 
     def forward(
         self, tokens: Tokens, query: Query | None, phase: Phase, entry: int = 0, hidden_blocks: int = 0
-    ) -> Output:
+    ) -> LearnerOutput:
         """From tokens [B, N, D] that enter block `entry` and the query [B, Q] to the logits of every class seen.
 
         The last block computes what the heads read, or, where a distillation looks at the tokens after the last
         `hidden_blocks` blocks, all of them.
         """
-        read: Read = None if hidden_blocks else self.distillation.reads
+        output_tokens: OutputTokens = None if hidden_blocks else self.distillation.output_tokens
         hidden: deque[Tensor] = deque(maxlen=hidden_blocks)
         selection = self.method(query, phase)
         prompts = merge(selection.prompts, self.distillation.block_prompts())
         tokens = self.backbone.run_blocks(tokens, entry, self.first_block, hidden=hidden)
         tokens = self.distillation.append_token(tokens)
-        tokens = self.backbone.run_blocks(tokens, self.first_block, self.backbone.depth, prompts, read, hidden)
-        output = self.read(self.backbone.final_norm(tokens))
+        tokens = self.backbone.run_blocks(tokens, self.first_block, self.backbone.depth, prompts, output_tokens, hidden)
+        output = self.apply_heads(self.backbone.final_norm(tokens))
         return replace(output, losses=selection.losses, hidden=list(hidden))
 
-    def read(self, features: Tokens) -> Output:
+    def apply_heads(self, features: Tokens) -> LearnerOutput:
         """What the heads say to tokens [B, n, D] after the final norm: those they read, or all."""
         logits, extra = self.class_head(features[:, 0]), self.distillation.extra_logits(features)
-        return Output(class_logits=logits, extra_logits=extra, features=features)
+        return LearnerOutput(class_logits=logits, extra_logits=extra, features=features)
 
-    def predict(self, output: Output) -> Logits:
+    def predict(self, output: LearnerOutput) -> Logits:
         """The logits the learner answers with, every class seen."""
         logits = self.uncalibrated(output)
         return logits if self.calibration is None else self.calibration(logits)
 
-    def uncalibrated(self, output: Output) -> Logits:
+    def uncalibrated(self, output: LearnerOutput) -> Logits:
         """The same before calibration."""
         return self.distillation.predict(output.class_logits, output.extra_logits)
 
@@ -165,11 +165,13 @@ def merge(first: dict[int, BlockPrompt], second: dict[int, BlockPrompt]) -> dict
     """Prompts of both; in a block that both prompt, `first` gives the prefix and `second` the KD rows."""
     merged = dict(first)
     for index, prompt in second.items():
-        merged[index] = replace(merged[index], after=prompt.after) if index in merged else prompt
+        merged[index] = replace(merged[index], suffix=prompt.suffix) if index in merged else prompt
     return merged
 
 
-def learner_output(encoder: QueryEncoder, learner: Learner, images: Pixels, query: QueryResult | None = None) -> Output:
+def learner_output(
+    encoder: QueryEncoder, learner: Learner, images: Pixels, query: QueryResult | None = None
+) -> LearnerOutput:
     """What `learner` computes for `images` at test time."""
     result = query or encoder(images, learner.method.uses_query)
     if learner.backbone is encoder.backbone:

@@ -17,9 +17,9 @@ import numpy as np
 import ray
 import ray.data
 
-from cdl_deploy.classifier import Classifier, Prediction, check_at_least_one
 from cdl_deploy.errors import OptionError
-from cdl_deploy.predict import Row, classify_paths
+from cdl_deploy.runtime.classifier import Classifier, Prediction, check_at_least_one
+from cdl_deploy.runtime.predict import Row, classify_paths
 
 PORTION = 100_000
 """Paths given to Ray at a time. Each portion starts the actors anew, which takes seconds."""

@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from cdl_deploy.bundle import Preprocessing
 from cdl_deploy.errors import DataError
+from cdl_deploy.runtime.bundle import Preprocessing
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp"})
 """Lower-case suffixes taken for images when a folder is searched; a file named on its own may have any."""

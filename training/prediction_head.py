@@ -1,4 +1,4 @@
-"""What is settled about a student's answers once it has learned a task: α of the prediction, and calibration."""
+"""What is resolved about a student's answers once it has learned a task: α of the prediction, and calibration."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from cdl_deploy.training.data.loading import to_device
 from cdl_deploy.training.data.task_data import TaskImages
 from cdl_deploy.training.data.transforms import PixelTransform
 from cdl_deploy.training.distillation.extra_token import ExtraToken
-from cdl_deploy.training.distillation.protocol import Output
+from cdl_deploy.training.distillation.protocol import LearnerOutput
 from cdl_deploy.training.evaluation import evaluation_batches
 from cdl_deploy.training.models.learner import learner_output
-from cdl_deploy.training.models.pair import Pair
+from cdl_deploy.training.models.teacher_student import TeacherStudent
 from cdl_deploy.training.processes import Processes
 
 
 @torch.no_grad()
-def settle_answers(
-    pair: Pair, images: TaskImages, held_out: TaskImages, transform: PixelTransform, seed: int, workers: int
+def fit_prediction_head(
+    pair: TeacherStudent, images: TaskImages, held_out: TaskImages, transform: PixelTransform, seed: int, workers: int
 ) -> None:
     """Choose the task's α on `held_out`, and calibrate on the statistics of `images`, where the student asks for it.
 
@@ -28,7 +28,7 @@ def settle_answers(
     """
     student, distillation = pair.student, pair.student.distillation
     if isinstance(distillation, ExtraToken) and distillation.chosen is not None:
-        new = [place for place, label in enumerate(held_out.labels) if label >= student.first_class]
+        new = [position for position, label in enumerate(held_out.labels) if label >= student.first_class]
         if new:
             chosen = TaskImages([held_out.items[i] for i in new], [held_out.labels[i] for i in new])
             outputs, labels = zip(*_outputs(pair, chosen, transform, workers), strict=True)
@@ -41,12 +41,12 @@ def settle_answers(
         student.calibration.remember(features, torch.cat(labels))
 
         with torch.enable_grad():
-            student.calibration.fit(lambda drawn: student.uncalibrated(student.read(drawn)), student.tasks, seed)
+            student.calibration.fit(lambda drawn: student.uncalibrated(student.apply_heads(drawn)), student.tasks, seed)
 
 
 def _outputs(
-    pair: Pair, images: TaskImages, transform: PixelTransform, workers: int
-) -> Iterable[tuple[Output, Tensor]]:
+    pair: TeacherStudent, images: TaskImages, transform: PixelTransform, workers: int
+) -> Iterable[tuple[LearnerOutput, Tensor]]:
     """What the student computes for the images, batch by batch, and their labels."""
     device = pair.encoder.backbone.mean.device
     for pixels, labels in evaluation_batches(images, transform, workers, Processes(device)):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cdl_deploy.bundle import Bundle
+from cdl_deploy.runtime.bundle import Bundle
 
 NAMED = 8
 """Class names to spell out; of more, the rest is counted."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from cdl_deploy.errors import UpdateError
 from cdl_deploy.files import atomic_path, discard_abandoned
 from cdl_deploy.typed_json import short
-from cdl_deploy.update_file import (
+from cdl_deploy.update.file import (
     CHUNK,
     FileIdentity,
     UpdateFile,

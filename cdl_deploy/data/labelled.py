@@ -10,8 +10,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from cdl_deploy.data.folder import find_test_images
 from cdl_deploy.errors import DataError, nearest
-from cdl_deploy.image_folder import find_test_images
 
 Item = Path | NDArray[Any]
 """An image file, or uint8 pixels [H, W] or [H, W, 3]."""

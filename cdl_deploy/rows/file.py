@@ -20,10 +20,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
-from cdl_deploy.classifier import Classifier
 from cdl_deploy.errors import DataError, OptionError
-from cdl_deploy.predict import Row, classify_paths
-from cdl_deploy.row_formats import row_format
+from cdl_deploy.rows.formats import row_format
+from cdl_deploy.runtime.classifier import Classifier
+from cdl_deploy.runtime.predict import Row, classify_paths
 
 FLUSH_SECONDS = 1.0
 """Rows are handed to the operating system at least this often, if any come."""
@@ -186,7 +186,7 @@ class RowFile:
         with self._named():
             os.fsync(self._file.fileno())
             if self.kind == "parquet":
-                from cdl_deploy.row_parquet import write_parquet
+                from cdl_deploy.rows.parquet import write_parquet
 
                 with self._reader() as file:
                     write_parquet((stored.row for stored in self._format.decode(file)), self.path)
@@ -196,7 +196,7 @@ class RowFile:
 
     def _unpack(self, path: Path) -> None:
         """Bring the rows of a Parquet file into the part: they cannot be continued where they are."""
-        from cdl_deploy.row_parquet import read_parquet
+        from cdl_deploy.rows.parquet import read_parquet
 
         for row in read_parquet(path):
             self._put(self._format.encode(row))

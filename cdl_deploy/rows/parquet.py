@@ -13,10 +13,10 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-from cdl_deploy.classifier import Prediction
 from cdl_deploy.errors import DataError
 from cdl_deploy.files import atomic_path
-from cdl_deploy.predict import Row
+from cdl_deploy.runtime.classifier import Prediction
+from cdl_deploy.runtime.predict import Row
 from cdl_deploy.typed_json import short
 
 ROWS_IN_A_GROUP = 65_536

@@ -9,7 +9,7 @@ from cdl_deploy.errors import CdlError, MissingExtraError
 
 
 @contextmanager
-def needs(command: str, extra: str | None = None) -> Iterator[None]:
+def require_extra(command: str, extra: str | None = None) -> Iterator[None]:
     """Around a command's heavy imports: raise `MissingExtraError` if a package of `extra` is not installed.
 
     Without `extra`, the packages are those of the base install, and the error says to repair it. A module of our own

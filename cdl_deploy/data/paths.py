@@ -12,8 +12,8 @@ import heapq
 import os
 from collections.abc import Iterable, Iterator
 
+from cdl_deploy.data.images import SUFFIXES
 from cdl_deploy.errors import DataError
-from cdl_deploy.images import SUFFIXES
 
 STDIN = "-"
 NAMES_AT_ONCE = 50_000

@@ -14,10 +14,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from cdl_deploy.bundle import ROLES, Bundle, read_bundle
 from cdl_deploy.errors import BundleError, OptionError
+from cdl_deploy.runtime.bundle import ROLES, Bundle, read_bundle
 
-TEMPLATE = Path(__file__).with_name("web")
+TEMPLATE = Path(__file__).parent.with_name("web")
 """The built page."""
 
 DESCRIPTION = "page.json"

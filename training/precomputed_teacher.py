@@ -15,13 +15,13 @@ from cdl_deploy.training.models.learner import Learner
 from cdl_deploy.training.run_directory import Record, RunDirectory
 
 OF_THE_TEACHER = (
-    "method", "query", "query_regulariser", "prompt_rows", "pull_weight", "pool_size", "top_k", "shared_prompt_rows",
-    "merge_share", "orthogonality", "components_per_task", "head_start",
+    "method", "query", "query_regulariser", "prompt_length", "key_loss_weight", "pool_size", "top_k",
+    "shared_prompt_length", "merge_share", "orthogonality", "components_per_task", "head_start",
 )  # fmt: skip
 """Fields of MethodConfig that decide what a teacher is; the others concern what the student makes of it."""
 
 
-class TaughtTeacher:
+class PrecomputedTeacher:
     """The teacher of a run, task by task."""
 
     def __init__(self, root: Path) -> None:
@@ -59,7 +59,7 @@ class TaughtTeacher:
                     "classes in the same order (--seed, --class-order, --task-file)"
                 )
 
-    def knows(self, number: int, plan: TaskPlan, images: TaskImages) -> bool:
+    def has_task(self, number: int, plan: TaskPlan, images: TaskImages) -> bool:
         """Whether it learned task `number`.
 
         Raises RunError where it learned the same classes from other images.
@@ -76,7 +76,7 @@ class TaughtTeacher:
             )
         return True
 
-    def teach(self, learner: Learner, number: int) -> None:
+    def load_task(self, learner: Learner, number: int) -> None:
         """Make `learner`, a teacher that has begun task `number`, what this one was after it."""
         tensors, header = self.directory.load_tensors(self.directory.task_checkpoint(number))
         own = {name.removeprefix("teacher/"): v for name, v in tensors.items() if name.startswith("teacher/")}
@@ -91,12 +91,12 @@ class TaughtTeacher:
         return self.record.matrices["teacher"][number - 1]
 
 
-def open_taught_teacher(config: RunConfig, ours: Record) -> TaughtTeacher | None:
+def open_precomputed_teacher(config: RunConfig, ours: Record) -> PrecomputedTeacher | None:
     """The teacher that `config` names, checked against the run that begins; None where it is to be taught."""
     if config.models.teacher_run is None:
         return None
     try:
-        taught = TaughtTeacher(Path(config.models.teacher_run))
+        taught = PrecomputedTeacher(Path(config.models.teacher_run))
     except RunError as error:
         raise OptionError(f"--teacher-run: {error}") from None
     taught.check(ours)

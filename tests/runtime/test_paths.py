@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from cdl_deploy import sources
+from cdl_deploy.data import paths as sources
+from cdl_deploy.data.paths import check_sources, expand_paths
 from cdl_deploy.errors import DataError
-from cdl_deploy.sources import check_sources, expand_paths
 
 
 @pytest.fixture

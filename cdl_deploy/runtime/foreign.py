@@ -15,9 +15,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cdl_deploy.bundle import Preprocessing
 from cdl_deploy.errors import BundleError
-from cdl_deploy.interface import Interface
+from cdl_deploy.runtime.bundle import Preprocessing
+from cdl_deploy.runtime.interface import Interface
 from cdl_deploy.typed_json import short
 
 if TYPE_CHECKING:

@@ -13,13 +13,13 @@ from cdl_deploy.training.distillation import Distillation, build_distillation
 from cdl_deploy.training.losses import similarity_distance
 from cdl_deploy.training.methods import build_head, build_method, build_student_head
 from cdl_deploy.training.models.backbone import Backbone, NetworkShape
-from cdl_deploy.training.models.calibration import Calibration
+from cdl_deploy.training.models.calibration import TaskCalibration
 from cdl_deploy.training.models.learner import Learner, QueryEncoder, QueryResult, Role
 from cdl_deploy.training.seeds import generator
 
 
 @dataclass
-class Pair:
+class TeacherStudent:
     """`teacher` is None where nothing is distilled."""
 
     encoder: QueryEncoder
@@ -67,7 +67,7 @@ class Pair:
             learner.load_trained_state(own, tasks, known)
 
 
-def build_pair(backbones: dict[Role, Backbone], config: MethodConfig, seed: int) -> Pair:
+def build_teacher_student(backbones: dict[Role, Backbone], config: MethodConfig, seed: int) -> TeacherStudent:
     """Learners that have seen no task. `backbones` has no teacher where nothing is distilled."""
     student, teacher = backbones["student"], backbones.get("teacher")
     first_block = config.query_block
@@ -89,8 +89,10 @@ def build_pair(backbones: dict[Role, Backbone], config: MethodConfig, seed: int)
         own, build, calibration = Distillation(), build_head, None
         if role == "student":
             own, build = distillation, build_student_head
-            calibration = Calibration() if config.calibration == "statistics" else None
+            calibration = TaskCalibration() if config.calibration == "statistics" else None
         head = build(backbone.width, config)
         learners[role] = Learner(role, backbone, methods[role], own, head, first_block, calibration)
     encoder = QueryEncoder(student, first_block)
-    return Pair(encoder, learners["student"], learners.get("teacher") if teacher else None, config.query_regulariser)
+    return TeacherStudent(
+        encoder, learners["student"], learners.get("teacher") if teacher else None, config.query_regulariser
+    )

@@ -53,7 +53,7 @@ class Producer:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """From a decoded image to what the network sees: who does it is `input`; see `cdl_deploy.images`."""
+    """From a decoded image to what the network sees: who does it is `input`; see `cdl_deploy.data.images`."""
 
     height: int
     """Rows the network sees, in pixels."""

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from cdl_deploy.classifier import Classifier, Prediction, check_at_least_one
-from cdl_deploy.pipeline import Failure, run_batch, run_in_order
+from cdl_deploy.runtime.classifier import Classifier, Prediction, check_at_least_one
+from cdl_deploy.runtime.pipeline import Failure, run_batch, run_in_order
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cdl_deploy.bundle import FORMAT_KEY, INPUT_NAME, PROBABILITIES_NAME, Bundle, Preprocessing, bundle_of
+from cdl_deploy.runtime.bundle import FORMAT_KEY, INPUT_NAME, PROBABILITIES_NAME, Bundle, Preprocessing, bundle_of
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -50,7 +50,7 @@ class Interface:
 def interface_of(session: onnxruntime.InferenceSession, path: Path) -> Interface:
     """The `Interface` of an open session; raises `BundleError`, saying what is missing, where there is none."""
     if FORMAT_KEY not in session.get_modelmeta().custom_metadata_map:
-        from cdl_deploy.foreign import foreign_interface
+        from cdl_deploy.runtime.foreign import foreign_interface
 
         return foreign_interface(session, path)
     return bundle_interface(bundle_of(session, path))

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from cdl_deploy.data.labelled import LabelledImages
 from cdl_deploy.errors import DataError
-from cdl_deploy.evaluation.labelled_images import LabelledImages
 from cdl_deploy.evaluation.outputs import Output
-from cdl_deploy.interface import Interface
+from cdl_deploy.runtime.interface import Interface
 
 OnImage = Callable[[int, int], None]
 """Called with (images done, images in all)."""

@@ -10,8 +10,8 @@ import pytest
 
 from cdl_deploy.bench import ModelSpec, find_models
 from cdl_deploy.bench.rounds import _Model, reference_of
-from cdl_deploy.bundle import Quantization
 from cdl_deploy.errors import BundleError, OptionError
+from cdl_deploy.runtime.bundle import Quantization
 
 
 def test_find_models(make_model, tmp_path):

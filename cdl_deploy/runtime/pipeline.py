@@ -15,8 +15,8 @@ from itertools import chain, islice
 from typing import TypeVar
 
 from cdl_deploy.bench.machine import usable_cores
-from cdl_deploy.classifier import check_at_least_one
 from cdl_deploy.errors import DataError
+from cdl_deploy.runtime.classifier import check_at_least_one
 
 Item = TypeVar("Item")
 Prepared = TypeVar("Prepared")

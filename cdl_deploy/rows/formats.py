@@ -17,9 +17,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Protocol
 
-from cdl_deploy.classifier import Prediction
 from cdl_deploy.errors import DataError
-from cdl_deploy.predict import Row
+from cdl_deploy.runtime.classifier import Prediction
+from cdl_deploy.runtime.predict import Row
 from cdl_deploy.typed_json import short
 
 

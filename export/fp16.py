@@ -15,10 +15,10 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from cdl_deploy.export.layers import drop_unused
-from cdl_deploy.export.quantise import Prepared, check_quantised, store_half
+from cdl_deploy.export.quantise import PreparedModel, check_quantised, store_half
 
 
-def beyond_half(prepared: Prepared) -> list[str]:
+def beyond_half(prepared: PreparedModel) -> list[str]:
     """Layers with a weight that fp16 cannot hold: they have to be kept."""
     constants = {value.name: value for value in prepared.model.graph.initializer}
     largest = float(np.finfo(np.float16).max)
@@ -29,7 +29,7 @@ def beyond_half(prepared: Prepared) -> list[str]:
     ]
 
 
-def halve(prepared: Prepared, keep: Collection[str] = (), always: Collection[str] = ()) -> onnx.ModelProto:
+def to_fp16(prepared: PreparedModel, keep: Collection[str] = (), always: Collection[str] = ()) -> onnx.ModelProto:
     """A copy of the prepared model with fp16 layers, but for those named in `keep` and `always`."""
     keep = {*keep, *always}
     model = onnx.ModelProto()

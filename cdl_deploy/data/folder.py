@@ -9,8 +9,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from cdl_deploy.data.images import SUFFIXES
 from cdl_deploy.errors import DataError
-from cdl_deploy.images import SUFFIXES
 from cdl_deploy.seeds import derive_seed
 
 TEST_FOLDERS = ("test", "val")
