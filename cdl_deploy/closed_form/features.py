@@ -32,13 +32,13 @@ class RandomProjection:
     features: int
     """M, the length of h."""
     seed: int
-    """Which R; see `stable_random`."""
+    """Which R; see `stable_random`. Below 2⁵³, which is what JavaScript reads exactly."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.features <= 1 << 16:
             raise OptionError(f"random features are {self.features}, expected 1 to {1 << 16}")
-        if not 0 <= self.seed < 1 << 64:
-            raise OptionError(f"the seed of the random features is {self.seed}, expected 0 to 2**64 - 1")
+        if not 0 <= self.seed < 1 << 53:
+            raise OptionError(f"the seed of the random features is {self.seed}, expected 0 to 2**53 - 1")
 
     def matrix(self, dimension: int) -> Floats:
         """R [dimension, M], each number exact in float32. Row by row: R of fewer dimensions is its beginning."""

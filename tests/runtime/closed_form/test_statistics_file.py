@@ -31,7 +31,7 @@ def example(teacher=False, keep=1):
         return gather(features[rows], labels[rows], names, outputs[rows] if teacher else None)
 
     history = History(part(slice(0, 20)), keep=keep).add(part(slice(20, 40))).add(part(slice(40, 50)))
-    features_map = FeatureMap(("class", "kd"), normalise=True, projection=RandomProjection(6, 2**64 - 1))
+    features_map = FeatureMap(("class", "kd"), normalise=True, projection=RandomProjection(6, 2**53 - 1))
     return StoredStatistics(history, features_map, HeadRule("ridge", penalty=0.1), MODEL)
 
 
