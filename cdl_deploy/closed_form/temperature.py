@@ -21,6 +21,8 @@ from cdl_deploy.closed_form.teacher_sums import Floats
 COLDEST, HOTTEST = 1e-4, 1e4
 """T stays between these, times the spread of the scores, where every answer is right, or all are the same."""
 STEPS = 60
+CLOSE = 1e-8
+"""A relative step of Newton's after which the next one, its square or so, would be rounding."""
 
 
 def softmax(scores: Floats) -> Floats:
@@ -50,9 +52,8 @@ def fit_temperature(scores: Floats, labels: NDArray[np.intp]) -> float:
             high = inverse
         bend = float(((probabilities * centred**2).sum(axis=1) - first**2).mean())
         following = inverse - slope / bend if bend > 0 else high
-        if not low < following < high:
-            following = float(np.sqrt(low * high))
-        step, inverse = abs(following - inverse), following
-        if step <= 1e-8 * inverse:  # Newton's next step would be of the order of the square of this one
+        if bend > 0 and abs(following - inverse) <= CLOSE * inverse:
+            inverse = following
             break
+        inverse = following if low < following < high else float(np.sqrt(low * high))
     return spread / inverse
