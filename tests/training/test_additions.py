@@ -86,7 +86,7 @@ def test_single_additions_equal_one_run_bit_for_bit(tmp_path, method):
         folder = tmp_path / f"more-{number}"
         make_photos(folder, [pair])
         grown = add_task(tmp_path / "grown", Addition(str(folder)))
-        assert grown.tasks[-1]["kept_tests"] == list(range(1, number))
+        assert grown.tasks[-1].kept_tests == list(range(1, number))
         shutil.rmtree(folder)
     assert grown.classes == list(CLASSES)
     assert grown.matrices == whole.matrices
