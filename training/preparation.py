@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cdl_deploy.training.backbones.loading import BackboneInfo, load_backbone
+from cdl_deploy.training.backbones.protocol import Backbone
 from cdl_deploy.training.config import RunConfig, check_name
 from cdl_deploy.training.data.sources import ImageSource, OnCheck, open_source
 from cdl_deploy.training.data.task_data import TaskPlan
@@ -15,7 +16,6 @@ from cdl_deploy.training.data.transforms import Preprocessing
 from cdl_deploy.training.distillation import DISTILLATIONS, needs_teacher
 from cdl_deploy.training.machine import resolve_auto
 from cdl_deploy.training.methods import METHODS
-from cdl_deploy.training.models.backbone import Backbone
 from cdl_deploy.training.models.learner import Role
 from cdl_deploy.training.models.teacher_student import TeacherStudent, build_teacher_student
 from cdl_deploy.training.precomputed_teacher import PrecomputedTeacher, open_precomputed_teacher
