@@ -231,7 +231,7 @@ def describe(record: RunRecord, learner: Learner, path: Path, options: ExportOpt
     matrix = record.matrices[role]
     info = record.backbones[role]
     preprocessing = record.preprocessing
-    trained = sum(value.numel() for name, value in learner.trained_state().items() if is_exported(learner, name))
+    trained = sum(value.numel() for value in learner.prediction_state().values())
     uses_query = learner.method.uses_query
     return Bundle(
         path=path,
@@ -260,14 +260,6 @@ def describe(record: RunRecord, learner: Learner, path: Path, options: ExportOpt
         top_k=min(MAX_TOP_K, len(record.classes)),
         accuracy=Accuracy(metrics.final_average_accuracy(matrix), metrics.forgetting(matrix)),
     )
-
-
-def is_exported(learner: Learner, name: str) -> bool:
-    """Whether the trained tensor `name` has a part in the answer; projections of a distillation have none."""
-    part, _, rest = name.partition(".")
-    if part == "method":
-        return rest not in learner.method.training_only
-    return part != "distillation" or learner.distillation.answers
 
 
 def run_fingerprint(record: RunRecord) -> str:

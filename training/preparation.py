@@ -8,12 +8,12 @@ from pathlib import Path
 from cdl_deploy.run.config import RunConfig, check_name
 from cdl_deploy.run.record import BackboneInfo, Preprocessing, RunRecord, TaskPlan
 from cdl_deploy.training.backbones.loading import load_backbone
+from cdl_deploy.training.backbones.protocol import Backbone
 from cdl_deploy.training.data.sources import ImageSource, OnCheck, open_source
 from cdl_deploy.training.data.tasks import make_tasks
 from cdl_deploy.training.distillation import DISTILLATIONS, needs_teacher
 from cdl_deploy.training.machine import resolve_auto
 from cdl_deploy.training.methods import METHODS
-from cdl_deploy.training.models.backbone import Backbone
 from cdl_deploy.training.models.learner import Role
 from cdl_deploy.training.models.teacher_student import TeacherStudent, build_teacher_student
 from cdl_deploy.training.precomputed_teacher import PrecomputedTeacher, open_precomputed_teacher

@@ -23,8 +23,8 @@ from cdl_deploy.training.data.sources import ImageSource, fingerprint, load_imag
 from cdl_deploy.training.data.task_data import TaskData, TaskImages, hold_out, open_sources
 from cdl_deploy.training.data.transforms import Preprocessing, evaluation_transform
 from cdl_deploy.training.evaluation import accuracy_row
+from cdl_deploy.training.growing import carried_over, frozen_names
 from cdl_deploy.training.machine import compile_blocks, in_precision, resolve_auto
-from cdl_deploy.training.models.growing import carried_over, frozen_names
 from cdl_deploy.training.models.learner import Role
 from cdl_deploy.training.models.teacher_student import TeacherStudent
 from cdl_deploy.training.plots import plot_run

@@ -21,7 +21,7 @@ from cdl_deploy.training.data import task_data
 from cdl_deploy.training.data.sources import fingerprint, load_image, open_source
 from cdl_deploy.training.data.task_data import TaskData
 from cdl_deploy.training.data.transforms import Preprocessing, evaluation_transform
-from cdl_deploy.training.models.growing import GrowingRows
+from cdl_deploy.training.growing import GrowingRows
 from cdl_deploy.training.models.learner import learner_logits
 from cdl_deploy.training.progress import Progress
 from cdl_deploy.training.restore import load_run

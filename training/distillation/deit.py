@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 
 from cdl_deploy.run.config import MethodConfig
+from cdl_deploy.training.backbones.protocol import NetworkShape
 from cdl_deploy.training.distillation.extra_token import ExtraToken
-from cdl_deploy.training.models.backbone import NetworkShape
+from cdl_deploy.training.distillation.protocol import Networks
 
 
 class DeitToken(ExtraToken):
@@ -17,3 +18,7 @@ class DeitToken(ExtraToken):
 
     def __init__(self, shape: NetworkShape, config: MethodConfig) -> None:
         super().__init__(torch.zeros(1, shape.width), shape.width, config)
+
+    @classmethod
+    def build(cls, networks: Networks, config: MethodConfig, generator: torch.Generator) -> DeitToken:
+        return cls(networks.student, config)

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from cdl_deploy.run.config import MethodConfig
+from cdl_deploy.training.backbones.protocol import NetworkShape
 from cdl_deploy.training.distillation.features import TokenMatch, drawn_linear
 from cdl_deploy.training.distillation.kd import KD
-from cdl_deploy.training.distillation.protocol import LearnerOutput
+from cdl_deploy.training.distillation.protocol import LearnerOutput, Networks
 from cdl_deploy.training.losses import feature_loss
-from cdl_deploy.training.models.backbone import NetworkShape
 from cdl_deploy.training.shapes import Labels
 
 
@@ -30,6 +30,10 @@ class FitNets(KD):
         self.weight = config.fitnets_weight
         self.match = TokenMatch(student.layout, teacher.layout)
         self.projection = drawn_linear(student.width, teacher.width, generator)
+
+    @classmethod
+    def build(cls, networks: Networks, config: MethodConfig, generator: torch.Generator) -> FitNets:
+        return cls(networks.student, networks.teacher, config, generator)
 
     def losses(
         self,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from cdl_deploy.run.config import MethodConfig
-from cdl_deploy.training.distillation.protocol import Distillation, LearnerOutput
+from cdl_deploy.training.distillation.protocol import Distillation, LearnerOutput, Networks
 from cdl_deploy.training.losses import distillation_loss
 from cdl_deploy.training.shapes import Labels
 
@@ -19,6 +20,10 @@ class KD(Distillation):
         super().__init__()
         self.alpha, self.temperature = config.alpha, config.temperature
         self.over_seen = config.kd_classes == "seen"
+
+    @classmethod
+    def build(cls, networks: Networks, config: MethodConfig, generator: torch.Generator) -> KD:
+        return cls(config)
 
     def losses(
         self,

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from cdl_deploy.errors import OptionError
 from cdl_deploy.run.config import MethodConfig
+from cdl_deploy.training.backbones.protocol import BlockPrompt, NetworkShape
 from cdl_deploy.training.distillation.extra_token import ExtraToken
-from cdl_deploy.training.models.backbone import BlockPrompt, NetworkShape
+from cdl_deploy.training.distillation.protocol import Networks
 
 
 class KDPrompts(ExtraToken):
@@ -50,6 +51,10 @@ class KDPrompts(ExtraToken):
         if config.kd_prompt_start == "orthogonal":
             start = torch.linalg.qr((start - 0.5).flatten(1, 2).mT)[0].mT.reshape(start.shape)
         self.prompts = nn.Parameter(start * config.kd_prompt_scale)
+
+    @classmethod
+    def build(cls, networks: Networks, config: MethodConfig, generator: torch.Generator) -> KDPrompts:
+        return cls(networks.student, networks.class_token, config, generator)
 
     def block_prompts(self) -> dict[int, BlockPrompt]:
         pairs = enumerate(self.prompts.unbind(0), start=self.first_prefix)

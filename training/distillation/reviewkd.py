@@ -11,11 +11,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from cdl_deploy.run.config import MethodConfig
+from cdl_deploy.training.backbones.protocol import NetworkShape
 from cdl_deploy.training.distillation.features import TokenMatch, drawn_linear
 from cdl_deploy.training.distillation.kd import KD
-from cdl_deploy.training.distillation.protocol import LearnerOutput
+from cdl_deploy.training.distillation.protocol import LearnerOutput, Networks
 from cdl_deploy.training.losses import feature_loss
-from cdl_deploy.training.models.backbone import NetworkShape
 from cdl_deploy.training.shapes import Labels, Tokens
 
 
@@ -41,6 +41,10 @@ class ReviewKD(KD):
             Fusion(student.width, teacher.width, deepest=index == count - 1, generator=generator)
             for index in range(count)
         )
+
+    @classmethod
+    def build(cls, networks: Networks, config: MethodConfig, generator: torch.Generator) -> ReviewKD:
+        return cls(networks.student, networks.teacher, config, generator)
 
     def losses(
         self,

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from cdl_deploy.run.config import MethodConfig
+from cdl_deploy.training.backbones.protocol import BlockPrompt, NetworkShape
+from cdl_deploy.training.heads import Head
+from cdl_deploy.training.heads.cosine import CosineHead
 from cdl_deploy.training.methods.protocol import ContinualMethod, Phase, PromptSelection
-from cdl_deploy.training.models.backbone import BlockPrompt, NetworkShape
-from cdl_deploy.training.models.heads import GrowingHead, NormalisedHead
 from cdl_deploy.training.shapes import Query
 
 
@@ -28,7 +29,7 @@ class AdditivePrompts(ContinualMethod):
     """
 
     uses_query = False
-    head: ClassVar[type[GrowingHead]] = NormalisedHead
+    head: ClassVar[type[Head]] = CosineHead
     training_only = ("working", "merges")
 
     merged: Tensor

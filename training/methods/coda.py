@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from cdl_deploy.errors import OptionError
 from cdl_deploy.run.config import MethodConfig
+from cdl_deploy.training.backbones.protocol import BlockPrompt, NetworkShape
+from cdl_deploy.training.growing import Cached, GrowingRows
 from cdl_deploy.training.methods.protocol import ContinualMethod, Phase, PromptSelection, prompted_blocks
-from cdl_deploy.training.models.backbone import BlockPrompt, NetworkShape
-from cdl_deploy.training.models.growing import Cached, GrowingRows
 from cdl_deploy.training.shapes import Query, Similarities
 
 BLOCKS = 5

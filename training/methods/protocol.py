@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from cdl_deploy.errors import OptionError
 from cdl_deploy.run.config import MethodConfig
-from cdl_deploy.training.models.backbone import BlockPrompt, NetworkShape
-from cdl_deploy.training.models.heads import GrowingHead
+from cdl_deploy.training.backbones.protocol import BlockPrompt, NetworkShape
+from cdl_deploy.training.heads import Head
+from cdl_deploy.training.heads.linear import LinearHead
 from cdl_deploy.training.shapes import Query, Similarities
 
 Phase = Literal["train", "distil", "test"]
@@ -37,7 +38,7 @@ class ContinualMethod(nn.Module, ABC):
 
     uses_query: ClassVar[bool] = True
     """Whether `forward` looks at the query; where it does not, no query pass is run."""
-    head: ClassVar[type[GrowingHead]] = GrowingHead
+    head: ClassVar[type[Head]] = LinearHead
     """The kind of head, for the classes and for the distillation's own."""
     training_only: ClassVar[tuple[str, ...]] = ()
     """Names of its state that no prediction reads."""
