@@ -14,7 +14,7 @@ from typing import Any, Literal
 from cdl_deploy.errors import OptionError, RunError
 from cdl_deploy.files import write_json
 from cdl_deploy.run import metrics
-from cdl_deploy.run.config import RunConfig
+from cdl_deploy.run.config import RunConfig, option_sections
 from cdl_deploy.run.migrations import migrated_record
 from cdl_deploy.typed_json import MisfitError, RefusedError, convert
 from cdl_deploy.version import __version__
@@ -330,12 +330,12 @@ def check_format(version: int, path: Path) -> None:
 def _config(sections: dict[str, dict[str, Any]]) -> RunConfig:
     for section, given in sections.items():
         _check_types(section, given, f"config.{section}")
-    return RunConfig.from_dict(sections)
+    return RunConfig.from_dict(sections, recorded=True)
 
 
 def _check_types(section: str, given: dict[str, Any], where: str) -> None:
     """Raise MisfitError for a value of the wrong type; names that are unknown are left to RunConfig."""
-    hints = RunConfig.option_types().get(section, {})
+    hints = {declared.name: declared.hint for declared in option_sections().get(section, [])}
     for name, value in given.items():
         if name in hints:
             convert(hints[name], value, f"{where}.{name}", exact=True)

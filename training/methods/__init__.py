@@ -31,7 +31,7 @@ def build_method(shape: NetworkShape, config: MethodConfig, generator: torch.Gen
             f"--query {config.query} has no meaning with --method {config.method}, "
             "which chooses nothing by the image and has no query pass to save: leave --query out"
         )
-    return method.build(shape, config, generator)
+    return method.build(shape, config.part(method.Config), generator)
 
 
 def build_head(width: int, config: MethodConfig, features: tuple[Feature, ...] = ("class",)) -> Head:
