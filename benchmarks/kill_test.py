@@ -26,8 +26,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from cdl_deploy.run.config import DataConfig, MethodConfig, ModelConfig, OptimConfig, RunConfig
 from cdl_deploy.training.additions import Addition, add_task
-from cdl_deploy.training.config import DataConfig, MethodConfig, ModelConfig, OptimConfig, RunConfig
 from cdl_deploy.training.restore import load_run
 from cdl_deploy.training.run import resume, train
 

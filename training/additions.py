@@ -11,15 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from cdl_deploy.errors import DataError, OptionError, RunError, nearest
-from cdl_deploy.training.config import OptimConfig
+from cdl_deploy.run.record import RunRecord, TaskPlan
 from cdl_deploy.training.data.sources import ImageSource, open_source
-from cdl_deploy.training.data.task_data import TaskPlan
 from cdl_deploy.training.preparation import checking, never
 from cdl_deploy.training.processes import connected
 from cdl_deploy.training.progress import Progress, Stop
 from cdl_deploy.training.restore import load_run
 from cdl_deploy.training.run import Run
-from cdl_deploy.training.run_directory import Record, RunDirectory
+from cdl_deploy.training.run_directory import RunDirectory
 from cdl_deploy.training.trackers import check_trackers
 
 FIXED = ("seed",)
@@ -43,7 +42,7 @@ class Addition:
     """Fields of OptimConfig that differ from the run's for this task."""
 
 
-def add_task(root: Path, addition: Addition, progress: Progress | None = None, stop: Stop = never) -> Record:
+def add_task(root: Path, addition: Addition, progress: Progress | None = None, stop: Stop = never) -> RunRecord:
     """Learn the classes of `addition` as the next task of the finished run in `root`.
 
     Whatever is wrong with it is found before the run is touched. Raises RunError where the run has tasks left,
@@ -57,8 +56,8 @@ def add_task(root: Path, addition: Addition, progress: Progress | None = None, s
             raise OptionError(f"--{name} cannot change in the middle of a run: leave it out")
     holdout = addition.holdout
     if holdout is None and not (Path(addition.data) / "train").is_dir():
-        holdout = record.config["data"]["holdout"]
-    optim = OptimConfig(**{**record.config["optim"], **addition.optim})
+        holdout = record.config.data.holdout
+    optim = replace(record.config.optim, **addition.optim)
     with connected(optim.device) as processes:
         progress = processes.progress(progress)
         with processes.agreed():
@@ -66,13 +65,14 @@ def add_task(root: Path, addition: Addition, progress: Progress | None = None, s
             directory = processes.directory(root)
             source = open_source(addition.data, holdout, addition.skip_bad, checking(progress, stop, processes))
             new, known = split_classes(source, record, addition)
-            changed = {name: value for name, value in addition.optim.items() if value != record.config["optim"][name]}
+            planned = record.config.optim
+            changed = {name: value for name, value in addition.optim.items() if value != getattr(planned, name)}
             plan = TaskPlan(new, addition.data, holdout, addition.skip_bad, known, changed)
             _, pair = load_run(root)
             skipped = [*record.skipped_images, *source.skipped]
-            models = {**record.config["models"], "teacher_run": None}  # from here on its teacher learns by itself
-            config = {**record.config, "models": models}
-            plans = [*record.plans, plan.to_dict()]
+            models = replace(record.config.models, teacher_run=None)  # from here on its teacher learns by itself
+            config = replace(record.config, models=models)
+            plans = [*record.plans, plan]
             record = replace(record, config=config, plans=plans, skipped_images=skipped)
         with directory.lock():
             run = Run(directory, record, {plan.source_key: source}, pair, processes, progress, stop)
@@ -82,13 +82,15 @@ def add_task(root: Path, addition: Addition, progress: Progress | None = None, s
             return run.go()
 
 
-def split_classes(source: ImageSource, record: Record, addition: Addition) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def split_classes(
+    source: ImageSource, record: RunRecord, addition: Addition
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The new and the known among the classes to add. Raises DataError for those that cannot be."""
     for name in addition.classes:
         if name not in source.classes:
             raise DataError(f"--classes: no class '{name}' in {addition.data}{nearest(name, source.classes)}")
     chosen = tuple(dict.fromkeys(addition.classes)) or source.classes
-    taught = {name: task["number"] for task in record.tasks for name in task["classes"]}
+    taught = {name: task.number for task in record.tasks for name in task.classes}
     new = tuple(name for name in chosen if name not in taught)
     known = tuple(name for name in chosen if name in taught)
     if known and not addition.allow_known:

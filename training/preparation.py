@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from cdl_deploy.training.backbones.loading import BackboneInfo, load_backbone
-from cdl_deploy.training.config import RunConfig, check_name
+from cdl_deploy.run.config import RunConfig, check_name
+from cdl_deploy.run.record import BackboneInfo, Preprocessing, RunRecord, TaskPlan
+from cdl_deploy.training.backbones.loading import load_backbone
+from cdl_deploy.training.backbones.protocol import Backbone
 from cdl_deploy.training.data.sources import ImageSource, OnCheck, open_source
-from cdl_deploy.training.data.task_data import TaskPlan
 from cdl_deploy.training.data.tasks import make_tasks
-from cdl_deploy.training.data.transforms import Preprocessing
 from cdl_deploy.training.distillation import DISTILLATIONS, needs_teacher
 from cdl_deploy.training.machine import resolve_auto
 from cdl_deploy.training.methods import METHODS
-from cdl_deploy.training.models.backbone import Backbone
 from cdl_deploy.training.models.learner import Role
 from cdl_deploy.training.models.teacher_student import TeacherStudent, build_teacher_student
 from cdl_deploy.training.precomputed_teacher import PrecomputedTeacher, open_precomputed_teacher
 from cdl_deploy.training.processes import Processes
 from cdl_deploy.training.progress import Progress, Stop, Stopped
-from cdl_deploy.training.run_directory import Record
 from cdl_deploy.training.trackers import check_trackers
 
 
@@ -29,7 +26,7 @@ from cdl_deploy.training.trackers import check_trackers
 class PreparedRun:
     """A run that may begin."""
 
-    record: Record
+    record: RunRecord
     """With the resolved configuration; no task is finished."""
     source: ImageSource
     plans: list[TaskPlan]
@@ -58,11 +55,11 @@ def prepare(config: RunConfig, processes: Processes, progress: Progress, stop: S
     pair = build_teacher_student(backbones, config.method, config.optim.seed)
     optim = replace(config.optim, device=processes.device_name)
     config = replace(config, optim=resolve_auto(optim, processes.device, in_memory(source), processes.count_here))
-    record = Record(
-        config=config.to_dict(),
+    record = RunRecord(
+        config=config,
         preprocessing=resolve_preprocessing(config, infos["student"], source),
-        backbones={role: info.to_dict() for role, info in infos.items()},
-        plans=[plan.to_dict() for plan in plans],
+        backbones=dict(infos),
+        plans=list(plans),
         skipped_images=list(source.skipped),
     )
     return PreparedRun(record, source, plans, backbones, pair, open_precomputed_teacher(config, record))
@@ -102,11 +99,10 @@ def in_memory(source: ImageSource) -> bool:
     return not any(isinstance(item, Path) for item in source.train.items)
 
 
-def resolve_preprocessing(config: RunConfig, student: BackboneInfo, source: ImageSource) -> dict[str, Any]:
+def resolve_preprocessing(config: RunConfig, student: BackboneInfo, source: ImageSource) -> Preprocessing:
     """The evaluation transform, from the student's own data configuration, and the training augmentation."""
     size = student.image_size
-    preprocessing = Preprocessing(size, int(size / student.crop_pct), student.interpolation)
     chosen = config.data.augmentation
     if chosen == "auto":
         chosen = "photo" if source.photographs else "gentle"
-    return {**asdict(preprocessing), "augmentation": chosen}
+    return Preprocessing(size, int(size / student.crop_pct), student.interpolation, chosen)

@@ -9,26 +9,26 @@ import torch
 from torch import Tensor
 
 from cdl_deploy.errors import RunError
-from cdl_deploy.training.backbones.loading import BackboneInfo, rebuild_backbone
-from cdl_deploy.training.config import RunConfig
+from cdl_deploy.run.record import RunRecord
+from cdl_deploy.training.backbones.loading import rebuild_backbone
 from cdl_deploy.training.models.learner import Role
 from cdl_deploy.training.models.teacher_student import TeacherStudent, build_teacher_student
-from cdl_deploy.training.run_directory import Record, RunDirectory
+from cdl_deploy.training.run_directory import RunDirectory
 
 
-def rebuild_teacher_student(directory: RunDirectory, record: Record) -> TeacherStudent:
+def rebuild_teacher_student(directory: RunDirectory, record: RunRecord) -> TeacherStudent:
     """Teacher and student of a run, from the weights the run stored, before any task."""
-    config = RunConfig.from_dict(record.config)
+    config = record.config
     roles: list[Role] = ["student", "teacher"]
     backbones = {
-        role: rebuild_backbone(BackboneInfo.from_dict(record.backbones[role]), directory.backbone_file(role))
+        role: rebuild_backbone(record.backbones[role], directory.backbone_file(role))
         for role in roles
         if role in record.backbones
     }
     return build_teacher_student(backbones, config.method, config.optim.seed)
 
 
-def load_run(root: Path, after: int | None = None) -> tuple[Record, TeacherStudent]:
+def load_run(root: Path, after: int | None = None) -> tuple[RunRecord, TeacherStudent]:
     """A run's record and its learners after the last finished task, or as they were `after` an earlier one, on the CPU.
 
     Raises RunError where none is finished, or not so many.
@@ -45,7 +45,7 @@ def load_run(root: Path, after: int | None = None) -> tuple[Record, TeacherStude
     return record, pair
 
 
-def _up_to(root: Path, record: Record, task: int) -> Record:
+def _up_to(root: Path, record: RunRecord, task: int) -> RunRecord:
     """The record as it was after `task`."""
     if not 1 <= task <= len(record.tasks):
         raise RunError(f"{root} has {len(record.tasks)} finished tasks, so there is nothing after task {task}")
@@ -53,7 +53,7 @@ def _up_to(root: Path, record: Record, task: int) -> Record:
     return replace(record, tasks=record.tasks[:task], matrices=matrices)
 
 
-def load_heldout(root: Path, record: Record) -> tuple[Tensor, Tensor]:
+def load_heldout(root: Path, record: RunRecord) -> tuple[Tensor, Tensor]:
     """Held-out images [n, 3, height, width] uint8 of every finished task, and their labels [n]."""
     directory = RunDirectory(root)
     numbers = range(1, len(record.tasks) + 1)

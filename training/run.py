@@ -15,15 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cdl_deploy.training.config import OptimConfig, RunConfig, default_batch_size
+from cdl_deploy.run.config import OptimConfig, RunConfig, default_batch_size
+from cdl_deploy.run.record import FinishedTask, RunRecord, TaskOptim
 from cdl_deploy.training.data.loading import TrainingImages
 from cdl_deploy.training.data.resident import ResidentImages, training_images
 from cdl_deploy.training.data.sources import ImageSource, fingerprint, load_image
-from cdl_deploy.training.data.task_data import TaskData, TaskImages, TaskPlan, hold_out, open_sources
+from cdl_deploy.training.data.task_data import TaskData, TaskImages, hold_out, open_sources
 from cdl_deploy.training.data.transforms import Preprocessing, evaluation_transform
 from cdl_deploy.training.evaluation import accuracy_row
+from cdl_deploy.training.growing import carried_over, frozen_names
 from cdl_deploy.training.machine import compile_blocks, in_precision, resolve_auto
-from cdl_deploy.training.models.growing import carried_over, frozen_names
 from cdl_deploy.training.models.learner import Role
 from cdl_deploy.training.models.teacher_student import TeacherStudent
 from cdl_deploy.training.plots import plot_run
@@ -33,7 +34,7 @@ from cdl_deploy.training.preparation import checking, never, prepare
 from cdl_deploy.training.processes import Processes, connected
 from cdl_deploy.training.progress import Progress, Stage, Stop, Stopped
 from cdl_deploy.training.restore import rebuild_teacher_student
-from cdl_deploy.training.run_directory import Record, RunDirectory
+from cdl_deploy.training.run_directory import RunDirectory
 from cdl_deploy.training.seeds import generator
 from cdl_deploy.training.stage import Position, make_optimizer, run_stage
 from cdl_deploy.training.tracking import tracked
@@ -41,7 +42,7 @@ from cdl_deploy.training.tracking import tracked
 HELDOUT_IMAGES_PER_TASK = 32
 
 
-def train(config: RunConfig, out: Path, progress: Progress | None = None, stop: Stop = never) -> Record:
+def train(config: RunConfig, out: Path, progress: Progress | None = None, stop: Stop = never) -> RunRecord:
     """Train a new run in the directory `out`, which must not exist or be empty.
 
     Everything that can be wrong with the configuration, the images and the weights is found before `out` is made.
@@ -72,19 +73,18 @@ def train(config: RunConfig, out: Path, progress: Progress | None = None, stop: 
             return run.go()
 
 
-def resume(out: Path, progress: Progress | None = None, stop: Stop = never) -> Record:
+def resume(out: Path, progress: Progress | None = None, stop: Stop = never) -> RunRecord:
     """Continue the run in `out` after its last checkpoint; the result is as if it had not been interrupted."""
     record = RunDirectory(out).latest_record()
     if record.finished and record == RunDirectory(out).read_record():
         return record
-    with connected(record.config["optim"]["device"]) as processes:
+    with connected(record.config.optim.device) as processes:
         progress = processes.progress(progress)
         with processes.agreed():
             directory = processes.directory(out)
-            plans = [TaskPlan.from_dict(plan) for plan in record.plans]
-            sources = open_sources(plans, len(record.tasks), checking(progress, stop, processes))
+            sources = open_sources(record.plans, len(record.tasks), checking(progress, stop, processes))
             pair = rebuild_teacher_student(directory, record)
-            taught = open_precomputed_teacher(RunConfig.from_dict(record.config), record)
+            taught = open_precomputed_teacher(record.config, record)
         with directory.lock():
             run = Run(directory, record, sources, pair, processes, progress, stop, taught)
             run.restore()
@@ -97,7 +97,7 @@ class Run:
     def __init__(
         self,
         directory: RunDirectory,
-        record: Record,
+        record: RunRecord,
         sources: Mapping[tuple[str, float | None, bool], ImageSource],
         pair: TeacherStudent,
         processes: Processes,
@@ -106,8 +106,8 @@ class Run:
         taught: PrecomputedTeacher | None = None,
     ) -> None:
         self.taught = taught
-        self.config, self.directory, self.record = RunConfig.from_dict(record.config), directory, record
-        self.plans = [TaskPlan.from_dict(plan) for plan in record.plans]
+        self.config, self.directory, self.record = record.config, directory, record
+        self.plans = record.plans
         self.data = TaskData(self.plans, record.tasks, sources, directory.load_heldout, record.skipped_images)
         self.pair, self.processes, self.progress, self.stop = pair, processes, progress, stop
         for learner in pair.learners.values():
@@ -128,7 +128,7 @@ class Run:
         self.seconds: dict[str, float] = {}
         """Time spent on the current task, by stage."""
 
-    def go(self) -> Record:
+    def go(self) -> RunRecord:
         """Learn every task that is not done."""
         done = len(self.record.tasks)
         left = range(done + 1, len(self.plans) + 1)
@@ -147,7 +147,7 @@ class Run:
             known = self.data.known(number)
             self.pair.begin_task(len(self.plans[number - 1].classes), self.config.optim.seed, known)
             self.begun, self.stage_done, self.steps_done, self.seconds = number, {}, 0, {}
-        augmentation = self.record.preprocessing["augmentation"]
+        augmentation = self.record.preprocessing.augmentation
         own, held_out = self.divided(number, images)
         source: TrainingImages | None = None
         for role, learner in self.pair.learners.items():
@@ -220,6 +220,7 @@ class Run:
 
         Of its `images` the student has `learned` from some, and others were `held_out`.
         """
+        assert optim.batch_size is not None
         began = time.perf_counter()
         evaluation, workers = evaluation_transform(self.preprocessing), optim.workers or 0
         fit_prediction_head(self.pair, learned, held_out, evaluation, self.config.optim.seed, workers)
@@ -239,21 +240,21 @@ class Run:
         self.seconds["evaluation"] = time.perf_counter() - began
         plan = self.plans[number - 1]
         self.record.tasks.append(
-            {
-                "number": number,
-                "classes": list(plan.classes),
-                "known_classes": list(plan.known_classes),
-                "data": plan.data,
-                "train_images": len(images.items),
-                "test_images": len(tests[-1].labels),
-                "data_fingerprint": fingerprint(images.items),
-                "test_fingerprint": fingerprint(tests[-1].items),
-                "kept_tests": [task for task, test in enumerate(tests, start=1) if test.pixels is not None],
-                "optim": {"epochs": optim.epochs, "batch_size": optim.batch_size, "lr": optim.lr},
-                "teacher_run": self.config.models.teacher_run,
-                "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-                "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
-            }
+            FinishedTask(
+                number=number,
+                classes=list(plan.classes),
+                known_classes=list(plan.known_classes),
+                data=plan.data,
+                train_images=len(images.items),
+                test_images=len(tests[-1].labels),
+                data_fingerprint=fingerprint(images.items),
+                test_fingerprint=fingerprint(tests[-1].items),
+                kept_tests=[task for task, test in enumerate(tests, start=1) if test.pixels is not None],
+                optim=TaskOptim(optim.epochs, optim.batch_size, optim.lr),
+                teacher_run=self.config.models.teacher_run,
+                finished=datetime.now(UTC).isoformat(timespec="seconds"),
+                seconds={name: round(value, 3) for name, value in self.seconds.items()},
+            )
         )
         self.progress.evaluated(self.record)
         self.keep_images(number, tests[-1])
@@ -359,5 +360,5 @@ class Run:
             return
         method = self.config.method
         title = f"{self.config.data.data}: {method.method} + {method.distill}, seed {self.config.optim.seed}"
-        plot_run(self.record.matrices, title, self.directory.root)
+        plot_run({str(role): matrix for role, matrix in self.record.matrices.items()}, title, self.directory.root)
         self.directory.write_record(self.record)

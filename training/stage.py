@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from cdl_deploy.training.config import OptimConfig
+from cdl_deploy.run.config import OptimConfig
 from cdl_deploy.training.data.loading import TrainingImages, to_device
 from cdl_deploy.training.distillation.protocol import LearnerOutput
 from cdl_deploy.training.loss_log import LossLog

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from cdl_deploy.training.config import DataConfig, MethodConfig, ModelConfig, OptimConfig, RunConfig
+from cdl_deploy.run.config import DataConfig, MethodConfig, ModelConfig, OptimConfig, RunConfig
 from cdl_deploy.training.progress import Progress
 from cdl_deploy.training.restore import load_run
 
