@@ -39,11 +39,11 @@ from cdl_deploy.runtime.bundle import (
     encode_metadata,
 )
 from cdl_deploy.training import metrics
+from cdl_deploy.training.checkpoint import load_heldout, load_run
 from cdl_deploy.training.data import transforms
 from cdl_deploy.training.formats import first_config
 from cdl_deploy.training.models.learner import Learner
 from cdl_deploy.training.models.teacher_student import TeacherStudent
-from cdl_deploy.training.restore import load_heldout, load_run
 from cdl_deploy.training.run_directory import Record
 
 OnStep = Callable[[str], None]

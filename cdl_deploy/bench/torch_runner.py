@@ -15,9 +15,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from cdl_deploy.bench.runners import Job, Run
 from cdl_deploy.data.images import load_image
 from cdl_deploy.errors import BundleError
+from cdl_deploy.training.checkpoint import load_run
 from cdl_deploy.training.data.transforms import Preprocessing, evaluation_transform
 from cdl_deploy.training.models.learner import Role, learner_logits
-from cdl_deploy.training.restore import load_run
 from cdl_deploy.training.run_directory import RunDirectory
 
 

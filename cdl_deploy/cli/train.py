@@ -122,11 +122,11 @@ def command(
         raise OptionError("no run directory is given: add --out RUN")
     with require_extra("cdl train", "train"):
         from cdl_deploy.cli.train_progress import show_training
-        from cdl_deploy.training.additions import Addition, add_task
         from cdl_deploy.training.config_file import layered_config
+        from cdl_deploy.training.loop import add_task, train
+        from cdl_deploy.training.loop import resume as resume_run
+        from cdl_deploy.training.preparation import Addition
         from cdl_deploy.training.progress import Stopped
-        from cdl_deploy.training.run import resume as resume_run
-        from cdl_deploy.training.run import train
     if add is None and (classes is not None or allow_known):
         raise OptionError("--classes and --allow-known belong to --add DIR: give it, or leave them out")
     if resume and add is not None:

@@ -1,0 +1,351 @@
+"""Training, from above: for every task, for each learner, for every epoch; a checkpoint after each of them.
+
+    train       a new run
+    resume      an interrupted one goes on after its last checkpoint, as if nothing had been
+    add_task    one more task for a finished one: new classes, or new images of known ones, whenever they come
+
+A task's images are not needed after it, nor is the number of tasks ever fixed: one run with all tasks and tasks added
+one by one give the same learners, bit for bit on one CPU. What a run begins with is preparation.py, one step of a
+learner step.py, what a task ends with evaluation.py, and how all of it is saved checkpoint.py.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from cdl_deploy.training.checkpoint import (
+    Position,
+    load_last,
+    load_task,
+    rebuild_teacher_student,
+    save_heldout,
+    save_last,
+    save_task,
+)
+from cdl_deploy.training.config import OptimConfig, RunConfig, default_batch_size
+from cdl_deploy.training.data.loading import TrainingImages, to_device
+from cdl_deploy.training.data.resident import ResidentImages, training_images
+from cdl_deploy.training.data.sources import ImageSource, fingerprint
+from cdl_deploy.training.data.task_data import TaskData, TaskImages, TaskPlan, hold_out, open_sources
+from cdl_deploy.training.data.transforms import Preprocessing, evaluation_transform
+from cdl_deploy.training.evaluation import accuracy_row, fit_prediction_head
+from cdl_deploy.training.machine import compile_blocks, in_precision, resolve_auto
+from cdl_deploy.training.models.learner import Role
+from cdl_deploy.training.models.teacher_student import TeacherStudent
+from cdl_deploy.training.plots import plot_run
+from cdl_deploy.training.precomputed_teacher import PrecomputedTeacher, open_precomputed_teacher
+from cdl_deploy.training.preparation import Addition, checking, never, prepare, prepare_task, task_optim
+from cdl_deploy.training.processes import Processes, connected
+from cdl_deploy.training.progress import Progress, Stage, Stop, Stopped
+from cdl_deploy.training.run_directory import Record, RunDirectory
+from cdl_deploy.training.seeds import generator
+from cdl_deploy.training.step import LossLog, make_optimizer, set_learning_rate, take_step
+from cdl_deploy.training.tracking import tracked
+
+
+@dataclass
+class Run:
+    """What every part of the loop works on: a run's files and learners, and how far they have come."""
+
+    directory: RunDirectory
+    record: Record
+    pair: TeacherStudent
+    sources: dict[tuple[str, float | None, bool], ImageSource]
+    """The images of every task that is left, by `TaskPlan.source_key`."""
+    processes: Processes
+    progress: Progress
+    stop: Stop
+    precomputed: PrecomputedTeacher | None = None
+    position: Position = field(default_factory=Position)
+
+    def __post_init__(self) -> None:
+        self.config, record = RunConfig.from_dict(self.record.config), self.record
+        self.plans = [TaskPlan.from_dict(plan) for plan in record.plans]
+        self.data = TaskData(self.plans, record.tasks, self.sources, self.directory.load_heldout, record.skipped_images)
+        self.preprocessing = Preprocessing.from_record(record.preprocessing)
+        self.tests_on_device: dict[int, TaskImages] = {}
+        self.clock = time.perf_counter()
+        """When what is being timed began."""
+
+    @property
+    def tasks_left(self) -> range:
+        """Their numbers; tasks count from 1."""
+        return range(len(self.record.tasks) + 1, len(self.plans) + 1)
+
+    def save(self, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """The last checkpoint; `optimizer` is that of a learner in the middle of a task."""
+        self.progress.saving()
+        save_last(self.directory, self.record, self.pair, self.position, optimizer)
+
+    def optim(self, number: int) -> OptimConfig:
+        """The run's optimisation with what differs for a task."""
+        return replace(self.config.optim, **self.plans[number - 1].optim)
+
+
+def train(config: RunConfig, out: Path, progress: Progress | None = None, stop: Stop = never) -> Record:
+    """Train a new run in the directory `out`, which must not exist or be empty.
+
+    Everything that can be wrong with the configuration, the images and the weights is found before `out` is made.
+    Raises Stopped where `stop` ends the run early; `resume` goes on from there.
+    """
+    with connected(config.optim.device) as processes:
+        progress, directory = processes.progress(progress), processes.directory(out)
+        with processes.agreed():
+            directory.check_free()
+            prepared = prepare(config, processes, progress, stop)
+            directory.create()
+        with processes.holding(directory):
+            with processes.agreed():
+                directory.check_free()  # still
+            for role, backbone in prepared.backbones.items():
+                directory.save_tensors(directory.backbone_file(role), backbone.vit.state_dict())
+            directory.write_record(prepared.record)
+            sources = {prepared.plans[0].source_key: prepared.source}
+            run = Run(
+                directory, prepared.record, prepared.pair, sources, processes, progress, stop, prepared.precomputed
+            )
+            return learn(run)
+
+
+def resume(out: Path, progress: Progress | None = None, stop: Stop = never) -> Record:
+    """Continue the run in `out` after its last checkpoint; the result is as if it had not been interrupted."""
+    record = RunDirectory(out).latest_record()
+    if record.finished and record == RunDirectory(out).read_record():
+        return record
+    with connected(record.config["optim"]["device"]) as processes:
+        progress, directory = processes.progress(progress), processes.directory(out)
+        with processes.holding(directory):
+            with processes.agreed():
+                record = directory.latest_record()  # whoever held the lock before may have gone on with the run
+                plans = [TaskPlan.from_dict(plan) for plan in record.plans]
+                sources = open_sources(plans, len(record.tasks), checking(progress, stop, processes))
+                pair = rebuild_teacher_student(directory, record)
+                position = load_last(directory, record, pair)
+                precomputed = open_precomputed_teacher(RunConfig.from_dict(record.config), record)
+            run = Run(directory, record, pair, sources, processes, progress, stop, precomputed, position)
+            if record.tasks:
+                write_record(run)
+            return learn(run)
+
+
+def add_task(root: Path, addition: Addition, progress: Progress | None = None, stop: Stop = never) -> Record:
+    """Learn the classes of `addition` as the next task of the finished run in `root`.
+
+    Whatever is wrong with it is found before the run is touched. Raises RunError where the run has tasks left,
+    DataError for images or classes that do not fit, Stopped where `stop` ends it early; `resume` goes on from there.
+    """
+    device = task_optim(RunDirectory(root).latest_record(), addition).device
+    with connected(device) as processes:
+        progress, directory = processes.progress(progress), processes.directory(root)
+        with processes.holding(directory):
+            with processes.agreed():
+                prepared = prepare_task(directory, addition, processes, progress, stop)
+                record, sources = prepared.record, {prepared.plan.source_key: prepared.source}
+                pair = load_task(directory, record)
+            run = Run(directory, record, pair, sources, processes, progress, stop)
+            run.position.begun = len(record.tasks)
+            run.save()  # from here on the task is the run's, come what may
+            directory.write_record(record)
+            return learn(run)
+
+
+def learn(run: Run) -> Record:
+    """Learn every task that is left: first the teacher, where there is one, then the student, which it teaches."""
+    for learner in run.pair.learners.values():
+        learner.to(run.processes.device)
+    if any(run.optim(number).compile for number in run.tasks_left):
+        compile_blocks(run.pair)
+    trackers = run.optim(run.tasks_left[0]).trackers if run.tasks_left and run.processes.is_main else ()
+    with tracked(run.progress, trackers, run.directory.root, run.record) as run.progress:
+        run.progress.planned(run.record)
+        for number in run.tasks_left:
+            task = begin_task(run, number)
+            for role, learner in run.pair.learners.items():
+                done = run.position.epochs.get(role, 0)
+                if done == task.optim.epochs or is_precomputed(run, task, role):
+                    continue
+                images = images_to_learn(run, task, role)
+                stage = Stage(number, len(run.plans), role, task.optim.epochs, len(images), task.batch_size)
+                optimizer = make_optimizer(learner, task.optim.lr)
+                run.position.restore_optimizer(optimizer)
+                run.progress.stage_started(stage, done, run.position.steps)
+                run.clock = time.perf_counter()
+                with in_precision(run.pair, task.optim.precision):
+                    for epoch in range(done, stage.epochs):
+                        learn_epoch(run, task, stage, images, optimizer, epoch)
+                run.progress.stage_finished(stage)
+            # What is fitted to the images in closed form, without epochs, belongs here: after it the task is tested.
+            evaluation, workers = evaluation_transform(run.preprocessing), task.optim.workers or 0
+            run.clock = time.perf_counter()
+            fit_prediction_head(run.pair, task.learned, task.held_out, evaluation, run.config.optim.seed, workers)
+            tests = evaluate(run, task)
+            finish_task(run, task, tests)
+    return run.record
+
+
+def learn_epoch(
+    run: Run, task: Task, stage: Stage, images: TrainingImages, optimizer: torch.optim.Optimizer, epoch: int
+) -> None:
+    """One pass over the task's images, or what is left of it, and a checkpoint.
+
+    Where `stop` says so, in one process or in several, the step at hand is finished and saved, and Stopped raised.
+    """
+    processes, device, size = run.processes, run.processes.device, task.batch_size
+    first, run.position.steps = run.position.steps, 0
+    lr = set_learning_rate(optimizer, task.optim, epoch)
+    if not first:
+        run.progress.epoch_started(stage, epoch, lr)
+    batches = images.batches(size, task.optim.seed, (task.number, stage.role, epoch), first, processes.share)
+    log = LossLog(stage, epoch, device, partial(run.progress.step, stage, epoch))
+    for step, (pixels, labels) in enumerate(batches, start=first):
+        pixels, labels = to_device(pixels, device), to_device(labels, device)
+        count = min(size, len(images) - step * size)
+        log.add(step, count, *take_step(run.pair, stage.role, optimizer, pixels, labels, processes, count))
+        if processes.any(run.stop()) and step + 1 < stage.steps:
+            log.flush()
+            save_epoch(run, stage, optimizer, epoch, step + 1)
+            raise Stopped
+    log.flush()
+    save_epoch(run, stage, optimizer, epoch + 1)
+    if processes.any(run.stop()):
+        raise Stopped
+
+
+def save_epoch(run: Run, stage: Stage, optimizer: torch.optim.Optimizer, epochs: int, steps: int = 0) -> None:
+    """A checkpoint of a learner that has done so many epochs of its task, and so many steps of the next."""
+    began, run.clock = run.clock, time.perf_counter()
+    seconds = run.position.seconds
+    seconds[stage.role] = seconds.get(stage.role, 0.0) + run.clock - began
+    run.position.epochs[stage.role], run.position.steps = epochs, steps
+    if epochs == stage.epochs:
+        run.pair.learners[stage.role].end_task()  # before the save, so that resuming finds it done
+    run.save(None if epochs == stage.epochs else optimizer)
+
+
+@dataclass
+class Task:
+    """The task at hand."""
+
+    number: int
+    plan: TaskPlan
+    optim: OptimConfig
+    """Resolved for this machine."""
+    images: TaskImages
+    """To train on: all of them, which the teacher learns from,"""
+    learned: TaskImages
+    """those that the student learns from,"""
+    held_out: TaskImages
+    """and those that choose its α."""
+    loaded: tuple[TaskImages, TrainingImages] | None = None
+    """What was made of one of these for the learner before."""
+
+    @property
+    def batch_size(self) -> int:
+        """By default by the number of the task's images."""
+        return self.optim.batch_size or default_batch_size(len(self.images.items))
+
+
+def begin_task(run: Run, number: int) -> Task:
+    """Grow the learners, unless the run was interrupted in this very task."""
+    plan, images, processes = run.plans[number - 1], run.data.train(number), run.processes
+    optim = resolve_auto(run.optim(number), processes.device, in_memory=False, processes=processes.count_here)
+    if run.position.begun < number:
+        run.pair.begin_task(len(plan.classes), run.config.optim.seed, run.data.known(number))
+        run.position = Position(begun=number)
+    drawn = generator(run.config.optim.seed, "alpha-holdout", number)
+    return Task(number, plan, optim, images, *hold_out(images, run.config.method.alpha_holdout, drawn))
+
+
+def images_to_learn(run: Run, task: Task, role: Role) -> TrainingImages:
+    """As batches. Where both learn from the same images, they are decoded once."""
+    images = task.images if role == "teacher" else task.learned
+    if task.loaded is None or task.loaded[0] is not images:
+        augmentation = run.record.preprocessing["augmentation"]
+        loaded = training_images(images, run.preprocessing, augmentation, task.optim, run.processes.device)
+        task.loaded = images, loaded
+    return task.loaded[1]
+
+
+def is_precomputed(run: Run, task: Task, role: Role) -> bool:
+    """Whether another run has taught this learner the task; if so, it has learned it now."""
+    teacher = run.precomputed if role == "teacher" else None
+    if teacher is None or not teacher.has_task(task.number, task.plan, task.images):
+        return False
+    teacher.load_task(run.pair.learners[role], task.number)
+    run.position.epochs[role] = task.optim.epochs
+    return True
+
+
+def evaluate(run: Run, task: Task) -> list[TaskImages]:
+    """Another row of every accuracy matrix; returns the test images of every task so far."""
+    tests = [run.data.test(number) for number in range(1, task.number + 1)]
+    shown = on_device(run, tests) if task.optim.resident else tests
+    transform, workers = evaluation_transform(run.preprocessing), task.optim.workers or 0
+
+    def on_images(role: Role, done: int, total: int) -> None:
+        run.progress.evaluating(task.number, role, done, total)
+        if run.processes.count == 1 and run.stop():  # nothing is lost: what was learned is saved
+            raise Stopped
+
+    for role, learner in run.pair.learners.items():
+        row = run.precomputed.accuracy_row(task.number, tests) if role == "teacher" and run.precomputed else None
+        row = row or accuracy_row(
+            run.pair.encoder, learner, shown, transform, workers, partial(on_images, role), run.processes
+        )
+        run.record.matrices.setdefault(role, []).append(row)
+    run.position.seconds["evaluation"] = time.perf_counter() - run.clock
+    return tests
+
+
+def on_device(run: Run, tests: list[TaskImages]) -> list[TaskImages]:
+    """The test images of the tasks so far, each decoded once."""
+    for number, test in enumerate(tests, start=1):
+        if test.pixels is None and number not in run.tests_on_device:
+            resident = ResidentImages(test, run.preprocessing, run.processes.device)
+            run.tests_on_device[number] = resident.as_task_images()
+    return [run.tests_on_device.get(number, test) for number, test in enumerate(tests, start=1)]
+
+
+def finish_task(run: Run, task: Task, tests: list[TaskImages]) -> None:
+    """Write down what a finished task leaves. It is finished, whatever comes, as soon as `save` has returned."""
+    optim, position = task.optim, run.position
+    run.record.tasks.append(
+        {
+            "number": task.number,
+            "classes": list(task.plan.classes),
+            "known_classes": list(task.plan.known_classes),
+            "data": task.plan.data,
+            "train_images": len(task.images.items),
+            "test_images": len(tests[-1].labels),
+            "data_fingerprint": fingerprint(task.images.items),
+            "test_fingerprint": fingerprint(tests[-1].items),
+            "kept_tests": [number for number, test in enumerate(tests, start=1) if test.pixels is not None],
+            "optim": {"epochs": optim.epochs, "batch_size": task.batch_size, "lr": optim.lr},
+            "teacher_run": run.config.models.teacher_run,
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seconds": {name: round(value, 3) for name, value in position.seconds.items()},
+        }
+    )
+    run.progress.evaluated(run.record)
+    if run.processes.is_main:
+        save_heldout(run.directory, task.number, tests[-1], evaluation_transform(run.preprocessing))
+    save_task(run.directory, run.record, run.pair)
+    run.position = Position(begun=task.number, seconds=position.seconds)
+    run.save()
+    write_record(run)
+    run.progress.task_finished(run.record)
+
+
+def write_record(run: Run) -> None:
+    """run.json and the CSVs, which follow from the last checkpoint, and then the pictures, which follow from them."""
+    if run.processes.is_main:
+        run.directory.write_record(run.record)
+        method = run.config.method
+        title = f"{run.config.data.data}: {method.method} + {method.distill}, seed {run.config.optim.seed}"
+        plot_run(run.record.matrices, title, run.directory.root)
