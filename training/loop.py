@@ -38,7 +38,7 @@ from cdl_deploy.training.evaluation import accuracy_row, fit_prediction_head
 from cdl_deploy.training.machine import compile_blocks, in_precision, resolve_auto
 from cdl_deploy.training.models.learner import Role
 from cdl_deploy.training.models.teacher_student import TeacherStudent
-from cdl_deploy.training.plots import plot_run
+from cdl_deploy.training.plots import PICTURES, plot_run
 from cdl_deploy.training.precomputed_teacher import PrecomputedTeacher, open_precomputed_teacher
 from cdl_deploy.training.preparation import Addition, checking, never, prepare, prepare_task, task_optim
 from cdl_deploy.training.processes import Processes, connected
@@ -116,7 +116,7 @@ def train(config: RunConfig, out: Path, progress: Progress | None = None, stop: 
 def resume(out: Path, progress: Progress | None = None, stop: Stop = never) -> Record:
     """Continue the run in `out` after its last checkpoint; the result is as if it had not been interrupted."""
     record = RunDirectory(out).latest_record()
-    if record.finished and record == RunDirectory(out).read_record():
+    if record.finished and is_written(RunDirectory(out), record):
         return record
     with connected(record.config["optim"]["device"]) as processes:
         progress, directory = processes.progress(progress), processes.directory(out)
@@ -129,7 +129,7 @@ def resume(out: Path, progress: Progress | None = None, stop: Stop = never) -> R
                 position = load_last(directory, record, pair)
                 precomputed = open_precomputed_teacher(RunConfig.from_dict(record.config), record)
             run = Run(directory, record, pair, sources, processes, progress, stop, precomputed, position)
-            if record.tasks:
+            if record.tasks and not is_written(directory, record):
                 write_record(run)
             return learn(run)
 
@@ -343,9 +343,21 @@ def finish_task(run: Run, task: Task, tests: list[TaskImages]) -> None:
 
 
 def write_record(run: Run) -> None:
-    """run.json and the CSVs, which follow from the last checkpoint, and then the pictures, which follow from them."""
+    """run.json and the CSVs, which follow from the last checkpoint, then the pictures, which follow from them."""
     if run.processes.is_main:
+        for picture in pictures(run.directory):
+            picture.unlink(missing_ok=True)  # there are none, rather than old ones, until the new ones are there
         run.directory.write_record(run.record)
         method = run.config.method
         title = f"{run.config.data.data}: {method.method} + {method.distill}, seed {run.config.optim.seed}"
         plot_run(run.record.matrices, title, run.directory.root)
+
+
+def is_written(directory: RunDirectory, record: Record) -> bool:
+    """Whether all that follows from the last checkpoint is there."""
+    return record == directory.read_record() and all(picture.exists() for picture in pictures(directory))
+
+
+def pictures(directory: RunDirectory) -> list[Path]:
+    """Where a run's pictures lie, or will lie."""
+    return [directory.root / f"{name}.png" for name in PICTURES]
