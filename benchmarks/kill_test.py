@@ -26,8 +26,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from cdl_deploy.run.config import DataConfig, MethodConfig, ModelConfig, OptimConfig, RunConfig
 from cdl_deploy.training.checkpoint import load_run
-from cdl_deploy.training.config import DataConfig, MethodConfig, ModelConfig, OptimConfig, RunConfig
 from cdl_deploy.training.loop import add_task, resume, train
 from cdl_deploy.training.preparation import Addition
 

@@ -19,15 +19,15 @@ import torch
 from torch import Tensor
 
 from cdl_deploy.errors import RunError
-from cdl_deploy.training.backbones.loading import BackboneInfo, rebuild_backbone
-from cdl_deploy.training.config import RunConfig
+from cdl_deploy.run.record import RunRecord
+from cdl_deploy.training.backbones.loading import rebuild_backbone
 from cdl_deploy.training.data.sources import load_image
-from cdl_deploy.training.data.task_data import TaskImages, TaskPlan
+from cdl_deploy.training.data.task_data import TaskImages
 from cdl_deploy.training.data.transforms import PixelTransform
 from cdl_deploy.training.models.growing import carried_over, frozen_names
 from cdl_deploy.training.models.learner import Role
 from cdl_deploy.training.models.teacher_student import TeacherStudent, build_teacher_student
-from cdl_deploy.training.run_directory import Record, RunDirectory
+from cdl_deploy.training.run_directory import RunDirectory
 
 HELDOUT_IMAGES_PER_TASK = 32
 
@@ -61,7 +61,7 @@ class Position:
 
 def save_last(
     directory: RunDirectory,
-    record: Record,
+    record: RunRecord,
     pair: TeacherStudent,
     position: Position,
     optimizer: torch.optim.Optimizer | None = None,
@@ -89,7 +89,7 @@ def save_last(
     directory.save_tensors(directory.last_checkpoint, tensors, header)
 
 
-def load_last(directory: RunDirectory, record: Record, pair: TeacherStudent) -> Position:
+def load_last(directory: RunDirectory, record: RunRecord, pair: TeacherStudent) -> Position:
     """Make `pair`, learners that have seen no task, what the last checkpoint has; without one, nothing was learned."""
     file = directory.last_checkpoint
     if not file.exists():
@@ -110,13 +110,13 @@ def load_last(directory: RunDirectory, record: Record, pair: TeacherStudent) -> 
     return position
 
 
-def save_task(directory: RunDirectory, record: Record, pair: TeacherStudent) -> None:
+def save_task(directory: RunDirectory, record: RunRecord, pair: TeacherStudent) -> None:
     """Everything trained, after the last of the record's finished tasks."""
     done = len(record.tasks)
     directory.save_tensors(directory.task_checkpoint(done), pair.trained_state(), _growth(record, done))
 
 
-def load_task(directory: RunDirectory, record: Record) -> TeacherStudent:
+def load_task(directory: RunDirectory, record: RunRecord) -> TeacherStudent:
     """The learners of a run after the last of the record's finished tasks."""
     pair = rebuild_teacher_student(directory, record)
     done = len(record.tasks)
@@ -129,28 +129,27 @@ def load_task(directory: RunDirectory, record: Record) -> TeacherStudent:
     return pair
 
 
-def _growth(record: Record, count: int) -> dict[str, Any]:
+def _growth(record: RunRecord, count: int) -> dict[str, Any]:
     """What a checkpoint with `count` tasks must say for learners to take its rows: the classes that each task brought,
     and the positions among the logits of the known ones of the last."""
-    plans = [TaskPlan.from_dict(plan) for plan in record.plans]
+    plans = record.plans
     positions = {name: i for i, name in enumerate(name for plan in plans for name in plan.classes)}
     known = [positions[name] for name in plans[count - 1].known_classes] if count else []
     return {"tasks": [len(plan.classes) for plan in plans[:count]], "known": known}
 
 
-def rebuild_teacher_student(directory: RunDirectory, record: Record) -> TeacherStudent:
+def rebuild_teacher_student(directory: RunDirectory, record: RunRecord) -> TeacherStudent:
     """Teacher and student of a run, from the weights the run stored, before any task."""
-    config = RunConfig.from_dict(record.config)
     roles: list[Role] = ["student", "teacher"]
     backbones = {
-        role: rebuild_backbone(BackboneInfo.from_dict(record.backbones[role]), directory.backbone_file(role))
+        role: rebuild_backbone(record.backbones[role], directory.backbone_file(role))
         for role in roles
         if role in record.backbones
     }
-    return build_teacher_student(backbones, config.method, config.optim.seed)
+    return build_teacher_student(backbones, record.config.method, record.config.optim.seed)
 
 
-def load_run(root: Path, after: int | None = None) -> tuple[Record, TeacherStudent]:
+def load_run(root: Path, after: int | None = None) -> tuple[RunRecord, TeacherStudent]:
     """A run's record and its learners after the last finished task, or as they were `after` an earlier one, on the CPU.
 
     Raises RunError where none is finished, or not so many.
@@ -164,7 +163,7 @@ def load_run(root: Path, after: int | None = None) -> tuple[Record, TeacherStude
     return record, load_task(directory, record)
 
 
-def _up_to(root: Path, record: Record, task: int) -> Record:
+def _up_to(root: Path, record: RunRecord, task: int) -> RunRecord:
     """The record as it was after `task`."""
     if not 1 <= task <= len(record.tasks):
         raise RunError(f"{root} has {len(record.tasks)} finished tasks, so there is nothing after task {task}")
@@ -184,7 +183,7 @@ def save_heldout(directory: RunDirectory, number: int, test: TaskImages, transfo
     directory.save_tensors(directory.heldout_file(number), tensors)
 
 
-def load_heldout(root: Path, record: Record) -> tuple[Tensor, Tensor]:
+def load_heldout(root: Path, record: RunRecord) -> tuple[Tensor, Tensor]:
     """Held-out images [n, 3, height, width] uint8 of every finished task, and their labels [n]."""
     directory = RunDirectory(root)
     numbers = range(1, len(record.tasks) + 1)

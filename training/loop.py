@@ -19,6 +19,8 @@ from pathlib import Path
 
 import torch
 
+from cdl_deploy.run.config import OptimConfig, RunConfig, default_batch_size
+from cdl_deploy.run.record import FinishedTask, RunRecord, TaskOptim, TaskPlan
 from cdl_deploy.training.checkpoint import (
     Position,
     load_last,
@@ -28,11 +30,10 @@ from cdl_deploy.training.checkpoint import (
     save_last,
     save_task,
 )
-from cdl_deploy.training.config import OptimConfig, RunConfig, default_batch_size
 from cdl_deploy.training.data.loading import TrainingImages, to_device
 from cdl_deploy.training.data.resident import ResidentImages, training_images
 from cdl_deploy.training.data.sources import ImageSource, fingerprint
-from cdl_deploy.training.data.task_data import TaskData, TaskImages, TaskPlan, hold_out, open_sources
+from cdl_deploy.training.data.task_data import TaskData, TaskImages, hold_out, open_sources
 from cdl_deploy.training.data.transforms import Preprocessing, evaluation_transform
 from cdl_deploy.training.evaluation import accuracy_row, fit_prediction_head
 from cdl_deploy.training.machine import compile_blocks, in_precision, resolve_auto
@@ -43,7 +44,7 @@ from cdl_deploy.training.precomputed_teacher import PrecomputedTeacher, open_pre
 from cdl_deploy.training.preparation import Addition, checking, never, prepare, prepare_task, task_optim
 from cdl_deploy.training.processes import Processes, connected
 from cdl_deploy.training.progress import Progress, Stage, Stop, Stopped
-from cdl_deploy.training.run_directory import Record, RunDirectory
+from cdl_deploy.training.run_directory import RunDirectory
 from cdl_deploy.training.seeds import generator
 from cdl_deploy.training.step import LossLog, make_optimizer, set_learning_rate, take_step
 from cdl_deploy.training.tracking import tracked
@@ -54,7 +55,7 @@ class Run:
     """What every part of the loop works on: a run's files and learners, and how far they have come."""
 
     directory: RunDirectory
-    record: Record
+    record: RunRecord
     pair: TeacherStudent
     sources: dict[tuple[str, float | None, bool], ImageSource]
     """The images of every task that is left, by `TaskPlan.source_key`."""
@@ -65,8 +66,8 @@ class Run:
     position: Position = field(default_factory=Position)
 
     def __post_init__(self) -> None:
-        self.config, record = RunConfig.from_dict(self.record.config), self.record
-        self.plans = [TaskPlan.from_dict(plan) for plan in record.plans]
+        record = self.record
+        self.config, self.plans = record.config, record.plans
         self.data = TaskData(self.plans, record.tasks, self.sources, self.directory.load_heldout, record.skipped_images)
         self.preprocessing = Preprocessing.from_record(record.preprocessing)
         self.tests_on_device: dict[int, TaskImages] = {}
@@ -88,7 +89,7 @@ class Run:
         return replace(self.config.optim, **self.plans[number - 1].optim)
 
 
-def train(config: RunConfig, out: Path, progress: Progress | None = None, stop: Stop = never) -> Record:
+def train(config: RunConfig, out: Path, progress: Progress | None = None, stop: Stop = never) -> RunRecord:
     """Train a new run in the directory `out`, which must not exist or be empty.
 
     Everything that can be wrong with the configuration, the images and the weights is found before `out` is made.
@@ -113,28 +114,27 @@ def train(config: RunConfig, out: Path, progress: Progress | None = None, stop: 
             return learn(run)
 
 
-def resume(out: Path, progress: Progress | None = None, stop: Stop = never) -> Record:
+def resume(out: Path, progress: Progress | None = None, stop: Stop = never) -> RunRecord:
     """Continue the run in `out` after its last checkpoint; the result is as if it had not been interrupted."""
     record = RunDirectory(out).latest_record()
     if record.finished and is_written(RunDirectory(out), record):
         return record
-    with connected(record.config["optim"]["device"]) as processes:
+    with connected(record.config.optim.device) as processes:
         progress, directory = processes.progress(progress), processes.directory(out)
         with processes.holding(directory):
             with processes.agreed():
                 record = directory.latest_record()  # whoever held the lock before may have gone on with the run
-                plans = [TaskPlan.from_dict(plan) for plan in record.plans]
-                sources = open_sources(plans, len(record.tasks), checking(progress, stop, processes))
+                sources = open_sources(record.plans, len(record.tasks), checking(progress, stop, processes))
                 pair = rebuild_teacher_student(directory, record)
                 position = load_last(directory, record, pair)
-                precomputed = open_precomputed_teacher(RunConfig.from_dict(record.config), record)
+                precomputed = open_precomputed_teacher(record.config, record)
             run = Run(directory, record, pair, sources, processes, progress, stop, precomputed, position)
             if record.tasks and not is_written(directory, record):
                 write_record(run)
             return learn(run)
 
 
-def add_task(root: Path, addition: Addition, progress: Progress | None = None, stop: Stop = never) -> Record:
+def add_task(root: Path, addition: Addition, progress: Progress | None = None, stop: Stop = never) -> RunRecord:
     """Learn the classes of `addition` as the next task of the finished run in `root`.
 
     Whatever is wrong with it is found before the run is touched. Raises RunError where the run has tasks left,
@@ -155,7 +155,7 @@ def add_task(root: Path, addition: Addition, progress: Progress | None = None, s
             return learn(run)
 
 
-def learn(run: Run) -> Record:
+def learn(run: Run) -> RunRecord:
     """Learn every task that is left: first the teacher, where there is one, then the student, which it teaches."""
     for learner in run.pair.learners.values():
         learner.to(run.processes.device)
@@ -266,7 +266,7 @@ def images_to_learn(run: Run, task: Task, role: Role) -> TrainingImages:
     """As batches. Where both learn from the same images, they are decoded once."""
     images = task.images if role == "teacher" else task.learned
     if task.loaded is None or task.loaded[0] is not images:
-        augmentation = run.record.preprocessing["augmentation"]
+        augmentation = run.record.preprocessing.augmentation
         loaded = training_images(images, run.preprocessing, augmentation, task.optim, run.processes.device)
         task.loaded = images, loaded
     return task.loaded[1]
@@ -316,21 +316,21 @@ def finish_task(run: Run, task: Task, tests: list[TaskImages]) -> None:
     """Write down what a finished task leaves. It is finished, whatever comes, as soon as `save` has returned."""
     optim, position = task.optim, run.position
     run.record.tasks.append(
-        {
-            "number": task.number,
-            "classes": list(task.plan.classes),
-            "known_classes": list(task.plan.known_classes),
-            "data": task.plan.data,
-            "train_images": len(task.images.items),
-            "test_images": len(tests[-1].labels),
-            "data_fingerprint": fingerprint(task.images.items),
-            "test_fingerprint": fingerprint(tests[-1].items),
-            "kept_tests": [number for number, test in enumerate(tests, start=1) if test.pixels is not None],
-            "optim": {"epochs": optim.epochs, "batch_size": task.batch_size, "lr": optim.lr},
-            "teacher_run": run.config.models.teacher_run,
-            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-            "seconds": {name: round(value, 3) for name, value in position.seconds.items()},
-        }
+        FinishedTask(
+            number=task.number,
+            classes=list(task.plan.classes),
+            known_classes=list(task.plan.known_classes),
+            data=task.plan.data,
+            train_images=len(task.images.items),
+            test_images=len(tests[-1].labels),
+            data_fingerprint=fingerprint(task.images.items),
+            test_fingerprint=fingerprint(tests[-1].items),
+            kept_tests=[number for number, test in enumerate(tests, start=1) if test.pixels is not None],
+            optim=TaskOptim(optim.epochs, task.batch_size, optim.lr),
+            teacher_run=run.config.models.teacher_run,
+            finished=datetime.now(UTC).isoformat(timespec="seconds"),
+            seconds={name: round(value, 3) for name, value in position.seconds.items()},
+        )
     )
     run.progress.evaluated(run.record)
     if run.processes.is_main:
@@ -350,10 +350,10 @@ def write_record(run: Run) -> None:
         run.directory.write_record(run.record)
         method = run.config.method
         title = f"{run.config.data.data}: {method.method} + {method.distill}, seed {run.config.optim.seed}"
-        plot_run(run.record.matrices, title, run.directory.root)
+        plot_run({str(role): matrix for role, matrix in run.record.matrices.items()}, title, run.directory.root)
 
 
-def is_written(directory: RunDirectory, record: Record) -> bool:
+def is_written(directory: RunDirectory, record: RunRecord) -> bool:
     """Whether all that follows from the last checkpoint is there."""
     return record == directory.read_record() and all(picture.exists() for picture in pictures(directory))
 

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from cdl_deploy.files import write_atomic
-from cdl_deploy.training.metrics import Matrix, final_average_accuracy, forgetting, forgetting_by_task
+from cdl_deploy.run.metrics import Matrix, final_average_accuracy, forgetting, forgetting_by_task
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

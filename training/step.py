@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cdl_deploy.errors import RunError
-from cdl_deploy.training.config import OptimConfig
+from cdl_deploy.run.config import OptimConfig
 from cdl_deploy.training.distillation.protocol import LearnerOutput
 from cdl_deploy.training.losses import masked_cross_entropy
 from cdl_deploy.training.models.learner import Learner, Role

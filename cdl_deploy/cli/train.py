@@ -15,7 +15,7 @@ from cdl_deploy.cli.signals import stop_on_signals
 from cdl_deploy.errors import OptionError
 
 if TYPE_CHECKING:
-    from cdl_deploy.training.run_directory import Record
+    from cdl_deploy.run.record import RunRecord
 
 EXAMPLES = """
 cdl train --data digits --tasks 5 --out runs/digits
@@ -195,7 +195,7 @@ def _refuse(given: dict[str, Any], why: str) -> None:
         raise OptionError(f"{why}, so {names} cannot be given: leave it out")
 
 
-def _print(record: Record, out: Path, as_json: bool) -> None:
+def _print(record: RunRecord, out: Path, as_json: bool) -> None:
     if as_json:
         import json
 
@@ -207,7 +207,7 @@ def _print(record: Record, out: Path, as_json: bool) -> None:
     from cdl_deploy.cli.runs import PICTURES
 
     console = Console()
-    console.print(run_table(record.to_dict()))
+    console.print(run_table(record))
     if record.skipped_images:
         count = len(record.skipped_images)
         text = f"{count} unreadable image{'s' if count > 1 else ''} left out; run.json names them."

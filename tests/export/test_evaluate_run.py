@@ -134,14 +134,11 @@ def test_other_images_against_pytorch(run, tmp_path):
     assert result.images == [8, 8]
     for after in (1, 2):
         record, pair = load_run(run, after)
-        size = record.preprocessing
-        transform = evaluation_transform(Preprocessing(size["size"], size["resize"], size["interpolation"]))
+        transform = evaluation_transform(Preprocessing.from_record(record.preprocessing))
         for role, learner in pair.learners.items():
             for task in range(after):
                 items = [
-                    (i, n)
-                    for i, n in zip(images.items, images.names, strict=True)
-                    if n in record.tasks[task]["classes"]
+                    (i, n) for i, n in zip(images.items, images.names, strict=True) if n in record.tasks[task].classes
                 ]
                 pixels = torch.stack([transform(load_image(item)) for item, _ in items])
                 with torch.no_grad():

@@ -14,9 +14,9 @@ from cdl_deploy.export.export import describe
 from cdl_deploy.export.graph import ExportGraph
 from cdl_deploy.export.onnx_file import OPSET, export_core
 from cdl_deploy.export.selection import FoldedSelection, fold_selection
+from cdl_deploy.run.config import DataConfig, MethodConfig, ModelConfig, OptimConfig, RunConfig
 from cdl_deploy.runtime.bundle import read_bundle
 from cdl_deploy.training.checkpoint import load_run
-from cdl_deploy.training.config import DataConfig, MethodConfig, ModelConfig, OptimConfig, RunConfig
 from cdl_deploy.training.distillation import DISTILLATIONS
 from cdl_deploy.training.loop import train
 from cdl_deploy.training.methods import METHODS

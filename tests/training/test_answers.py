@@ -12,8 +12,8 @@ from scipy.optimize import minimize
 
 from benchmarks.split_cifar_variants import answers_of
 from cdl_deploy.export.heads import fold_heads
+from cdl_deploy.run.config import MethodConfig
 from cdl_deploy.training.checkpoint import load_run
-from cdl_deploy.training.config import MethodConfig
 from cdl_deploy.training.data.task_data import TaskImages, hold_out
 from cdl_deploy.training.loop import resume, train
 from cdl_deploy.training.models.calibration import TaskCalibration

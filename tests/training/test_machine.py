@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from cdl_deploy.errors import OptionError, RunError
-from cdl_deploy.training.config import OptimConfig
+from cdl_deploy.run.config import OptimConfig
 from cdl_deploy.training.machine import in_precision, resolve_auto
 from cdl_deploy.training.progress import Stage
 from cdl_deploy.training.step import STEPS_ON_A_GPU, LossLog, stage_losses

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cdl_deploy.errors import OptionError
-from cdl_deploy.training.config import MethodConfig
+from cdl_deploy.run.config import MethodConfig
 from cdl_deploy.training.methods import METHODS, build_head, build_method
 from cdl_deploy.training.methods.apt import AdditivePrompts
 from cdl_deploy.training.methods.dualprompt import DualPrompt

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cdl_deploy.errors import OptionError
-from cdl_deploy.training.config import MethodConfig
+from cdl_deploy.run.config import MethodConfig
 from cdl_deploy.training.losses import similarity_distance
 from cdl_deploy.training.models.backbone import Backbone
 from cdl_deploy.training.models.learner import Role, learner_logits

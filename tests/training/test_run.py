@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 from cdl_deploy.errors import CdlError, DataError, OptionError, RunError
+from cdl_deploy.run.config import MethodConfig, ModelConfig, OptimConfig
 from cdl_deploy.training.checkpoint import load_heldout, load_run
-from cdl_deploy.training.config import MethodConfig, ModelConfig, OptimConfig
 from cdl_deploy.training.evaluation import accuracy_row
 from cdl_deploy.training.loop import resume, train
 from cdl_deploy.training.models.growing import GrowingRows, carried_over, frozen_names

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from cdl_deploy.errors import CdlError, MissingExtraError, OptionError, RunError
+from cdl_deploy.run.config import OptimConfig
 from cdl_deploy.training import loop as loop_module
 from cdl_deploy.training import trackers
-from cdl_deploy.training.config import OptimConfig
 from cdl_deploy.training.loop import add_task, resume, train
 from cdl_deploy.training.preparation import Addition
 from cdl_deploy.training.progress import Progress
@@ -112,7 +112,7 @@ def test_curves_go_on_where_the_run_does(photos, tmp_path):
     next_second()
     record = add_task(run, more)
 
-    assert record.config["optim"]["log"] == "tensorboard"
+    assert record.config.optim.log == "tensorboard"
     assert len(list((run / "logs/tensorboard").iterdir())) == 4
     assert {"teacher/cross_entropy", "student/distillation", "student/lr", "accuracy/student/task_03"} <= set(
         watch.curves
