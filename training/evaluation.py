@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from cdl_deploy.training.context import Run, Task
 from cdl_deploy.training.data.loading import batches, to_device
+from cdl_deploy.training.data.resident import ResidentImages
 from cdl_deploy.training.data.task_data import TaskImages
-from cdl_deploy.training.data.transforms import PixelTransform
+from cdl_deploy.training.data.transforms import PixelTransform, evaluation_transform
 from cdl_deploy.training.distillation.extra_token import ExtraToken
 from cdl_deploy.training.distillation.protocol import LearnerOutput
-from cdl_deploy.training.models.learner import Learner, QueryEncoder, learner_logits, learner_output
+from cdl_deploy.training.models.learner import Learner, QueryEncoder, Role, learner_logits, learner_output
 from cdl_deploy.training.models.teacher_student import TeacherStudent
 from cdl_deploy.training.processes import Processes
+from cdl_deploy.training.progress import Stopped
 
 BATCH = 128
+
+
+def fit_closed_form(run: Run, task: Task) -> None:
+    """What is fitted to a task at once, with no epochs, after those of both learners and before the task is tested.
+
+    It is not in the last checkpoint but in the task's: a run that is interrupted after the epochs fits it again.
+    """
+    transform, workers = evaluation_transform(run.preprocessing), task.optim.workers or 0
+    fit_prediction_head(run.pair, task.learned, task.held_out, transform, run.config.optim.seed, workers)
 
 
 @torch.no_grad()
@@ -52,6 +66,36 @@ def _outputs(
     device = pair.encoder.backbone.mean.device
     for pixels, labels in evaluation_batches(images, transform, workers, Processes(device)):
         yield learner_output(pair.encoder, pair.student, to_device(pixels, device)), to_device(labels, device)
+
+
+def evaluate(run: Run, task: Task) -> list[TaskImages]:
+    """Another row of every accuracy matrix; returns the test images of every task so far."""
+    tests = [run.data.test(number) for number in range(1, task.number + 1)]
+    shown = on_device(run, tests) if task.optim.resident else tests
+    transform, workers = evaluation_transform(run.preprocessing), task.optim.workers or 0
+
+    def on_images(role: Role, done: int, total: int) -> None:
+        run.progress.evaluating(task.number, role, done, total)
+        if run.processes.count == 1 and run.stop():  # nothing is lost: what was learned is saved
+            raise Stopped
+
+    for role, learner in run.pair.learners.items():
+        row = run.precomputed.accuracy_row(task.number, tests) if role == "teacher" and run.precomputed else None
+        row = row or accuracy_row(
+            run.pair.encoder, learner, shown, transform, workers, partial(on_images, role), run.processes
+        )
+        run.record.matrices.setdefault(role, []).append(row)
+    run.position.seconds["evaluation"] = time.perf_counter() - run.clock
+    return tests
+
+
+def on_device(run: Run, tests: list[TaskImages]) -> list[TaskImages]:
+    """The test images of the tasks so far, each decoded once."""
+    for number, test in enumerate(tests, start=1):
+        if test.pixels is None and number not in run.tests_on_device:
+            resident = ResidentImages(test, run.preprocessing, run.processes.device)
+            run.tests_on_device[number] = resident.as_task_images()
+    return [run.tests_on_device.get(number, test) for number, test in enumerate(tests, start=1)]
 
 
 @torch.no_grad()

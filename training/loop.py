@@ -5,88 +5,45 @@
     add_task    one more task for a finished one: new classes, or new images of known ones, whenever they come
 
 A task's images are not needed after it, nor is the number of tasks ever fixed: one run with all tasks and tasks added
-one by one give the same learners, bit for bit on one CPU. What a run begins with is preparation.py, one step of a
-learner step.py, what a task ends with evaluation.py, and how all of it is saved checkpoint.py.
+one by one give the same learners, bit for bit on one CPU. What a run begins with is preparation.py, what is at
+hand context.py, a step of a learner step.py, what a task ends with evaluation.py, how it is saved checkpoint.py.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
 import torch
 
-from cdl_deploy.run.config import OptimConfig, RunConfig, default_batch_size
-from cdl_deploy.run.record import FinishedTask, RunRecord, TaskOptim, TaskPlan
+from cdl_deploy.run.config import RunConfig
+from cdl_deploy.run.record import FinishedTask, RunRecord, TaskOptim
 from cdl_deploy.training.checkpoint import (
     Position,
     load_last,
     load_task,
     rebuild_teacher_student,
     save_heldout,
-    save_last,
     save_task,
 )
+from cdl_deploy.training.context import Run, Task, begin_task, images_to_learn
 from cdl_deploy.training.data.loading import TrainingImages, to_device
-from cdl_deploy.training.data.resident import ResidentImages, training_images
-from cdl_deploy.training.data.sources import ImageSource, fingerprint
-from cdl_deploy.training.data.task_data import TaskData, TaskImages, hold_out, open_sources
-from cdl_deploy.training.data.transforms import Preprocessing, evaluation_transform
-from cdl_deploy.training.evaluation import accuracy_row, fit_prediction_head
-from cdl_deploy.training.machine import compile_blocks, in_precision, resolve_auto
+from cdl_deploy.training.data.sources import fingerprint
+from cdl_deploy.training.data.task_data import TaskImages, open_sources
+from cdl_deploy.training.data.transforms import evaluation_transform
+from cdl_deploy.training.evaluation import evaluate, fit_closed_form
+from cdl_deploy.training.machine import compile_blocks, in_precision
 from cdl_deploy.training.models.learner import Role
-from cdl_deploy.training.models.teacher_student import TeacherStudent
 from cdl_deploy.training.plots import PICTURES, plot_run
-from cdl_deploy.training.precomputed_teacher import PrecomputedTeacher, open_precomputed_teacher
+from cdl_deploy.training.precomputed_teacher import open_precomputed_teacher
 from cdl_deploy.training.preparation import Addition, checking, never, prepare, prepare_task, task_optim
-from cdl_deploy.training.processes import Processes, connected
+from cdl_deploy.training.processes import connected
 from cdl_deploy.training.progress import Progress, Stage, Stop, Stopped
 from cdl_deploy.training.run_directory import RunDirectory
-from cdl_deploy.training.seeds import generator
 from cdl_deploy.training.step import LossLog, make_optimizer, set_learning_rate, take_step
 from cdl_deploy.training.tracking import tracked
-
-
-@dataclass
-class Run:
-    """What every part of the loop works on: a run's files and learners, and how far they have come."""
-
-    directory: RunDirectory
-    record: RunRecord
-    pair: TeacherStudent
-    sources: dict[tuple[str, float | None, bool], ImageSource]
-    """The images of every task that is left, by `TaskPlan.source_key`."""
-    processes: Processes
-    progress: Progress
-    stop: Stop
-    precomputed: PrecomputedTeacher | None = None
-    position: Position = field(default_factory=Position)
-
-    def __post_init__(self) -> None:
-        record = self.record
-        self.config, self.plans = record.config, record.plans
-        self.data = TaskData(self.plans, record.tasks, self.sources, self.directory.load_heldout, record.skipped_images)
-        self.preprocessing = Preprocessing.from_record(record.preprocessing)
-        self.tests_on_device: dict[int, TaskImages] = {}
-        self.clock = time.perf_counter()
-        """When what is being timed began."""
-
-    @property
-    def tasks_left(self) -> range:
-        """Their numbers; tasks count from 1."""
-        return range(len(self.record.tasks) + 1, len(self.plans) + 1)
-
-    def save(self, optimizer: torch.optim.Optimizer | None = None) -> None:
-        """The last checkpoint; `optimizer` is that of a learner in the middle of a task."""
-        self.progress.saving()
-        save_last(self.directory, self.record, self.pair, self.position, optimizer)
-
-    def optim(self, number: int) -> OptimConfig:
-        """The run's optimisation with what differs for a task."""
-        return replace(self.config.optim, **self.plans[number - 1].optim)
 
 
 def train(config: RunConfig, out: Path, progress: Progress | None = None, stop: Stop = never) -> RunRecord:
@@ -180,10 +137,8 @@ def learn(run: Run) -> RunRecord:
                     for epoch in range(done, stage.epochs):
                         learn_epoch(run, task, stage, images, optimizer, epoch)
                 run.progress.stage_finished(stage)
-            # What is fitted to the images in closed form, without epochs, belongs here: after it the task is tested.
-            evaluation, workers = evaluation_transform(run.preprocessing), task.optim.workers or 0
             run.clock = time.perf_counter()
-            fit_prediction_head(run.pair, task.learned, task.held_out, evaluation, run.config.optim.seed, workers)
+            fit_closed_form(run, task)
             tests = evaluate(run, task)
             finish_task(run, task, tests)
     return run.record
@@ -228,50 +183,6 @@ def save_epoch(run: Run, stage: Stage, optimizer: torch.optim.Optimizer, epochs:
     run.save(None if epochs == stage.epochs else optimizer)
 
 
-@dataclass
-class Task:
-    """The task at hand."""
-
-    number: int
-    plan: TaskPlan
-    optim: OptimConfig
-    """Resolved for this machine."""
-    images: TaskImages
-    """To train on: all of them, which the teacher learns from,"""
-    learned: TaskImages
-    """those that the student learns from,"""
-    held_out: TaskImages
-    """and those that choose its α."""
-    loaded: tuple[TaskImages, TrainingImages] | None = None
-    """What was made of one of these for the learner before."""
-
-    @property
-    def batch_size(self) -> int:
-        """By default by the number of the task's images."""
-        return self.optim.batch_size or default_batch_size(len(self.images.items))
-
-
-def begin_task(run: Run, number: int) -> Task:
-    """Grow the learners, unless the run was interrupted in this very task."""
-    plan, images, processes = run.plans[number - 1], run.data.train(number), run.processes
-    optim = resolve_auto(run.optim(number), processes.device, in_memory=False, processes=processes.count_here)
-    if run.position.begun < number:
-        run.pair.begin_task(len(plan.classes), run.config.optim.seed, run.data.known(number))
-        run.position = Position(begun=number)
-    drawn = generator(run.config.optim.seed, "alpha-holdout", number)
-    return Task(number, plan, optim, images, *hold_out(images, run.config.method.alpha_holdout, drawn))
-
-
-def images_to_learn(run: Run, task: Task, role: Role) -> TrainingImages:
-    """As batches. Where both learn from the same images, they are decoded once."""
-    images = task.images if role == "teacher" else task.learned
-    if task.loaded is None or task.loaded[0] is not images:
-        augmentation = run.record.preprocessing.augmentation
-        loaded = training_images(images, run.preprocessing, augmentation, task.optim, run.processes.device)
-        task.loaded = images, loaded
-    return task.loaded[1]
-
-
 def is_precomputed(run: Run, task: Task, role: Role) -> bool:
     """Whether another run has taught this learner the task; if so, it has learned it now."""
     teacher = run.precomputed if role == "teacher" else None
@@ -280,36 +191,6 @@ def is_precomputed(run: Run, task: Task, role: Role) -> bool:
     teacher.load_task(run.pair.learners[role], task.number)
     run.position.epochs[role] = task.optim.epochs
     return True
-
-
-def evaluate(run: Run, task: Task) -> list[TaskImages]:
-    """Another row of every accuracy matrix; returns the test images of every task so far."""
-    tests = [run.data.test(number) for number in range(1, task.number + 1)]
-    shown = on_device(run, tests) if task.optim.resident else tests
-    transform, workers = evaluation_transform(run.preprocessing), task.optim.workers or 0
-
-    def on_images(role: Role, done: int, total: int) -> None:
-        run.progress.evaluating(task.number, role, done, total)
-        if run.processes.count == 1 and run.stop():  # nothing is lost: what was learned is saved
-            raise Stopped
-
-    for role, learner in run.pair.learners.items():
-        row = run.precomputed.accuracy_row(task.number, tests) if role == "teacher" and run.precomputed else None
-        row = row or accuracy_row(
-            run.pair.encoder, learner, shown, transform, workers, partial(on_images, role), run.processes
-        )
-        run.record.matrices.setdefault(role, []).append(row)
-    run.position.seconds["evaluation"] = time.perf_counter() - run.clock
-    return tests
-
-
-def on_device(run: Run, tests: list[TaskImages]) -> list[TaskImages]:
-    """The test images of the tasks so far, each decoded once."""
-    for number, test in enumerate(tests, start=1):
-        if test.pixels is None and number not in run.tests_on_device:
-            resident = ResidentImages(test, run.preprocessing, run.processes.device)
-            run.tests_on_device[number] = resident.as_task_images()
-    return [run.tests_on_device.get(number, test) for number, test in enumerate(tests, start=1)]
 
 
 def finish_task(run: Run, task: Task, tests: list[TaskImages]) -> None:
