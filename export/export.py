@@ -41,10 +41,10 @@ from cdl_deploy.runtime.bundle import (
     description_file,
     encode_metadata,
 )
+from cdl_deploy.training.checkpoint import load_heldout, load_run
 from cdl_deploy.training.data import transforms
 from cdl_deploy.training.models.learner import Learner
 from cdl_deploy.training.models.teacher_student import TeacherStudent
-from cdl_deploy.training.restore import load_heldout, load_run
 
 OnStep = Callable[[str], None]
 """Told what is being done, in a few words."""

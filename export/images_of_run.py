@@ -22,12 +22,12 @@ from cdl_deploy.export.parity import graph_input
 from cdl_deploy.export.quantise import Feeds
 from cdl_deploy.run.record import RunRecord
 from cdl_deploy.runtime.bundle import INPUT_NAME, Preprocessing
+from cdl_deploy.training.checkpoint import load_heldout
 from cdl_deploy.training.data.sources import Item
 from cdl_deploy.training.data.sources import load_image as load_item
 from cdl_deploy.training.data.task_data import TaskData
 from cdl_deploy.training.data.transforms import Preprocessing as Evaluation
 from cdl_deploy.training.data.transforms import evaluation_transform
-from cdl_deploy.training.restore import load_heldout
 from cdl_deploy.training.run_directory import RunDirectory
 
 CALIBRATION_IMAGES = 128

@@ -22,7 +22,7 @@ class PrecomputedTeacher:
 
     def __init__(self, root: Path) -> None:
         self.directory = RunDirectory(root)
-        self.record = self.directory.read_record()
+        self.record = self.directory.latest_record()
 
     def check(self, ours: RunRecord) -> None:
         """Raises OptionError unless it could be the teacher of a run that begins as `ours`."""
@@ -73,9 +73,11 @@ class PrecomputedTeacher:
 
     def load_task(self, learner: Learner, number: int) -> None:
         """Make `learner`, a teacher that has begun task `number`, what this one was after it."""
-        tensors, header = self.directory.load_tensors(self.directory.task_checkpoint(number))
+        file = self.directory.task_checkpoint(number)
+        tensors, header = self.directory.load_tensors(file)
         own = {name.removeprefix("teacher/"): v for name, v in tensors.items() if name.startswith("teacher/")}
-        learner.load_trained_state(own, header["tasks"], header["known"])
+        with self.directory.readable(file):
+            learner.load_trained_state(own, header["tasks"], header["known"])
 
     def accuracy_row(self, number: int, tests: Sequence[TaskImages]) -> list[float] | None:
         """Its accuracy after task `number` on every task so far, if that was measured on just these test images."""

@@ -16,9 +16,9 @@ from cdl_deploy.data.images import load_image
 from cdl_deploy.errors import BundleError
 from cdl_deploy.run.metrics import final_average_accuracy
 from cdl_deploy.run.record import Role
+from cdl_deploy.training.checkpoint import load_run
 from cdl_deploy.training.data.transforms import Preprocessing, evaluation_transform
 from cdl_deploy.training.models.learner import learner_logits
-from cdl_deploy.training.restore import load_run
 from cdl_deploy.training.run_directory import RunDirectory
 
 

@@ -16,16 +16,16 @@ from cdl_deploy.errors import DataError, OptionError, RunError
 from cdl_deploy.export import ExportOptions, export_run
 from cdl_deploy.run.config import DataConfig, MethodConfig, ModelConfig, OptimConfig, RunConfig
 from cdl_deploy.run.record import FinishedTask, TaskPlan
-from cdl_deploy.training.additions import Addition, add_task
+from cdl_deploy.training.checkpoint import load_run
 from cdl_deploy.training.data import task_data
 from cdl_deploy.training.data.sources import fingerprint, load_image, open_source
 from cdl_deploy.training.data.task_data import TaskData
 from cdl_deploy.training.data.transforms import Preprocessing, evaluation_transform
 from cdl_deploy.training.growing import GrowingRows
+from cdl_deploy.training.loop import add_task, resume, train
 from cdl_deploy.training.models.learner import learner_logits
+from cdl_deploy.training.preparation import Addition
 from cdl_deploy.training.progress import Progress
-from cdl_deploy.training.restore import load_run
-from cdl_deploy.training.run import resume, train
 from cdl_deploy.typed_json import convert
 from tests.conftest import no_shape_checks
 from tests.records import finished_task
