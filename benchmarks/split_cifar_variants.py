@@ -81,8 +81,9 @@ def answers_of(root: Path) -> dict[str, dict[str, list[float]]]:
     right after that task (`diagonal`), and on each after the last (`last`)."""
     import torch
 
+    from cdl_deploy.data.preprocessing import ResizeCrop
     from cdl_deploy.training.data.task_data import TaskData, TaskImages, TaskPlan
-    from cdl_deploy.training.data.transforms import Preprocessing, evaluation_transform
+    from cdl_deploy.training.data.transforms import evaluation_transform
     from cdl_deploy.training.distillation.extra_token import ExtraToken, mixed
     from cdl_deploy.training.evaluation import evaluation_batches
     from cdl_deploy.training.models.calibration import TaskCalibration
@@ -96,7 +97,7 @@ def answers_of(root: Path) -> dict[str, dict[str, list[float]]]:
     whole = directory.read_record()
     plans = [TaskPlan.from_dict(plan) for plan in whole.plans]
     data = TaskData(plans, whole.tasks, {}, directory.load_heldout, whole.skipped_images)
-    transform = evaluation_transform(Preprocessing.from_record(whole.preprocessing))
+    transform = evaluation_transform(ResizeCrop.from_record(whole.preprocessing))
     calibration, found = TaskCalibration(), dict[str, dict[str, list[float]]]()
     for number, plan in enumerate(plans, start=1):
         _, pair = load_run(root, after=number)

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from cdl_deploy.data.sources import ImageSource, open_source
 from cdl_deploy.errors import DataError, OptionError, RunError, nearest
 from cdl_deploy.training.config import OptimConfig
-from cdl_deploy.training.data.sources import ImageSource, open_source
 from cdl_deploy.training.data.task_data import TaskPlan
 from cdl_deploy.training.preparation import checking, never
 from cdl_deploy.training.processes import connected

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cdl_deploy.data.sources import fingerprint
 from cdl_deploy.errors import OptionError, RunError
 from cdl_deploy.training.config import RunConfig
-from cdl_deploy.training.data.sources import fingerprint
 from cdl_deploy.training.data.task_data import TaskImages, TaskPlan
 from cdl_deploy.training.distillation import needs_teacher
 from cdl_deploy.training.models.learner import Learner

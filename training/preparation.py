@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from cdl_deploy.data.preprocessing import ResizeCrop
+from cdl_deploy.data.sources import ImageSource, OnCheck, open_source
 from cdl_deploy.training.backbones.loading import BackboneInfo, load_backbone
 from cdl_deploy.training.config import RunConfig, check_name
-from cdl_deploy.training.data.sources import ImageSource, OnCheck, open_source
 from cdl_deploy.training.data.task_data import TaskPlan
 from cdl_deploy.training.data.tasks import make_tasks
-from cdl_deploy.training.data.transforms import Preprocessing
 from cdl_deploy.training.distillation import DISTILLATIONS, needs_teacher
 from cdl_deploy.training.machine import resolve_auto
 from cdl_deploy.training.methods import METHODS
@@ -105,8 +105,8 @@ def in_memory(source: ImageSource) -> bool:
 def resolve_preprocessing(config: RunConfig, student: BackboneInfo, source: ImageSource) -> dict[str, Any]:
     """The evaluation transform, from the student's own data configuration, and the training augmentation."""
     size = student.image_size
-    preprocessing = Preprocessing(size, int(size / student.crop_pct), student.interpolation)
+    preprocessing = ResizeCrop.square(size, int(size / student.crop_pct), student.interpolation)
     chosen = config.data.augmentation
     if chosen == "auto":
         chosen = "photo" if source.photographs else "gentle"
-    return {**asdict(preprocessing), "augmentation": chosen}
+    return {**preprocessing.to_record(), "augmentation": chosen}

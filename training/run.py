@@ -15,12 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cdl_deploy.data.images import load_image
+from cdl_deploy.data.preprocessing import ResizeCrop
+from cdl_deploy.data.sources import ImageSource, fingerprint
 from cdl_deploy.training.config import OptimConfig, RunConfig, default_batch_size
 from cdl_deploy.training.data.loading import TrainingImages
 from cdl_deploy.training.data.resident import ResidentImages, training_images
-from cdl_deploy.training.data.sources import ImageSource, fingerprint, load_image
 from cdl_deploy.training.data.task_data import TaskData, TaskImages, TaskPlan, hold_out, open_sources
-from cdl_deploy.training.data.transforms import Preprocessing, evaluation_transform
+from cdl_deploy.training.data.transforms import evaluation_transform
 from cdl_deploy.training.evaluation import accuracy_row
 from cdl_deploy.training.machine import compile_blocks, in_precision, resolve_auto
 from cdl_deploy.training.models.growing import carried_over, frozen_names
@@ -114,7 +116,7 @@ class Run:
             learner.to(processes.device)
         if any(plan.optim.get("compile", self.config.optim.compile) for plan in self.plans[len(record.tasks) :]):
             compile_blocks(pair)
-        self.preprocessing = Preprocessing.from_record(record.preprocessing)
+        self.preprocessing = ResizeCrop.from_record(record.preprocessing)
         self.resident_tests: dict[int, TaskImages] = {}
         """Test images that are on the device, by task."""
         self.begun = 0

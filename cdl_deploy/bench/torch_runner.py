@@ -14,8 +14,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cdl_deploy.bench.runners import Job, Run
 from cdl_deploy.data.images import load_image
+from cdl_deploy.data.preprocessing import ResizeCrop
 from cdl_deploy.errors import BundleError
-from cdl_deploy.training.data.transforms import Preprocessing, evaluation_transform
+from cdl_deploy.training.data.transforms import evaluation_transform
 from cdl_deploy.training.models.learner import Role, learner_logits
 from cdl_deploy.training.restore import load_run
 from cdl_deploy.training.run_directory import RunDirectory
@@ -35,11 +36,11 @@ class TorchRunner:
         if role not in self.pair.learners:
             raise BundleError(f"{self.root} has no {role}: it was trained alone")
         self.learner = self.pair.learners[role].eval()
-        self.preprocessing = Preprocessing.from_record(self.record.preprocessing)
+        self.preprocessing = ResizeCrop.from_record(self.record.preprocessing)
 
     def run_of(self, batch: int) -> Run:
         """One batch of random pixels, or of the next photographs."""
-        encoder, learner, side = self.pair.encoder, self.learner, self.preprocessing.size
+        encoder, learner, side = self.pair.encoder, self.learner, self.preprocessing.height
         if not self.job.photos:
             random = np.random.default_rng(self.job.seed)
             pixels = torch.from_numpy(random.integers(0, 256, (batch, 3, side, side), dtype=np.uint8))
@@ -62,7 +63,7 @@ class TorchRunner:
     def inspect(self, batch: int) -> dict[str, Any]:
         """What the record says, and the products that PyTorch counts."""
         role, directory = cast(str, self.job.role), RunDirectory(self.root)
-        side = self.preprocessing.size
+        side = self.preprocessing.height
         files = [directory.backbone_file(cast(Role, role)), directory.task_checkpoint(len(self.record.tasks))]
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # the fused kernel is not counted
             self.run_of(1)()

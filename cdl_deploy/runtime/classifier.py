@@ -14,10 +14,10 @@ import onnxruntime
 from numpy.typing import NDArray
 from PIL import Image
 
-from cdl_deploy.bench.machine import usable_cores
 from cdl_deploy.data.images import ByteArray, FloatArray, load_image, to_crop, to_input, to_tensor
 from cdl_deploy.errors import BundleError, DataError, OptionError, nearest
 from cdl_deploy.runtime.bundle import Bundle, open_session
+from cdl_deploy.runtime.cores import usable_cores
 from cdl_deploy.runtime.interface import interface_of
 from cdl_deploy.typed_json import short
 

@@ -15,8 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cdl_deploy.data.preprocessing import Preprocessing
 from cdl_deploy.errors import BundleError
-from cdl_deploy.runtime.bundle import Preprocessing
 from cdl_deploy.runtime.interface import Interface
 from cdl_deploy.typed_json import short
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from typing import TypeVar
 
-from cdl_deploy.bench.machine import usable_cores
 from cdl_deploy.errors import DataError
 from cdl_deploy.runtime.classifier import check_at_least_one
+from cdl_deploy.runtime.cores import usable_cores
 
 Item = TypeVar("Item")
 Prepared = TypeVar("Prepared")

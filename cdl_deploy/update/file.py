@@ -24,7 +24,7 @@ from typing import BinaryIO
 
 from cdl_deploy.errors import BundleError, UpdateError
 from cdl_deploy.typed_json import short, typed
-from cdl_deploy.version import __version__
+from cdl_deploy.version import Producer, __version__
 
 FORMAT_VERSION = 1
 SUFFIX = ".cdlup"
@@ -35,16 +35,6 @@ DIGEST_BYTES = 32
 CHUNK = 1 << 20
 MAX_FILE = (1 << 31) - 1
 """Bytes that a model file may have: ONNX is one protobuf message, which ends there."""
-
-
-@dataclass(frozen=True)
-class Producer:
-    """The program that wrote the update."""
-
-    name: str = "cdl-deploy"
-    """Package name."""
-    version: str = __version__
-    """Its version."""
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,12 @@ from cdl_deploy.cli import main
 from cdl_deploy.cli.evaluate_run import evaluate_run
 from cdl_deploy.cli.evaluate_run_table import run_evaluation_tables
 from cdl_deploy.data.images import load_image
+from cdl_deploy.data.preprocessing import ResizeCrop
 from cdl_deploy.errors import DataError, RunError
 from cdl_deploy.evaluation import labelled_folder
 from cdl_deploy.export import export_run
 from cdl_deploy.runtime.bundle import read_bundle
-from cdl_deploy.training.data.transforms import Preprocessing, evaluation_transform
+from cdl_deploy.training.data.transforms import evaluation_transform
 from cdl_deploy.training.models.learner import learner_logits
 from cdl_deploy.training.restore import load_run
 from tests.conftest import no_shape_checks
@@ -135,7 +136,7 @@ def test_other_images_against_pytorch(run, tmp_path):
     for after in (1, 2):
         record, pair = load_run(run, after)
         size = record.preprocessing
-        transform = evaluation_transform(Preprocessing(size["size"], size["resize"], size["interpolation"]))
+        transform = evaluation_transform(ResizeCrop.square(size["size"], size["resize"], size["interpolation"]))
         for role, learner in pair.learners.items():
             for task in range(after):
                 items = [
