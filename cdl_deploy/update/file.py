@@ -115,12 +115,12 @@ def read_update(path: Path) -> UpdateFile:
     """
     try:
         with path.open("rb") as file:
-            return _read(path, file)
+            return _checked(path, file)
     except OSError as error:
         raise UpdateError(f"{path}: {error.strerror or error}; expected a {SUFFIX} file") from error
 
 
-def _read(path: Path, file: BinaryIO) -> UpdateFile:
+def _checked(path: Path, file: BinaryIO) -> UpdateFile:
     """Digest first: what is read after it is as somebody meant it, though not necessarily well."""
     size = os.fstat(file.fileno()).st_size
     magic = file.read(len(MAGIC))
