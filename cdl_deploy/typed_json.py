@@ -1,4 +1,4 @@
-"""JSON values → annotated dataclasses, strictly: what is missing or of another type is an error naming its place."""
+"""JSON values → annotated dataclasses, strictly: what is missing or of another type is an error naming its key."""
 
 from __future__ import annotations
 

@@ -47,14 +47,16 @@ def to_record(row: Row) -> dict[str, Any]:
 
 
 def from_record(record: dict[str, Any]) -> Row:
-    """The row of a record; columns that are missing are None. Raises `KeyError` or `TypeError` for what is none."""
-    values = {column.name: record.get(column.name) for column in COLUMNS}
-    path, error, top_k = record["path"], values["error"], values["top_k"]
+    """The row of a record, in which values that are None may be missing.
+
+    Raises `KeyError`, `TypeError` or `ValueError` for what is no row.
+    """
+    path, error = record["path"], record.get("error")
     if not isinstance(path, str):
         raise TypeError(f"path is {path!r}, expected a text")
     if error is not None:
         return Row(path, None, str(error))
-    top = tuple((str(item["label"]), float(item["probability"])) for item in top_k)
+    top = tuple((str(item["label"]), float(item["probability"])) for item in record["top_k"])
     label, probability = str(record["label"]), float(record["probability"])
     return Row(path, Prediction(label, probability, top, int(record["task"]), int(record["index"])), None)
 

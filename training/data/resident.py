@@ -84,7 +84,7 @@ def training_images(
 def augment(pixels: Tensor, chance: Float[Tensor, "B 5"], augmentation: str) -> Tensor:
     """Another crop of each image, and a flip of one in two where the augmentation flips; uint8 as before.
 
-    `chance` is uniform in [0, 1): share of the area, ratio, place across, place down, flip.
+    `chance` is uniform in [0, 1): share of the area, ratio, position across, position down, flip.
     """
     area, ratio, flips = CROPS[augmentation]
     share = area[0] + (area[1] - area[0]) * chance[:, 0]
