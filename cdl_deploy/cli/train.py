@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from cdl_deploy.cli import train_options as option
-from cdl_deploy.cli.require_extra import require_extra
 from cdl_deploy.cli.signals import stop_on_signals
 from cdl_deploy.errors import OptionError
+from cdl_deploy.require_extra import require_extra
 
 if TYPE_CHECKING:
     from cdl_deploy.training.run_directory import Record
