@@ -54,7 +54,8 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (wheel,) = home.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(packages)
-    (packages / "third_parties.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
+    third_parties = [path for path in sys.path if Path(path).name == "site-packages"]
+    (packages / "third_parties.pth").write_text("\n".join(third_parties))
     return home / "bin" / "python"
 
 
