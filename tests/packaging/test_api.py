@@ -34,18 +34,18 @@ def test_train_refuses_what_it_cannot_use(call: dict[str, object], message: str,
 
 
 def test_train_needs_a_run_directory_and_images(tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="^no run directory is given: add out=…$"):
+    with pytest.raises(OptionError, match=r"^no run directory is given: add out=…$"):
         cdl_deploy.train("digits")
     with pytest.raises(DataError, match=str(tmp_path / "photos")):
         cdl_deploy.train(tmp_path / "photos", tasks=2, out=tmp_path / "run")
 
 
 def test_a_run_goes_on_as_it_was_configured(small_run: Path) -> None:
-    with pytest.raises(OptionError, match="^resume=True continues a run as it was configured: leave out epochs$"):
+    with pytest.raises(OptionError, match=r"^resume=True continues a run as it was configured: leave out epochs$"):
         cdl_deploy.train(small_run, resume=True, epochs=3)
-    with pytest.raises(OptionError, match="^add=… goes on with a run as it was configured: leave out method$"):
+    with pytest.raises(OptionError, match=r"^add=… goes on with a run as it was configured: leave out method$"):
         cdl_deploy.train(small_run, add="new", method="l2p", epochs=3)
-    with pytest.raises(OptionError, match="^resume=True goes on with a run as it was configured: leave out preset"):
+    with pytest.raises(OptionError, match=r"^resume=True goes on with a run as it was configured: leave out preset"):
         cdl_deploy.train(small_run, resume=True, preset="paper")
     with pytest.raises(RunError):
         cdl_deploy.train(small_run / "nowhere", resume=True)
