@@ -15,7 +15,7 @@ DEMO_BENCH   = cdl bench-latency $(DEMO)/run --batch 1,8 --time-limit 30 --save 
 DEMO_SUMMARY = cdl runs $(DEMO)/run --latency $(DEMO)/latency.json
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-install examples lint types check format build release-check constraints clean
+.PHONY: help demo test test-fast slow-tests test-install examples lint types check format build release-check constraints clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 15
@@ -35,6 +35,11 @@ test: $(VENV)/.installed-dev  ## run the whole test suite: 5 minutes on two core
 
 test-fast: $(VENV)/.installed-dev  ## the tests that are not marked slow: under a minute
 	$(PYTEST) -m "not slow and not network and not examples" $(ARGS)
+
+slow-tests: $(VENV)/.installed-dev  ## measure every test, and write tests/slow.txt, which says whom test-fast leaves out
+	rm -f .test-times.jsonl
+	CDL_TEST_TIMES=$(CURDIR)/.test-times.jsonl $(PYTEST)
+	CDL_TEST_TIMES=.test-times.jsonl $(BIN)/python -m tests.speed && rm .test-times.jsonl
 
 test-install: $(VENV)/.installed-dev  ## the wheel alone, with dependencies fetched into an empty environment
 	$(BIN)/pytest -m network tests/packaging

@@ -68,7 +68,6 @@ def test_an_editable_install_is_a_path_and_no_code(python: Path) -> None:
     assert found.read_text().split() == [str(PROJECT)]
 
 
-@pytest.mark.slow
 def test_mypy_sees_every_subpackage(python: Path, tmp_path: Path) -> None:
     (tmp_path / "mypy.ini").write_text(MYPY)
     (tmp_path / "app.py").write_text(SCRIPT)
@@ -85,7 +84,6 @@ def test_mypy_sees_every_subpackage(python: Path, tmp_path: Path) -> None:
     assert "Found 1 error in 1 file (checked 2 source files)" in result.stdout
 
 
-@pytest.mark.slow
 def test_pyright_sees_every_subpackage(python: Path, tmp_path: Path) -> None:
     (tmp_path / "app.py").write_text(SCRIPT)
     (tmp_path / "wrong.py").write_text(WRONG)

@@ -16,7 +16,6 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "tutorial.md"
 OLD, NEW = ("ant", "bee", "cat", "dog"), ("nut", "screw")
 
 
-@pytest.mark.slow
 def test_every_block_of_the_tutorial_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
