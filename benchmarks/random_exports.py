@@ -22,8 +22,8 @@ from cdl_deploy.export.graph import ExportGraph
 from cdl_deploy.export.onnx_file import export_onnx, save_onnx
 from cdl_deploy.export.preprocessing import PIXELS_NAME
 from cdl_deploy.export.quantise import calibrate, prepare, quantise_dynamic, quantise_static
-from cdl_deploy.runtime.bundle import Bundle, Method, Preprocessing, RunRecord, Weights, encode_metadata
-from cdl_deploy.training.config import MethodConfig
+from cdl_deploy.run.config import MethodConfig
+from cdl_deploy.runtime.bundle import Bundle, Method, Preprocessing, RunOrigin, Weights, encode_metadata
 from cdl_deploy.training.distillation.kdp import KDPrompts
 from cdl_deploy.training.methods.coda import CodaPrompt
 from cdl_deploy.training.models.backbone import Backbone
@@ -139,7 +139,7 @@ def describe(pair: TeacherStudent, learner: Learner, recipe: Recipe, path: Path,
         preprocessing=Preprocessing(SIZE, SIZE, SIZE, "bicubic", HALF, HALF, "image"),
         method=Method("coda", "kdp", recipe.query, recipe.select, "selected"),
         weights=Weights(model),
-        run=RunRecord(seed=seed, tasks=recipe.tasks, fingerprint="random"),
+        run=RunOrigin(seed=seed, tasks=recipe.tasks, fingerprint="random"),
         parameters=sum(value.numel() for value in learner.parameters()),
         top_k=5,
     )

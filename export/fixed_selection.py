@@ -21,7 +21,7 @@ from torch import Tensor
 
 from cdl_deploy.data.folder import images_below
 from cdl_deploy.errors import OptionError, nearest
-from cdl_deploy.training.config import MethodConfig
+from cdl_deploy.run.config import MethodConfig
 from cdl_deploy.training.data.sources import load_image
 from cdl_deploy.training.data.transforms import Preprocessing, evaluation_transform
 from cdl_deploy.training.methods import ContinualMethod, Phase, PromptSelection

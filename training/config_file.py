@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from cdl_deploy.errors import OptionError
-from cdl_deploy.training.config import RunConfig, check_name
+from cdl_deploy.run.config import RunConfig, check_name
 from cdl_deploy.training.presets import PRESETS, Sections
 
 EXCLUSIVE = ("tasks", "classes_per_task", "task_file")

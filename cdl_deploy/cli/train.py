@@ -15,7 +15,7 @@ from cdl_deploy.errors import OptionError
 from cdl_deploy.require_extra import require_extra
 
 if TYPE_CHECKING:
-    from cdl_deploy.training.run_directory import Record
+    from cdl_deploy.run.record import RunRecord
 
 EXAMPLES = """
 cdl train --data digits --tasks 5 --out runs/digits
@@ -122,11 +122,11 @@ def command(
         raise OptionError("no run directory is given: add --out RUN")
     with require_extra("cdl train", "train"):
         from cdl_deploy.cli.train_progress import show_training
-        from cdl_deploy.training.additions import Addition, add_task
         from cdl_deploy.training.config_file import layered_config
+        from cdl_deploy.training.loop import add_task, train
+        from cdl_deploy.training.loop import resume as resume_run
+        from cdl_deploy.training.preparation import Addition
         from cdl_deploy.training.progress import Stopped
-        from cdl_deploy.training.run import resume as resume_run
-        from cdl_deploy.training.run import train
     if add is None and (classes is not None or allow_known):
         raise OptionError("--classes and --allow-known belong to --add DIR: give it, or leave them out")
     if resume and add is not None:
@@ -195,7 +195,7 @@ def _refuse(given: dict[str, Any], why: str) -> None:
         raise OptionError(f"{why}, so {names} cannot be given: leave it out")
 
 
-def _print(record: Record, out: Path, as_json: bool) -> None:
+def _print(record: RunRecord, out: Path, as_json: bool) -> None:
     if as_json:
         import json
 
@@ -207,7 +207,7 @@ def _print(record: Record, out: Path, as_json: bool) -> None:
     from cdl_deploy.cli.runs import PICTURES
 
     console = Console()
-    console.print(run_table(record.to_dict()))
+    console.print(run_table(record))
     if record.skipped_images:
         count = len(record.skipped_images)
         text = f"{count} unreadable image{'s' if count > 1 else ''} left out; run.json names them."

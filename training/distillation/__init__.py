@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from cdl_deploy.training.config import MethodConfig
+from cdl_deploy.run.config import MethodConfig
 from cdl_deploy.training.distillation.deit import DeitToken
 from cdl_deploy.training.distillation.dkd import DKD
 from cdl_deploy.training.distillation.fitnets import FitNets

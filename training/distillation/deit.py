@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from cdl_deploy.training.config import MethodConfig
+from cdl_deploy.run.config import MethodConfig
 from cdl_deploy.training.distillation.extra_token import ExtraToken
 from cdl_deploy.training.models.backbone import NetworkShape
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from cdl_deploy.training.config import MethodConfig
+from cdl_deploy.run.config import MethodConfig
 from cdl_deploy.training.distillation.protocol import Distillation, LearnerOutput
 from cdl_deploy.training.losses import nontarget_class_loss, target_class_loss
 from cdl_deploy.training.shapes import Labels

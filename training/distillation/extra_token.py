@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cdl_deploy.training.config import MethodConfig
+from cdl_deploy.run.config import MethodConfig
 from cdl_deploy.training.distillation.protocol import Distillation, LearnerOutput
 from cdl_deploy.training.losses import distillation_loss, masked_cross_entropy
 from cdl_deploy.training.methods import build_student_head

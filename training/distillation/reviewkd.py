@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cdl_deploy.training.config import MethodConfig
+from cdl_deploy.run.config import MethodConfig
 from cdl_deploy.training.distillation.features import TokenMatch, drawn_linear
 from cdl_deploy.training.distillation.kd import KD
 from cdl_deploy.training.distillation.protocol import LearnerOutput

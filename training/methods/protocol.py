@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cdl_deploy.errors import OptionError
-from cdl_deploy.training.config import MethodConfig
+from cdl_deploy.run.config import MethodConfig
 from cdl_deploy.training.models.backbone import BlockPrompt, NetworkShape
 from cdl_deploy.training.models.heads import GrowingHead
 from cdl_deploy.training.shapes import Query, Similarities
