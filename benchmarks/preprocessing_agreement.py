@@ -26,9 +26,9 @@ from PIL import Image
 from sklearn.datasets import load_digits, load_sample_images
 
 from cdl_deploy.export import ExportOptions, export_run
+from cdl_deploy.training.checkpoint import load_run
 from cdl_deploy.training.data.transforms import Preprocessing, evaluation_transform
 from cdl_deploy.training.models.learner import learner_logits
-from cdl_deploy.training.restore import load_run
 
 BAR = 0.999
 SIDES = (32, 300)

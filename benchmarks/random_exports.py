@@ -23,10 +23,10 @@ from cdl_deploy.export.parity import trained_logits
 from cdl_deploy.export.preprocessing import PIXELS_NAME
 from cdl_deploy.export.quantise import calibrate, prepare, quantise_dynamic, quantise_static
 from cdl_deploy.export.selection import Select, fix_selection
-from cdl_deploy.runtime.bundle import Bundle, Method, Preprocessing, RunRecord, Weights, encode_metadata
+from cdl_deploy.run.config import MethodConfig
+from cdl_deploy.runtime.bundle import Bundle, Method, Preprocessing, RunOrigin, Weights, encode_metadata
 from cdl_deploy.training.backbones.plain import PlainViT
 from cdl_deploy.training.backbones.protocol import Backbone
-from cdl_deploy.training.config import MethodConfig
 from cdl_deploy.training.distillation.kdp import KDPrompts
 from cdl_deploy.training.methods.coda import CodaPrompt
 from cdl_deploy.training.methods.folded import FixedSelection
@@ -79,7 +79,7 @@ def build(name: str, folder: Path, seed: int = 0) -> Path:
         pair = random_pair(recipe.query, recipe.tasks, MODEL, seed)
         export_as_is(AsTheReference(pair).eval(), path)
         images = random_images(2, seed)
-        check(path, pair, pair.student, images, ((images.float() / 255 - 0.5) / 0.5).numpy())
+        check(path, pair, pair.student, None, images, ((images.float() / 255 - 0.5) / 0.5).numpy())
     else:
         export_student(recipe, path, MODEL, seed)
     return path
@@ -141,7 +141,7 @@ def describe(pair: TeacherStudent, learner: Learner, recipe: Recipe, path: Path,
         preprocessing=Preprocessing(SIZE, SIZE, SIZE, "bicubic", HALF, HALF, "image"),
         method=Method("coda", "kdp", recipe.query, recipe.select, "selected"),
         weights=Weights(model),
-        run=RunRecord(seed=seed, tasks=recipe.tasks, fingerprint="random"),
+        run=RunOrigin(seed=seed, tasks=recipe.tasks, fingerprint="random"),
         parameters=sum(value.numel() for value in learner.parameters()),
         top_k=5,
     )

@@ -25,6 +25,9 @@ from cdl_deploy.export.selection import BATCH, Select, check_select, fix_selecti
 from cdl_deploy.export.updates import MadeUpdate, make_updates, older_models
 from cdl_deploy.export.variants import Shrink, write_variants
 from cdl_deploy.files import write_json
+from cdl_deploy.run import metrics
+from cdl_deploy.run.migrations import first_config
+from cdl_deploy.run.record import RunRecord
 from cdl_deploy.runtime.bundle import (
     INPUTS,
     MAX_TOP_K,
@@ -32,20 +35,17 @@ from cdl_deploy.runtime.bundle import (
     Bundle,
     Method,
     Preprocessing,
-    RunRecord,
+    RunOrigin,
     Weights,
     description,
     description_file,
     encode_metadata,
 )
-from cdl_deploy.training import metrics
+from cdl_deploy.training.checkpoint import load_heldout, load_run
 from cdl_deploy.training.data import transforms
-from cdl_deploy.training.formats import first_config
 from cdl_deploy.training.methods.folded import FixedSelection
 from cdl_deploy.training.models.learner import Learner
 from cdl_deploy.training.models.teacher_student import TeacherStudent
-from cdl_deploy.training.restore import load_heldout, load_run
-from cdl_deploy.training.run_directory import Record
 
 OnStep = Callable[[str], None]
 """Told what is being done, in a few words."""
@@ -132,7 +132,7 @@ def export_run(
     record, pair = load_run(run, after)
     images, labels = load_heldout(run, record)
     select = options.selection
-    check_select(select, type(pair.student.method), record.config["method"]["method"], len(record.tasks))
+    check_select(select, type(pair.student.method), record.config.method.method, len(record.tasks))
     learners = [pair.student]
     if options.teacher and pair.teacher is not None:
         learners.append(pair.teacher)
@@ -142,7 +142,7 @@ def export_run(
         samples = _samples(select, record, images, labels)
         fixed = {it.role: fix_selection(it, pair.encoder, select.task, samples) for it in learners}
     if options.input == "image":
-        check_filter(record.preprocessing["interpolation"])
+        check_filter(record.preprocessing.interpolation)
     older = older_models(options.update_from, [learner.role for learner in learners])
     if out.exists() and not out.is_dir():
         raise RunError(f"--out {out} is a file, expected a folder: choose another")
@@ -169,19 +169,19 @@ def _with_updates(item: Exported, older: Sequence[Path], on_step: OnStep) -> Exp
     return replace(item, updates=make_updates(item.bundle.path, older))
 
 
-def _samples(select: Select, record: Record, images: Tensor, labels: Tensor) -> list[Tensor]:
+def _samples(select: Select, record: RunRecord, images: Tensor, labels: Tensor) -> list[Tensor]:
     """Batches of the images that select: a folder's, or those the run holds out of a task."""
     if select.images is not None:
         return load_images(select.images, transforms.Preprocessing.from_record(record.preprocessing))
     assert select.task is not None
-    own = record.tasks[select.task - 1]["classes"]
+    own = record.tasks[select.task - 1].classes
     positions = torch.tensor([record.classes.index(name) for name in own])
     return list(images[torch.isin(labels, positions)].split(BATCH))
 
 
 def _export_learner(
     run: Path,
-    record: Record,
+    record: RunRecord,
     pair: TeacherStudent,
     learner: Learner,
     fixed: FixedSelection | None,
@@ -231,7 +231,7 @@ def check_large(path: Path, options: ExportOptions) -> None:
 
 
 def describe(
-    record: Record,
+    record: RunRecord,
     learner: Learner,
     path: Path,
     options: ExportOptions,
@@ -248,28 +248,26 @@ def describe(
         path=path,
         role=role,
         classes=tuple(record.classes),
-        tasks=tuple(tuple(task["classes"]) for task in record.tasks),
+        tasks=tuple(tuple(task.classes) for task in record.tasks),
         preprocessing=Preprocessing(
-            height=preprocessing["size"],
-            width=preprocessing["size"],
-            resize=preprocessing["resize"],
-            interpolation=preprocessing["interpolation"],
-            mean=tuple(info["mean"]),
-            std=tuple(info["std"]),
+            height=preprocessing.size,
+            width=preprocessing.size,
+            resize=preprocessing.resize,
+            interpolation=preprocessing.interpolation,
+            mean=info.mean,
+            std=info.std,
             input=options.input,
         ),
         method=Method(
-            continual=record.config["method"]["method"],
-            distillation=record.config["method"]["distill"] if role == "student" else None,
-            query=record.config["method"].get("query", "full") if uses_query else None,
+            continual=record.config.method.method,
+            distillation=record.config.method.distill if role == "student" else None,
+            query=record.config.method.query if uses_query else None,
             select=select.name if uses_query or not select.in_graph else None,
             task_scores="selected" if graph.selection.by_task else None,
         ),
-        weights=Weights(model=info["model"], sha256=info["sha256"]),
-        run=RunRecord(
-            seed=record.config["optim"]["seed"], tasks=len(record.tasks), fingerprint=run_fingerprint(record)
-        ),
-        parameters=info["parameters"] + trained_parameters(learner, fixed),
+        weights=Weights(model=info.model, sha256=info.sha256),
+        run=RunOrigin(seed=record.config.optim.seed, tasks=len(record.tasks), fingerprint=run_fingerprint(record)),
+        parameters=info.parameters + trained_parameters(learner, fixed),
         top_k=min(MAX_TOP_K, len(record.classes)),
         accuracy=Accuracy(metrics.final_average_accuracy(matrix), metrics.forgetting(matrix)),
     )
@@ -285,7 +283,11 @@ def trained_parameters(learner: Learner, fixed: FixedSelection | None) -> int:
     return chosen + sum(value.numel() for name, value in state.items() if not name.startswith("method."))
 
 
-def run_fingerprint(record: Record) -> str:
+def run_fingerprint(record: RunRecord) -> str:
     """Hash of what the run was made from: configuration, backbones, and the images of every task."""
-    content = [first_config(record.config), record.backbones, [task["data_fingerprint"] for task in record.tasks]]
+    content = [
+        first_config(record.recorded_config()),
+        record.recorded_backbones(),
+        [task.data_fingerprint for task in record.tasks],
+    ]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

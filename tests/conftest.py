@@ -58,8 +58,8 @@ def made_once(tmp_path_factory: pytest.TempPathFactory, testrun_uid: str) -> Mad
 @pytest.fixture(scope="session")
 def small_run(made_once: MadeOnce) -> Path:
     """Two tasks of two classes, KDP, a real teacher of another width and depth."""
-    from cdl_deploy.training.config import DataConfig, MethodConfig, ModelConfig, OptimConfig, RunConfig
-    from cdl_deploy.training.run import train
+    from cdl_deploy.run.config import DataConfig, MethodConfig, ModelConfig, OptimConfig, RunConfig
+    from cdl_deploy.training.loop import train
     from tests.training.conftest import COLOURS, write_images
 
     def make(root: Path) -> None:

@@ -23,7 +23,7 @@ from cdl_deploy.runtime.bundle import (
     Method,
     Parity,
     Preprocessing,
-    RunRecord,
+    RunOrigin,
     Weights,
     encode_metadata,
 )
@@ -47,7 +47,7 @@ def example_bundle(path: Path = Path("student.onnx"), **changes: Any) -> Bundle:
         ),
         method=Method(continual="coda", distillation="kdp", query="full", select="in-graph"),
         weights=Weights(model="mini", sha256="0" * 64),
-        run=RunRecord(seed=0, tasks=2, fingerprint="f" * 8),
+        run=RunOrigin(seed=0, tasks=2, fingerprint="f" * 8),
         parameters=16,
         top_k=3,
         accuracy=Accuracy(final_average_accuracy=91.0, forgetting=3.4),

@@ -13,7 +13,7 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from cdl_deploy.errors import DataError
-from cdl_deploy.training.config import DataConfig
+from cdl_deploy.run.config import DataConfig
 from cdl_deploy.training.data.loading import batches
 from cdl_deploy.training.data.sources import digits, fingerprint, image_folder, load_image, open_source
 from cdl_deploy.training.data.tasks import make_tasks

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,36 +14,10 @@ from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_
 from torch import Tensor
 
 from cdl_deploy.errors import WeightsError, nearest
+from cdl_deploy.run.record import BackboneInfo
 from cdl_deploy.training.backbones import Backbone, build_backbone, hub, mini, small
 
 MISMATCHES_NAMED = 3
-
-
-@dataclass(frozen=True)
-class BackboneInfo:
-    """What a run records of a backbone, and needs to build it again without the hub."""
-
-    model: str
-    """timm name with its tag."""
-    source: str
-    """Where the weights came from: `hub`, `package`, or the file's name."""
-    sha256: str
-    """Of the weights as they are used."""
-    image_size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    interpolation: str
-    crop_pct: float
-    parameters: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {**self.__dict__, "mean": list(self.mean), "std": list(self.std)}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> BackboneInfo:
-        """The inverse of `to_dict`."""
-        return cls(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
 
 
 def load_backbone(

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from cdl_deploy.training.config import OptimConfig
+from cdl_deploy.run.config import OptimConfig
 from cdl_deploy.training.data.loading import LoadedImages, SeededBatches, Share, TrainingImages
 from cdl_deploy.training.data.sources import Item, LabelledImages, load_image
 from cdl_deploy.training.data.task_data import TaskImages

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,6 +12,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional
+
+from cdl_deploy.run import record
 
 PixelTransform = Callable[[Image.Image], UInt8[Tensor, "3 height width"]]
 
@@ -28,9 +30,9 @@ class Preprocessing:
     """PIL's name: `bicubic`, `bilinear`, …; always antialiased."""
 
     @classmethod
-    def from_record(cls, preprocessing: Mapping[str, Any]) -> Preprocessing:
+    def from_record(cls, preprocessing: record.Preprocessing) -> Preprocessing:
         """What a run's record has under `preprocessing`, which names the augmentation as well."""
-        return cls(**{field.name: preprocessing[field.name] for field in fields(cls)})
+        return cls(preprocessing.size, preprocessing.resize, preprocessing.interpolation)
 
 
 CROPS = {"photo": ((0.08, 1.0), (3 / 4, 4 / 3), True), "gentle": ((0.75, 1.0), (0.85, 1.18), False)}

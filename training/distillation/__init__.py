@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from cdl_deploy.run.config import MethodConfig
 from cdl_deploy.training.backbones.protocol import NetworkShape
-from cdl_deploy.training.config import MethodConfig
 from cdl_deploy.training.distillation.deit import DeitToken
 from cdl_deploy.training.distillation.dkd import DKD
 from cdl_deploy.training.distillation.fitnets import FitNets
@@ -14,6 +14,7 @@ from cdl_deploy.training.distillation.kd import KD
 from cdl_deploy.training.distillation.kdp import KDPrompts
 from cdl_deploy.training.distillation.protocol import Distillation, LearnerOutput, Networks
 from cdl_deploy.training.distillation.reviewkd import ReviewKD
+from cdl_deploy.training.methods import build_student_head
 
 DISTILLATIONS: dict[str, type[Distillation]] = {
     "none": Distillation,
@@ -39,8 +40,11 @@ def build_distillation(
     generator: torch.Generator,
 ) -> Distillation:
     """The distillation `config.distill` names."""
-    networks = Networks(student, teacher, class_token)
-    return DISTILLATIONS[config.distill].build(networks, config, generator)
+    networks = Networks(
+        student, teacher, class_token, lambda width, features: build_student_head(width, config, features)
+    )
+    distillation = DISTILLATIONS[config.distill]
+    return distillation.build(networks, config.part(distillation.Config), generator)
 
 
 __all__ = ["DISTILLATIONS", "Distillation", "LearnerOutput", "Networks", "build_distillation", "needs_teacher"]

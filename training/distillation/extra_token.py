@@ -8,13 +8,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cdl_deploy.training.config import MethodConfig
-from cdl_deploy.training.distillation.protocol import Distillation, LearnerOutput
+from cdl_deploy.run.method_options import DeiTConfig
+from cdl_deploy.training.distillation.protocol import Distillation, LearnerOutput, Networks
 from cdl_deploy.training.features import side_by_side
 from cdl_deploy.training.growing import ResizableBuffers
 from cdl_deploy.training.heads import FoldedHead
 from cdl_deploy.training.losses import distillation_loss, masked_cross_entropy
-from cdl_deploy.training.methods import build_student_head
 from cdl_deploy.training.shapes import Labels, Logits
 
 
@@ -34,13 +33,13 @@ class ExtraToken(Distillation):
     needs_teacher = True
     used_in_prediction = True
 
-    def __init__(self, token: Float[Tensor, "1 D"] | None, width: int, config: MethodConfig) -> None:
+    def __init__(self, token: Float[Tensor, "1 D"] | None, networks: Networks, config: DeiTConfig) -> None:
         super().__init__()
         self.alpha, self.temperature, self.lr_scale = config.alpha, config.temperature, config.kd_lr_scale
         self.over_seen = config.kd_classes == "seen"
         self.token = None if token is None else nn.Parameter(token)
         self.features = ("class",) if token is None else ("kd",)
-        self.head = build_student_head(width, config, self.features)
+        self.head = networks.new_head(networks.student.width, self.features)
         self.chosen = ChosenAlpha(alpha=torch.empty(0)) if config.alpha_holdout else None
 
     def begin_task(self, new_classes: int, generator: torch.Generator, known: Sequence[int] = ()) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from cdl_deploy.run.method_options import FitNetsConfig
 from cdl_deploy.training.backbones.protocol import NetworkShape
-from cdl_deploy.training.config import MethodConfig
 from cdl_deploy.training.distillation.features import TokenMatch, drawn_linear
 from cdl_deploy.training.distillation.kd import KD
 from cdl_deploy.training.distillation.protocol import LearnerOutput, Networks
@@ -20,10 +20,12 @@ class FitNets(KD):
     The projection is created once, learns in every task, and is left behind when the student is exported.
     """
 
+    Config = FitNetsConfig
+
     hidden_blocks = 1
 
     def __init__(
-        self, student: NetworkShape, teacher: NetworkShape | None, config: MethodConfig, generator: torch.Generator
+        self, student: NetworkShape, teacher: NetworkShape | None, config: FitNetsConfig, generator: torch.Generator
     ) -> None:
         super().__init__(config)
         assert teacher is not None
@@ -32,7 +34,7 @@ class FitNets(KD):
         self.projection = drawn_linear(student.width, teacher.width, generator)
 
     @classmethod
-    def build(cls, networks: Networks, config: MethodConfig, generator: torch.Generator) -> FitNets:
+    def build(cls, networks: Networks, config: FitNetsConfig, generator: torch.Generator) -> FitNets:
         return cls(networks.student, networks.teacher, config, generator)
 
     def losses(

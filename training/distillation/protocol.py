@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from cdl_deploy.run.options import Options
 from cdl_deploy.training.backbones.protocol import BlockPrompt, NetworkShape
-from cdl_deploy.training.config import MethodConfig
 from cdl_deploy.training.features import Feature
-from cdl_deploy.training.heads import FoldedHead
+from cdl_deploy.training.heads import FoldedHead, Head
 from cdl_deploy.training.shapes import Labels, Logits, Tokens
 
 
@@ -43,6 +43,8 @@ class Networks:
     """None where there is none to learn from."""
     class_token: Float[Tensor, "1 D"]
     """The student's, as it enters the first prompted block."""
+    new_head: Callable[[int, tuple[Feature, ...]], Head]
+    """An empty head of the student's kind, by its width and what it reads."""
 
 
 class Distillation(nn.Module):
@@ -51,6 +53,8 @@ class Distillation(nn.Module):
     A subclass overrides what it needs and is registered in `distillation/__init__.py`.
     """
 
+    Config: ClassVar[type[Options]] = Options
+    """What it can be told: options of its own, from `cdl_deploy.run.method_options` or beside the distillation."""
     needs_teacher: ClassVar[bool] = False
     """Whether a teacher is trained at all."""
 
@@ -66,8 +70,8 @@ class Distillation(nn.Module):
     """Names of its state that no prediction reads, where others are read."""
 
     @classmethod
-    def build(cls, networks: Networks, config: MethodConfig, generator: torch.Generator) -> Distillation:
-        """The distillation before any task; initial values are drawn from `generator`."""
+    def build(cls, networks: Networks, config: Any, generator: torch.Generator) -> Distillation:
+        """The distillation before any task, as its `Config` says; initial values are drawn from `generator`."""
         return cls()
 
     def begin_task(self, new_classes: int, generator: torch.Generator, known: Sequence[int] = ()) -> None:

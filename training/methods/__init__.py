@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from cdl_deploy.errors import OptionError
+from cdl_deploy.run.config import MethodConfig
 from cdl_deploy.training.backbones.protocol import NetworkShape
-from cdl_deploy.training.config import MethodConfig
 from cdl_deploy.training.features import Feature
 from cdl_deploy.training.heads import HEADS, Head
 from cdl_deploy.training.methods.apt import AdditivePrompts
@@ -31,7 +31,7 @@ def build_method(shape: NetworkShape, config: MethodConfig, generator: torch.Gen
             f"--query {config.query} has no meaning with --method {config.method}, "
             "which chooses nothing by the image and has no query pass to save: leave --query out"
         )
-    return method.build(shape, config, generator)
+    return method.build(shape, config.part(method.Config), generator)
 
 
 def build_head(width: int, config: MethodConfig, features: tuple[Feature, ...] = ("class",)) -> Head:

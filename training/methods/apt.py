@@ -13,8 +13,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from cdl_deploy.run.method_options import APTConfig
 from cdl_deploy.training.backbones.protocol import BlockPrompt, NetworkShape
-from cdl_deploy.training.config import MethodConfig
 from cdl_deploy.training.heads import Head
 from cdl_deploy.training.heads.cosine import CosineHead
 from cdl_deploy.training.methods.protocol import ContinualMethod, Phase, PromptSelection
@@ -27,6 +27,8 @@ class AdditivePrompts(ContinualMethod):
     Differs: the teacher distils with P, the prompts it has just trained. The reference's teacher distils with prompts
     merged up to the task before, which are all zeros in the first.
     """
+
+    Config = APTConfig
 
     uses_query = False
     head: ClassVar[type[Head]] = CosineHead
@@ -45,7 +47,7 @@ class AdditivePrompts(ContinualMethod):
         self.register_buffer("merges", torch.tensor(0))  # how many tasks G holds
 
     @classmethod
-    def build(cls, shape: NetworkShape, config: MethodConfig, generator: torch.Generator) -> AdditivePrompts:
+    def build(cls, shape: NetworkShape, config: APTConfig, generator: torch.Generator) -> AdditivePrompts:
         return cls(shape, generator, config.merge_share)
 
     def begin_task(self, generator: torch.Generator) -> None:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cdl_deploy.run.config import MethodConfig
 from cdl_deploy.training.backbones.protocol import Backbone, NetworkShape
-from cdl_deploy.training.config import MethodConfig
 from cdl_deploy.training.distillation import Distillation, build_distillation
 from cdl_deploy.training.losses import similarity_distance
 from cdl_deploy.training.methods import build_head, build_method, build_student_head
