@@ -15,8 +15,8 @@ from torch.nn.functional import cosine_similarity
 from cdl_deploy.cli import main
 from cdl_deploy.errors import DataError, OptionError
 from cdl_deploy.export import ExportOptions, export_run
-from cdl_deploy.export.fixed_selection import Select, check_select, fix_selection
 from cdl_deploy.export.graph import ExportGraph
+from cdl_deploy.export.selection import Select, check_select, fix_selection
 from cdl_deploy.runtime.bundle import read_bundle
 from cdl_deploy.training.backbones.protocol import BlockPrompt
 from cdl_deploy.training.checkpoint import load_heldout, load_run
@@ -72,7 +72,9 @@ def test_the_graph_is_the_model_with_that_choice_built_in(method, query, role, t
     queries = pair.encoder(samples).query
     prompts = chosen_slowly(learner.method, queries, task)
     fixed = fix_selection(learner, pair.encoder, task, list(samples.split(4)))
-    logits, _, scores = ExportGraph(pair, fixed)((images / 255 - learner.backbone.mean) / learner.backbone.std)
+    logits, _, scores = ExportGraph(pair, learner, fixed=fixed)(
+        (images / 255 - learner.backbone.mean) / learner.backbone.std
+    )
     monkeypatch.setattr(learner.method, "forward", lambda query, phase: PromptSelection(dict(prompts)))
     torch.testing.assert_close(logits, learner_logits(pair.encoder, learner, images), atol=1e-4, rtol=0)
     torch.testing.assert_close(scores.sum(dim=1), torch.ones(3))
@@ -94,7 +96,7 @@ def test_a_run_exported_with_one_tasks_prompts(small_run, tmp_path, capsys, monk
     images, labels = load_heldout(small_run, record)
     fixed = fix_selection(pair.student, pair.encoder, 2, [images[labels >= 2]])
     with torch.no_grad():
-        expected = learner_logits(pair.encoder, fixed, images).numpy()
+        expected = learner_logits(pair.encoder, pair.student, images, prompts=fixed.prompts).numpy()
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     logits, scores = session.run(["logits", "task_scores"], {"image": images.permute(0, 2, 3, 1).numpy()})
     np.testing.assert_allclose(logits, expected, atol=1e-4)
