@@ -331,8 +331,10 @@ def _more(unknown: dict[str, Any], given: Mapping[str, Any], recorded: bool) -> 
     chosen = given.get("method", "coda") in METHOD_CONFIGS, given.get("distill", "kdp") in DISTILLATION_CONFIGS
     if not unknown or (recorded and not all(chosen)):
         return unknown
-    names = {declared.name for declared in plugins.options()}
-    return {name: value for name, value in unknown.items() if name in names}
+    found = {declared.name: declared for declared in plugins.options() if declared.name in unknown}
+    for name, declared in found.items():
+        declared.check(unknown[name])
+    return {name: unknown[name] for name in found}
 
 
 __all__ = [
