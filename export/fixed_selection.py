@@ -24,13 +24,13 @@ from cdl_deploy.data.folder import images_below
 from cdl_deploy.data.images import load_image
 from cdl_deploy.data.preprocessing import ResizeCrop
 from cdl_deploy.errors import DataError, OptionError, nearest
-from cdl_deploy.training.config import MethodConfig
+from cdl_deploy.run.config import MethodConfig
+from cdl_deploy.training.backbones.protocol import BlockPrompt, NetworkShape
 from cdl_deploy.training.data.transforms import evaluation_transform
 from cdl_deploy.training.methods import ContinualMethod, Phase, PromptSelection
 from cdl_deploy.training.methods.coda import CodaPrompt
 from cdl_deploy.training.methods.dualprompt import DualPrompt
 from cdl_deploy.training.methods.l2p import L2P
-from cdl_deploy.training.models.backbone import BlockPrompt, NetworkShape
 from cdl_deploy.training.models.learner import Learner, QueryEncoder
 from cdl_deploy.training.shapes import Pixels, Query, Similarities
 

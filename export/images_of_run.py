@@ -18,15 +18,16 @@ import torch
 from cdl_deploy.data.folder import images_below
 from cdl_deploy.data.images import SUFFIXES, load_image, to_tensor
 from cdl_deploy.data.labelled import Item
-from cdl_deploy.data.preprocessing import Preprocessing, ResizeCrop
+from cdl_deploy.data.preprocessing import Preprocessing
 from cdl_deploy.errors import DataError
 from cdl_deploy.export.parity import graph_input
 from cdl_deploy.export.quantise import Feeds
+from cdl_deploy.run.record import RunRecord
 from cdl_deploy.runtime.bundle import INPUT_NAME
-from cdl_deploy.training.data.task_data import TaskData, TaskPlan
+from cdl_deploy.training.checkpoint import load_heldout
+from cdl_deploy.training.data.task_data import TaskData
 from cdl_deploy.training.data.transforms import evaluation_transform
-from cdl_deploy.training.restore import load_heldout
-from cdl_deploy.training.run_directory import Record, RunDirectory
+from cdl_deploy.training.run_directory import RunDirectory
 
 CALIBRATION_IMAGES = 128
 """More change the ranges little: they are the extremes of some 25,000 tokens of a ViT at 224."""
@@ -73,7 +74,7 @@ class HeldOut:
 
 
 def calibration_images(
-    root: Path, record: Record, preprocessing: Preprocessing, folder: Path | None
+    root: Path, record: RunRecord, preprocessing: Preprocessing, folder: Path | None
 ) -> CalibrationImages:
     """Up to 128 images, spread evenly over the tasks. Raises DataError for a `folder` without images."""
     if folder is not None:
@@ -91,10 +92,10 @@ def calibration_images(
     )
 
 
-def held_out_images(root: Path, record: Record, preprocessing: Preprocessing) -> HeldOut:
+def held_out_images(root: Path, record: RunRecord, preprocessing: Preprocessing) -> HeldOut:
     """All held-out images, up to 1,000, where their folders are still there; otherwise those that the run keeps."""
     data = _task_data(root, record)
-    transform = evaluation_transform(ResizeCrop.from_record(record.preprocessing))
+    transform = evaluation_transform(record.preprocessing.resize_crop)
     share = max(1, TEST_IMAGES // len(record.tasks))
     tasks = []
     for number in range(1, len(record.tasks) + 1):
@@ -125,10 +126,10 @@ def spread(items: Sequence[T], count: int) -> list[T]:
     return [items[len(items) * i // count] for i in range(count)] if len(items) > count else list(items)
 
 
-def _task_data(root: Path, record: Record) -> TaskData:
+def _task_data(root: Path, record: RunRecord) -> TaskData:
     directory = RunDirectory(root)
     return TaskData(
-        [TaskPlan.from_dict(plan) for plan in record.plans],
+        record.plans,
         record.tasks,
         {},
         directory.load_heldout,
@@ -136,6 +137,6 @@ def _task_data(root: Path, record: Record) -> TaskData:
     )
 
 
-def _places(record: Record) -> list[str]:
+def _places(record: RunRecord) -> list[str]:
     """Where the tasks' images come from, each place once."""
-    return list(dict.fromkeys(str(task["data"]) for task in record.tasks))
+    return list(dict.fromkeys(task.data for task in record.tasks))

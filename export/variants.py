@@ -24,6 +24,7 @@ from cdl_deploy.export.preprocessing import PIXELS_NAME
 from cdl_deploy.export.quantise import calibrate, prepare, quantise_dynamic, quantise_static
 from cdl_deploy.export.sensitivity import Quantise, accuracy, logits_of, most_sensitive, within_drop
 from cdl_deploy.files import write_json
+from cdl_deploy.run.record import RunRecord
 from cdl_deploy.runtime.bundle import (
     QUANTIZATIONS,
     Bundle,
@@ -33,7 +34,6 @@ from cdl_deploy.runtime.bundle import (
     description_file,
     encode_metadata,
 )
-from cdl_deploy.training.run_directory import Record
 
 MAX_DROP = 0.5
 RANKING_IMAGES = 32
@@ -81,7 +81,12 @@ class Variant:
 
 
 def write_variants(
-    root: Path, record: Record, model: onnx.ModelProto, bundle: Bundle, shrink: Shrink, on_step: Callable[[str], None]
+    root: Path,
+    record: RunRecord,
+    model: onnx.ModelProto,
+    bundle: Bundle,
+    shrink: Shrink,
+    on_step: Callable[[str], None],
 ) -> list[Variant]:
     """Write each variant of `model`, whose file is `bundle.path`, beside it.
 

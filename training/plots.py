@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from cdl_deploy.files import write_atomic
-from cdl_deploy.training.metrics import Matrix, final_average_accuracy, forgetting, forgetting_by_task
+from cdl_deploy.run.metrics import Matrix, final_average_accuracy, forgetting, forgetting_by_task
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,6 +26,9 @@ DASHES = {"student": "-", "teacher": "--"}
 HATCHES = {"student": "", "teacher": "////"}
 NUMBERED = 12
 """Up to so many tasks every cell of a matrix carries its number; beyond, the numbers would run into one another."""
+
+PICTURES = ("accuracy_matrix", "accuracy_over_tasks", "forgetting")
+"""What a run draws, by name."""
 
 Matrices = dict[str, list[list[float]]]
 

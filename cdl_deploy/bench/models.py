@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from cdl_deploy.bench.options import ModelSpec
-from cdl_deploy.errors import BundleError, OptionError
+from cdl_deploy.errors import BundleError, OptionError, RunError
+from cdl_deploy.run.record import Role, read_record
 
 SUFFIXES = (".onnx", ".ort")
-ROLES = ("student", "teacher")
+ROLES: tuple[Role, ...] = ("student", "teacher")
 
 
 def find_models(sources: Sequence[str | Path], torch: bool = False) -> list[ModelSpec]:
@@ -61,10 +61,10 @@ def _models_in(folder: Path) -> list[Path]:
 def _trained(run: Path) -> list[ModelSpec]:
     """The models of a run in PyTorch: the student, and the teacher where there was one."""
     try:
-        record = json.loads((run / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BundleError(f"cannot read {run / 'run.json'}: {error}") from error
-    roles = [role for role in ROLES if isinstance(record, dict) and record.get(role)]
+        record = read_record(run)
+    except RunError as error:
+        raise BundleError(str(error)) from None
+    roles = [role for role in ROLES if record.matrices.get(role)]
     return [ModelSpec(run, f"{role} (torch)", "torch", role) for role in roles]
 
 

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from cdl_deploy.cli.require_extra import require_extra
 from cdl_deploy.errors import BundleError, UpdateError
+from cdl_deploy.require_extra import require_extra
 
 EXAMPLES = """
 cdl update old.onnx student.cdlup -o new.onnx

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from cdl_deploy.errors import BundleError
 
@@ -39,15 +37,6 @@ class ResizeCrop:
     def square(cls, size: int, resize: int, interpolation: str) -> ResizeCrop:
         """A crop of `size` × `size` pixels."""
         return ResizeCrop(size, size, resize, interpolation)
-
-    @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> ResizeCrop:
-        """What a run's record has under `preprocessing`, where the augmentation stands as well."""
-        return ResizeCrop.square(record["size"], record["resize"], record["interpolation"])
-
-    def to_record(self) -> dict[str, Any]:
-        """The inverse of `from_record`, of a square crop."""
-        return {"size": self.height, "resize": self.resize, "interpolation": self.interpolation}
 
 
 @dataclass(frozen=True)

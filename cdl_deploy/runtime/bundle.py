@@ -95,7 +95,7 @@ class Weights:
 
 
 @dataclass(frozen=True)
-class RunRecord:
+class RunOrigin:
     """The training run the model comes from."""
 
     seed: int
@@ -146,7 +146,7 @@ class Bundle:
     """How the model was trained."""
     weights: Weights
     """The frozen backbone."""
-    run: RunRecord
+    run: RunOrigin
     """The training run."""
     parameters: int
     """Number of parameters, prompts and heads included."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -166,8 +167,7 @@ def test_calibration_falls_back_on_what_the_run_keeps(small_run, small_bundle, t
     there = calibration_images(tmp_path / "run", record, preprocessing, None)
     assert len(there.items) == 24
     assert next(iter(there))["image"].shape == (1, 20, 20, 3), "as it lies on the disk: the graph preprocesses"
-    for plan in record.plans:
-        plan["data"] = str(tmp_path / "gone")
+    record.plans = [replace(plan, data=str(tmp_path / "gone")) for plan in record.plans]
     gone = calibration_images(tmp_path / "run", record, preprocessing, None)
     assert gone.source == "held-out images that the run keeps, its training images being gone"
     assert len(gone.items) == 12

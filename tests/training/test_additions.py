@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -17,17 +17,20 @@ from cdl_deploy.data.preprocessing import ResizeCrop
 from cdl_deploy.data.sources import fingerprint, open_source
 from cdl_deploy.errors import DataError, OptionError, RunError
 from cdl_deploy.export import ExportOptions, export_run
-from cdl_deploy.training.additions import Addition, add_task
-from cdl_deploy.training.config import DataConfig, MethodConfig, ModelConfig, OptimConfig, RunConfig
+from cdl_deploy.run.config import DataConfig, MethodConfig, ModelConfig, OptimConfig, RunConfig
+from cdl_deploy.run.record import FinishedTask, TaskPlan
+from cdl_deploy.training.checkpoint import load_run
 from cdl_deploy.training.data import task_data
-from cdl_deploy.training.data.task_data import TaskData, TaskPlan
+from cdl_deploy.training.data.task_data import TaskData
 from cdl_deploy.training.data.transforms import evaluation_transform
-from cdl_deploy.training.models.growing import GrowingRows
+from cdl_deploy.training.growing import GrowingRows
+from cdl_deploy.training.loop import add_task, resume, train
 from cdl_deploy.training.models.learner import learner_logits
+from cdl_deploy.training.preparation import Addition
 from cdl_deploy.training.progress import Progress
-from cdl_deploy.training.restore import load_run
-from cdl_deploy.training.run import resume, train
+from cdl_deploy.typed_json import convert
 from tests.conftest import no_shape_checks
+from tests.records import finished_task
 from tests.training.conftest import write_images
 
 CLASSES = ("ant", "bee", "cat", "dog", "eel", "fox", "gnu", "hen")
@@ -65,7 +68,10 @@ def test_a_folder_is_searched_once_however_many_tasks_it_had(tmp_path, monkeypat
         return find_splits(*place)
 
     monkeypatch.setattr(task_data, "find_splits", search)
-    later = TaskData(plans, [{"test_fingerprint": fingerprint(test.items)} for test in tests], {}, lambda _: {}, [])
+    tested = [
+        convert(FinishedTask, finished_task(1, [], test_fingerprint=fingerprint(test.items)), "") for test in tests
+    ]
+    later = TaskData(plans, tested, {}, lambda _: {}, [])
     assert [later.test(number) for number in range(1, 5)] == tests
     assert searched == [(tmp_path / "all", None)]
 
@@ -82,7 +88,7 @@ def test_single_additions_equal_one_run_bit_for_bit(tmp_path, method):
         folder = tmp_path / f"more-{number}"
         make_photos(folder, [pair])
         grown = add_task(tmp_path / "grown", Addition(str(folder)))
-        assert grown.tasks[-1]["kept_tests"] == list(range(1, number))
+        assert grown.tasks[-1].kept_tests == list(range(1, number))
         shutil.rmtree(folder)
     assert grown.classes == list(CLASSES)
     assert grown.matrices == whole.matrices
@@ -105,13 +111,13 @@ def run(tmp_path):
 def test_earlier_tasks_are_tested_on_all_their_images_where_they_still_are(run, tmp_path):
     make_photos(tmp_path / "new", PAIRS[2:3])
     record = add_task(run, Addition(str(tmp_path / "new"), optim={"epochs": 2, "lr": 5e-4}))
-    assert record.tasks[-1]["kept_tests"] == []
-    assert record.tasks[-1]["optim"] == {"epochs": 2, "batch_size": 8, "lr": 5e-4}
-    assert record.tasks[0]["optim"]["epochs"] == 1
+    assert record.tasks[-1].kept_tests == []
+    assert asdict(record.tasks[-1].optim) == {"epochs": 2, "batch_size": 8, "lr": 5e-4}
+    assert record.tasks[0].optim.epochs == 1
     write_images(tmp_path / "photos/test", {"bee": 4}, seed=7)  # no longer the folder it was
     make_photos(tmp_path / "newer", PAIRS[3:])
     record = add_task(run, Addition(str(tmp_path / "newer")))
-    assert record.tasks[-1]["kept_tests"] == [1]
+    assert record.tasks[-1].kept_tests == [1]
 
 
 def rows(run, number: int) -> dict[str, torch.Tensor]:
@@ -126,15 +132,15 @@ def test_known_classes_learn_on_and_all_others_stand_still(run, tmp_path):
     before = rows(run, 2)
     make_photos(tmp_path / "new", [("eel", "bee"), ("dog", "fox")])
     record = add_task(run, Addition(str(tmp_path / "new"), classes=("eel", "dog"), allow_known=True))
-    assert record.tasks[-1]["classes"] == ["eel"]
-    assert record.tasks[-1]["known_classes"] == ["dog"]
+    assert record.tasks[-1].classes == ["eel"]
+    assert record.tasks[-1].known_classes == ["dog"]
     assert record.classes == ["ant", "bee", "cat", "dog", "eel"]
     after = rows(run, 3)
     for name in before:
         assert torch.equal(after[name][:3], before[name][:3]), name
         assert not torch.equal(after[name][3], before[name][3]), name
     record = add_task(run, Addition(str(tmp_path / "new"), classes=("dog", "bee"), allow_known=True))
-    assert record.tasks[-1]["classes"] == []
+    assert record.tasks[-1].classes == []
     last = rows(run, 4)
     for name in before:
         moved = [i for i in range(5) if not torch.equal(last[name][i], after[name][i])]

@@ -16,7 +16,7 @@ from cdl_deploy.data.images import load_image
 from cdl_deploy.data.preprocessing import ResizeCrop
 from cdl_deploy.data.sources import digits, fingerprint, image_folder, open_source
 from cdl_deploy.errors import DataError
-from cdl_deploy.training.config import DataConfig
+from cdl_deploy.run.config import DataConfig
 from cdl_deploy.training.data.loading import batches
 from cdl_deploy.training.data.tasks import make_tasks
 from cdl_deploy.training.data.transforms import evaluation_transform, training_transform

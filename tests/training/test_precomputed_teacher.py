@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from cdl_deploy.errors import OptionError, RunError
-from cdl_deploy.training.additions import Addition, add_task
-from cdl_deploy.training.config import DataConfig
-from cdl_deploy.training.run import resume, train
+from cdl_deploy.run.config import DataConfig
+from cdl_deploy.training.loop import add_task, resume, train
+from cdl_deploy.training.preparation import Addition
 from tests.training.conftest import write_images
 from tests.training.runs import Interrupt, config, weights
 
@@ -40,8 +40,8 @@ def test_the_run_is_the_one_that_teaches_the_same_teacher_itself(whole_run, own,
     assert expected.keys() == found.keys()
     assert all(torch.equal(found[name], value) for name, value in expected.items())
     assert record.matrices == itself.matrices
-    assert [task["teacher_run"] for task in record.tasks] == [str(whole_run)] * 2
-    assert all("teacher" not in task["seconds"] for task in record.tasks)
+    assert [task.teacher_run for task in record.tasks] == [str(whole_run)] * 2
+    assert all("teacher" not in task.seconds for task in record.tasks)
 
 
 def test_after_an_addition_the_teacher_learns_by_itself(whole_run, own, tmp_path):
@@ -49,8 +49,8 @@ def test_after_an_addition_the_teacher_learns_by_itself(whole_run, own, tmp_path
     for split in ("train", "test"):
         write_images(tmp_path / "more" / split, {"elk": 4, "fox": 4})
     record = add_task(tmp_path / "run", Addition(str(tmp_path / "more")))
-    assert [task["teacher_run"] for task in record.tasks] == [str(whole_run), str(whole_run), None]
-    assert "teacher" in record.tasks[-1]["seconds"]
+    assert [task.teacher_run for task in record.tasks] == [str(whole_run), str(whole_run), None]
+    assert "teacher" in record.tasks[-1].seconds
 
 
 def test_what_could_not_be_its_teacher_is_refused(whole_run, own, tmp_path):

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from cdl_deploy.errors import OptionError
-from cdl_deploy.training.config import MethodConfig
+from cdl_deploy.run.config import MethodConfig
+from cdl_deploy.training.backbones.protocol import Backbone
 from cdl_deploy.training.losses import similarity_distance
-from cdl_deploy.training.models.backbone import Backbone
 from cdl_deploy.training.models.learner import Role, learner_logits
 from cdl_deploy.training.models.teacher_student import build_teacher_student
-from cdl_deploy.training.stage import stage_losses
+from cdl_deploy.training.step import stage_losses
 from tests.training.conftest import make_backbone
 from tests.training.naive import naive_coda_weights
 from tests.training.naive_methods import naive_logits, naive_query

@@ -14,7 +14,7 @@ from cdl_deploy.training.data.loading import batches
 from cdl_deploy.training.data.resident import ResidentImages, augment, crop
 from cdl_deploy.training.data.task_data import TaskImages
 from cdl_deploy.training.data.transforms import evaluation_transform
-from cdl_deploy.training.run import resume, train
+from cdl_deploy.training.loop import resume, train
 from tests.training.runs import Interrupt, config, weights
 
 CPU = torch.device("cpu")

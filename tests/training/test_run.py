@@ -13,13 +13,13 @@ import torch
 from PIL import Image
 
 from cdl_deploy.errors import CdlError, DataError, OptionError, RunError
-from cdl_deploy.training.config import MethodConfig, ModelConfig, OptimConfig
+from cdl_deploy.run.config import MethodConfig, ModelConfig, OptimConfig
+from cdl_deploy.training.checkpoint import load_heldout, load_run
 from cdl_deploy.training.evaluation import accuracy_row
-from cdl_deploy.training.models.growing import GrowingRows, carried_over, frozen_names
+from cdl_deploy.training.growing import GrowingRows, carried_over, frozen_names
+from cdl_deploy.training.loop import resume, train
 from cdl_deploy.training.models.learner import learner_logits
 from cdl_deploy.training.progress import Progress
-from cdl_deploy.training.restore import load_heldout, load_run
-from cdl_deploy.training.run import resume, train
 from cdl_deploy.training.run_directory import RunDirectory
 from tests.training.conftest import write_images
 from tests.training.runs import Interrupt, config, weights

@@ -12,9 +12,9 @@ import torch
 from cdl_deploy.cli import main
 from cdl_deploy.errors import DataError
 from cdl_deploy.training.data import loading
+from cdl_deploy.training.loop import train
 from cdl_deploy.training.processes import connected
-from cdl_deploy.training.run import train
-from cdl_deploy.training.stage import make_optimizer, stage_losses
+from cdl_deploy.training.step import make_optimizer, stage_losses
 from tests.training.runs import config
 from tests.training.test_learner import make_pair, pixels
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cdl_deploy.data.labelled import Item, LabelledImages
 from cdl_deploy.data.preprocessing import ResizeCrop
-from cdl_deploy.training.config import OptimConfig
+from cdl_deploy.run.config import OptimConfig
 from cdl_deploy.training.data.loading import LoadedImages, SeededBatches, Share, TrainingImages, load_known
 from cdl_deploy.training.data.task_data import TaskImages
 from cdl_deploy.training.data.transforms import CROPS, evaluation_transform, training_transform

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +13,7 @@ from cdl_deploy.data.folder import Files, find_splits
 from cdl_deploy.data.labelled import Item
 from cdl_deploy.data.sources import ImageSource, OnCheck, fingerprint, is_named, open_source
 from cdl_deploy.errors import DataError
+from cdl_deploy.run.record import FinishedTask, TaskPlan
 
 Heldout = Mapping[str, Tensor]
 """`task_1/images` [n, 3, height, width] uint8 and `task_1/labels` [n], by number: test images kept of a task."""
@@ -27,37 +27,6 @@ class TaskImages:
     labels: Sequence[int]
     pixels: Tensor | None = None
     """Preprocessed [n, 3, height, width] uint8, in place of `items`, where only these are left."""
-
-
-@dataclass(frozen=True)
-class TaskPlan:
-    """Where the images of a task come from, and how it departs from the run's configuration."""
-
-    classes: tuple[str, ...]
-    """New classes, in the order of their logits."""
-    data: str
-    """An image folder, or the name of a data set."""
-    holdout: float | None = None
-    skip_bad: bool = False
-    known_classes: tuple[str, ...] = ()
-    """Classes of earlier tasks that this one brings new images of."""
-    optim: dict[str, Any] = field(default_factory=dict)
-    """Fields of OptimConfig that differ from the run's."""
-
-    @property
-    def source_key(self) -> tuple[str, float | None, bool]:
-        """What `open_source` needs to know."""
-        return self.data, self.holdout, self.skip_bad
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, as the record stores them."""
-        return {**asdict(self), "classes": list(self.classes), "known_classes": list(self.known_classes)}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> TaskPlan:
-        """The inverse of `to_dict`."""
-        names = {name: tuple(values[name]) for name in ("classes", "known_classes")}
-        return cls(**{**values, **names})
 
 
 def hold_out(
@@ -90,7 +59,7 @@ class TaskData:
     def __init__(
         self,
         plans: list[TaskPlan],
-        finished: list[dict[str, Any]],
+        finished: list[FinishedTask],
         sources: Mapping[tuple[str, float | None, bool], ImageSource],
         heldout: Callable[[int], Heldout],
         skipped: list[str],
@@ -141,13 +110,13 @@ class TaskData:
                 self.listings[plan.source_key] = find_splits(Path(plan.data), plan.holdout)
             train, test = self.listings[plan.source_key]
             files = train if split == "train" else test
-            known = "data_fingerprint" if split == "train" else "test_fingerprint"
             chosen = {
                 name: [path for path in files[name] if str(path) not in self.skipped]
                 for name in plan.known_classes + plan.classes
             }
             items: list[Item] = [path for paths in chosen.values() for path in paths]
-            if fingerprint(items) != self.finished[number - 1][known]:
+            task = self.finished[number - 1]
+            if fingerprint(items) != (task.data_fingerprint if split == "train" else task.test_fingerprint):
                 return None
         except (DataError, OSError, KeyError):
             return None

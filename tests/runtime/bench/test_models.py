@@ -12,6 +12,7 @@ from cdl_deploy.bench import ModelSpec, find_models
 from cdl_deploy.bench.rounds import _Model, reference_of
 from cdl_deploy.errors import BundleError, OptionError
 from cdl_deploy.runtime.bundle import Quantization
+from tests.records import run_json
 
 
 def test_find_models(make_model, tmp_path):
@@ -66,7 +67,7 @@ def test_variants_of_a_model_stand_between_student_and_teacher(make_model, tmp_p
 def test_models_in_pytorch(make_model, tmp_path):
     make_model("r/export/student.onnx")
     make_model("r/export/teacher.onnx", role="teacher")
-    (tmp_path / "r" / "run.json").write_text(json.dumps({"student": {"a": 1}, "teacher": {"a": 1}}))
+    (tmp_path / "r" / "run.json").write_text(json.dumps(run_json()))
     found = find_models([tmp_path / "r"], torch=True)
     assert [(m.name, m.kind, m.role) for m in found] == [
         ("student", "onnx", None),
@@ -75,7 +76,7 @@ def test_models_in_pytorch(make_model, tmp_path):
         ("teacher", "onnx", None),
     ]
     shutil.copytree(tmp_path / "r", tmp_path / "alone")
-    (tmp_path / "alone" / "run.json").write_text(json.dumps({"student": {"a": 1}, "teacher": None}))
+    (tmp_path / "alone" / "run.json").write_text(json.dumps(run_json(teacher=False)))
     names = [m.name for m in find_models([tmp_path / "alone", tmp_path / "r"], torch=True) if m.kind == "torch"]
     assert names == ["alone/student (torch)", "r/student (torch)", "teacher (torch)"]
     with pytest.raises(OptionError, match="--torch measures the models of a run, and no run directory is given"):

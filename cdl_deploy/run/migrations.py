@@ -35,10 +35,16 @@ def current_tensor_name(name: str) -> str:
 
 
 def migrated_record(values: dict[str, Any]) -> dict[str, Any]:
-    """The content of a run.json of any known format as this version of the package writes it."""
-    config = values["config"]
-    method = {RENAMED_OPTIONS.get(name, name): value for name, value in config["method"].items()}
-    return {**values, "config": {**config, "method": method}}
+    """The content of a run.json of any known format as this version of the package writes it.
+
+    What is damaged stays as it is, for the reader to name.
+    """
+    config = values.get("config")
+    method = config.get("method") if isinstance(config, dict) else None
+    if not isinstance(config, dict) or not isinstance(method, dict):
+        return values
+    renamed = {RENAMED_OPTIONS.get(name, name): value for name, value in method.items()}
+    return {**values, "config": {**config, "method": renamed}}
 
 
 def first_config(config: Mapping[str, Any]) -> dict[str, Any]:
