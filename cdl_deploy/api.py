@@ -22,8 +22,8 @@ from cdl_deploy.require_extra import require_extra
 if TYPE_CHECKING:
     from cdl_deploy.evaluation import Evaluation
     from cdl_deploy.export import Exported
+    from cdl_deploy.run.record import RunRecord
     from cdl_deploy.training.progress import Progress
-    from cdl_deploy.training.run_directory import Record
 
 AnyPath = str | PathLike[str]
 
@@ -40,7 +40,7 @@ def train(
     resume: bool = False,
     progress: Progress | None = None,
     **options: Any,
-) -> Record:
+) -> RunRecord:
     """Train a student, task by task, with a teacher's help, as `cdl train` does; the record of the run.
 
         train("photos/", tasks=10, out="runs/photos")       a new run
@@ -61,10 +61,11 @@ def train(
     Raises OptionError, DataError, WeightsError or RunError before the run directory is made, where something is wrong.
     """
     with require_extra("cdl_deploy.train", "train"):
-        from cdl_deploy.training.additions import Addition, add_task
         from cdl_deploy.training.config_file import layered_config, typed_sections
-        from cdl_deploy.training.run import resume as resume_run
-        from cdl_deploy.training.run import train as train_run
+        from cdl_deploy.training.loop import add_task
+        from cdl_deploy.training.loop import resume as resume_run
+        from cdl_deploy.training.loop import train as train_run
+        from cdl_deploy.training.preparation import Addition
     if resume or add is not None:
         call = "resume=True" if resume else "add=…"
         if resume and add is not None:

@@ -38,7 +38,7 @@ def test_every_block_of_the_tutorial_runs(
     assert {path.name for path in Path("bundle-2").iterdir()} >= {"student.onnx", "student.cdlup"}
     assert [path.name for path in Path("bundle").glob("*.onnx")] == ["student.onnx"]
 
-    answer = names["what_is_it"]("photos/test/ant/0.png")  # type: ignore[operator]
+    answer = names["what_is_it"]("photos/test/ant/0.png")
     (expected,) = Classifier("bundle-2/student.onnx").predict("photos/test/ant/0.png")
     assert answer[0][0] == expected.label
     assert answer[0][1] == pytest.approx(expected.probability, abs=1e-6)
