@@ -61,7 +61,7 @@ def train(
     Raises OptionError, DataError, WeightsError or RunError before the run directory is made, where something is wrong.
     """
     with require_extra("cdl_deploy.train", "train"):
-        from cdl_deploy.training.config_file import layered_config, typed_sections
+        from cdl_deploy.run.config_file import layered_config, typed_sections
         from cdl_deploy.training.loop import add_task
         from cdl_deploy.training.loop import resume as resume_run
         from cdl_deploy.training.loop import train as train_run
@@ -95,7 +95,7 @@ def train(
 
 def _by_section(options: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Options by section of the configuration; paths as text. Raises OptionError for one that there is not."""
-    from cdl_deploy.training.config import RunConfig
+    from cdl_deploy.run.config import RunConfig
 
     fields = {section: set(values) for section, values in RunConfig().to_dict().items()}
     fields["data"].remove("data")  # the first argument

@@ -18,7 +18,7 @@ SCRIPT = """\
 import cdl_deploy
 from cdl_deploy.export import ExportOptions
 from cdl_deploy.training import losses
-from cdl_deploy.training.config import RunConfig
+from cdl_deploy.run.config import RunConfig
 
 reveal_type(RunConfig().optim.epochs)
 reveal_type(ExportOptions().opset)
@@ -28,7 +28,7 @@ reveal_type(cdl_deploy.train)
 reveal_type(cdl_deploy.export("run")[0].bytes)
 """
 WRONG = """\
-from cdl_deploy.training.config import RunConfig
+from cdl_deploy.run.config import RunConfig
 
 RunConfig().optim.epoch
 """
