@@ -141,6 +141,12 @@ def test_class_order_follows_the_seed_or_the_alphabet():
     assert natural == (CLASSES[:4], CLASSES[4:8], CLASSES[8:])
 
 
+def test_natural_order_counts():
+    names = tuple(sorted(["1", "2", "10", "11", "a", "a10", "a9b", "007"]))
+    (order,) = make_tasks(names, DataConfig(tasks=1, class_order="natural"), 0)
+    assert order == ("1", "2", "007", "10", "11", "a", "a9b", "a10")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
