@@ -85,7 +85,7 @@ def answers_of(root: Path) -> dict[str, dict[str, list[float]]]:
     from cdl_deploy.training.data.task_data import TaskData, TaskImages
     from cdl_deploy.training.data.transforms import evaluation_transform
     from cdl_deploy.training.distillation.extra_token import ExtraToken, mixed
-    from cdl_deploy.training.evaluation import evaluation_batches, fit_prediction_head
+    from cdl_deploy.training.fitting import evaluation_batches, fit_prediction_head
     from cdl_deploy.training.models.calibration import TaskCalibration
     from cdl_deploy.training.models.learner import learner_output
     from cdl_deploy.training.processes import Processes

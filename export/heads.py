@@ -22,6 +22,7 @@ class FoldedHeads(nn.Module):
     def __init__(self, folded: FoldedHead, output_tokens: OutputTokens) -> None:
         """`output_tokens`: what the last block has to produce."""
         super().__init__()
+        self.unit_length = folded.unit_length
         self.normalise, self.output_tokens, self.computed = folded.normalise, output_tokens, in_order(folded.features)
         self.positions = tuple(POSITIONS[name] for name in folded.features)
         self.all_in_order = folded.features == self.computed
@@ -37,6 +38,8 @@ class FoldedHeads(nn.Module):
         if self.normalise:
             computed = nn.functional.layer_norm(computed, computed.shape[-1:])
         rows = computed.flatten(1)
+        if self.unit_length:
+            rows = nn.functional.normalize(rows, dim=1)
         if self.projection is not None:
             rows = (rows @ self.projection).relu()
         return nn.functional.linear(rows, self.weight, self.bias)

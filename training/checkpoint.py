@@ -25,6 +25,7 @@ from cdl_deploy.training.backbones.loading import rebuild_backbone
 from cdl_deploy.training.data.task_data import TaskImages
 from cdl_deploy.training.data.transforms import PixelTransform
 from cdl_deploy.training.growing import carried_over, frozen_names
+from cdl_deploy.training.heads.closed_form import closed_form_names
 from cdl_deploy.training.models.learner import Role
 from cdl_deploy.training.models.teacher_student import TeacherStudent, build_teacher_student
 from cdl_deploy.training.run_directory import RunDirectory
@@ -74,8 +75,8 @@ def save_last(
     if position.begun and position.begun == len(record.tasks):
         tensors = {}
     elif position.begun > 1:
-        frozen = frozen_names(tensors)
-        tensors = {name: value for name, value in tensors.items() if name not in frozen}
+        unchanged = frozen_names(tensors) | closed_form_names(tensors)
+        tensors = {name: value for name, value in tensors.items() if name not in unchanged}
     if optimizer is not None:
         for index, state in optimizer.state_dict()["state"].items():
             tensors |= {f"adam/{index}/{name}": torch.as_tensor(value) for name, value in state.items()}
@@ -104,9 +105,11 @@ def load_last(directory: RunDirectory, record: RunRecord, pair: TeacherStudent) 
         file = directory.task_checkpoint(begun)
         state = directory.load_tensors(file)[0]
     elif begun > 1:
-        state |= carried_over(directory.load_tensors(directory.task_checkpoint(begun - 1))[0])
+        before = directory.load_tensors(directory.task_checkpoint(begun - 1))[0]
+        state |= carried_over(before) | {name: before[name] for name in closed_form_names(before)}
     with directory.readable(file):
         pair.load_trained_state(state, header["tasks"], header["known"])
+    _forget(record, pair)
     return position
 
 
@@ -126,7 +129,18 @@ def load_task(directory: RunDirectory, record: RunRecord) -> TeacherStudent:
         if {name: header[name] for name in ("tasks", "known")} != _growth(record, done):
             raise RunError(f"{file} is not of the run in {directory.root}: its tasks have other numbers of classes")
         pair.load_trained_state(state, header["tasks"], header["known"])
+    _forget(record, pair)
     return pair
+
+
+def _forget(record: RunRecord, pair: TeacherStudent) -> None:
+    """Make sure that closed-form heads know nothing of forgotten classes, whatever a checkpoint still has of them."""
+    positions = [i for i, name in enumerate(record.classes) if name in record.forgotten]
+    for learner in pair.learners.values():
+        head = learner.closed_form
+        known = [position for position in positions if head is not None and head.forget(position)]
+        if head is not None and known:
+            head.solve()
 
 
 def _growth(record: RunRecord, count: int) -> dict[str, Any]:

@@ -45,6 +45,9 @@ class Run:
         self.data = TaskData(self.plans, record.tasks, self.sources, self.directory.load_heldout, record.skipped_images)
         self.preprocessing = record.preprocessing.resize_crop
         self.tests_on_device: dict[int, TaskImages] = {}
+        positions = {name: i for i, name in enumerate(record.classes)}
+        self.forgotten_positions = {positions[name] for name in record.forgotten}
+        """Among the logits."""
         self.clock = time.perf_counter()
         """When what is being timed began."""
 
@@ -90,8 +93,11 @@ def begin_task(run: Run, number: int) -> Task:
     """Grow the learners, unless the run was interrupted in this very task."""
     plan, images, processes = run.plans[number - 1], run.data.train(number), run.processes
     optim = resolve_auto(run.optim(number), processes.device, in_memory=False, processes=processes.count_here)
+    adapts = run.config.method.trains_in(number)
+    if not adapts:
+        optim = replace(optim, epochs=0)
     if run.position.begun < number:
-        run.pair.begin_task(len(plan.classes), run.config.optim.seed, run.data.known(number))
+        run.pair.begin_task(len(plan.classes), run.config.optim.seed, run.data.known(number), adapts)
         run.position = Position(begun=number)
     drawn = generator(run.config.optim.seed, "alpha-holdout", number)
     return Task(number, plan, optim, images, *hold_out(images, run.config.method.alpha_holdout, drawn))

@@ -1,77 +1,47 @@
-"""After a task is learned: what is fitted to the finished student, and the accuracy on every task seen so far."""
+"""The accuracy of both learners on every task seen so far, and how far their confidence can be believed."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from cdl_deploy.evaluation.calibration import BINS
+from cdl_deploy.run.record import FittedHead, Role
 from cdl_deploy.training.context import Run, Task
-from cdl_deploy.training.data.loading import batches, to_device
+from cdl_deploy.training.data.loading import to_device
 from cdl_deploy.training.data.resident import ResidentImages
 from cdl_deploy.training.data.task_data import TaskImages
 from cdl_deploy.training.data.transforms import PixelTransform, evaluation_transform
-from cdl_deploy.training.distillation.extra_token import ExtraToken
-from cdl_deploy.training.distillation.protocol import LearnerOutput
-from cdl_deploy.training.models.learner import Learner, QueryEncoder, Role, learner_logits, learner_output
-from cdl_deploy.training.models.teacher_student import TeacherStudent
+from cdl_deploy.training.fitting import evaluation_batches, fitted_head
+from cdl_deploy.training.models.learner import Learner, QueryEncoder, learner_logits
 from cdl_deploy.training.processes import Processes
 from cdl_deploy.training.progress import Stopped
 
-BATCH = 128
+
+@dataclass(frozen=True)
+class Tested:
+    """A learner on the test images of several tasks."""
+
+    row: list[float | None]
+    """Percent correct on each task; None for a task without images."""
+    ece: float | None
+    """Expected calibration error over all images (cdl_deploy.evaluation.calibration), in percent."""
 
 
-def fit_closed_form(run: Run, task: Task) -> None:
-    """What is fitted to a task at once, with no epochs, after those of both learners and before the task is tested.
+def evaluate(run: Run, task: Task) -> tuple[list[TaskImages], dict[Role, FittedHead]]:
+    """Another row of every accuracy matrix; returns all test images by task, and what is recorded of closed-form heads.
 
-    It is not in the last checkpoint but in the task's: a run that is interrupted after the epochs fits it again.
+    Images of forgotten classes take no part. A task that has no others keeps the accuracy it had last.
     """
-    transform, workers = evaluation_transform(run.preprocessing), task.optim.workers or 0
-    fit_prediction_head(run.pair, task.learned, task.held_out, transform, run.config.optim.seed, workers)
-
-
-@torch.no_grad()
-def fit_prediction_head(
-    pair: TeacherStudent, images: TaskImages, held_out: TaskImages, transform: PixelTransform, seed: int, workers: int
-) -> None:
-    """Choose the task's α on `held_out`, and calibrate on the statistics of `images`, where the student asks for it.
-
-    To be called once a task, before it is evaluated. `transform` is that of evaluation.
-    """
-    student, distillation = pair.student, pair.student.distillation
-    if isinstance(distillation, ExtraToken) and distillation.chosen is not None:
-        new = [position for position, label in enumerate(held_out.labels) if label >= student.first_class]
-        if new:
-            chosen = TaskImages([held_out.items[i] for i in new], [held_out.labels[i] for i in new])
-            outputs, labels = zip(*_outputs(pair, chosen, transform, workers), strict=True)
-            logits = torch.cat([output.class_logits for output in outputs])
-            extra = torch.cat([output.extra_logits for output in outputs if output.extra_logits is not None])
-            distillation.choose_alpha(logits, extra, torch.cat(labels), student.first_class)
-    if student.calibration is not None:
-        outputs, labels = zip(*_outputs(pair, images, transform, workers), strict=True)
-        features = torch.cat([output.features for output in outputs if output.features is not None])
-        student.calibration.remember(features, torch.cat(labels))
-
-        with torch.enable_grad():
-            student.calibration.fit(lambda drawn: student.uncalibrated(student.apply_heads(drawn)), student.tasks, seed)
-
-
-def _outputs(
-    pair: TeacherStudent, images: TaskImages, transform: PixelTransform, workers: int
-) -> Iterable[tuple[LearnerOutput, Tensor]]:
-    """What the student computes for the images, batch by batch, and their labels."""
-    device = pair.encoder.backbone.mean.device
-    for pixels, labels in evaluation_batches(images, transform, workers, Processes(device)):
-        yield learner_output(pair.encoder, pair.student, to_device(pixels, device)), to_device(labels, device)
-
-
-def evaluate(run: Run, task: Task) -> list[TaskImages]:
-    """Another row of every accuracy matrix; returns the test images of every task so far."""
     tests = [run.data.test(number) for number in range(1, task.number + 1)]
-    shown = on_device(run, tests) if task.optim.resident else tests
+    shown = [
+        without(test, run.forgotten_positions) for test in (on_device(run, tests) if task.optim.resident else tests)
+    ]
     transform, workers = evaluation_transform(run.preprocessing), task.optim.workers or 0
 
     def on_images(role: Role, done: int, total: int) -> None:
@@ -79,14 +49,32 @@ def evaluate(run: Run, task: Task) -> list[TaskImages]:
         if run.processes.count == 1 and run.stop():  # nothing is lost: what was learned is saved
             raise Stopped
 
+    heads: dict[Role, FittedHead] = {}
     for role, learner in run.pair.learners.items():
-        row = run.precomputed.accuracy_row(task.number, tests) if role == "teacher" and run.precomputed else None
-        row = row or accuracy_row(
-            run.pair.encoder, learner, shown, transform, workers, partial(on_images, role), run.processes
-        )
+        row = run.precomputed.accuracy_row(role, task.number, tests) if run.precomputed else None
+        ece = None
+        if row is None or learner.closed_form is not None:
+            tested = measure_learner(
+                run.pair.encoder, learner, shown, transform, workers, partial(on_images, role), run.processes
+            )
+            before = run.record.matrices.get(role, [])
+            row = [before[-1][i] if value is None else value for i, value in enumerate(tested.row)]
+            ece = tested.ece
         run.record.matrices.setdefault(role, []).append(row)
+        if learner.closed_form is not None:
+            heads[role] = fitted_head(learner.closed_form, ece)
     run.position.seconds["evaluation"] = time.perf_counter() - run.clock
-    return tests
+    return tests, heads
+
+
+def without(images: TaskImages, positions: set[int]) -> TaskImages:
+    """The images whose label is none of `positions`."""
+    if not positions & set(images.labels):
+        return images
+    kept = [i for i, label in enumerate(images.labels) if label not in positions]
+    pixels = None if images.pixels is None else images.pixels[kept]
+    items = [images.items[i] for i in kept] if images.items else []
+    return TaskImages(items, [images.labels[i] for i in kept], pixels)
 
 
 def on_device(run: Run, tests: list[TaskImages]) -> list[TaskImages]:
@@ -98,7 +86,6 @@ def on_device(run: Run, tests: list[TaskImages]) -> list[TaskImages]:
     return [run.tests_on_device.get(number, test) for number, test in enumerate(tests, start=1)]
 
 
-@torch.no_grad()
 def accuracy_row(
     encoder: QueryEncoder,
     learner: Learner,
@@ -108,30 +95,53 @@ def accuracy_row(
     on_images: Callable[[int, int], None] = lambda done, total: None,
     processes: Processes | None = None,
 ) -> list[float]:
-    """Percent correct on each task's test images, choosing among all classes seen: one row of the accuracy matrix.
+    """Percent correct on each task's test images, choosing among all classes seen: one row of the accuracy matrix."""
+    row = measure_learner(encoder, learner, tests, transform, workers, on_images, processes).row
+    return [value for value in row if value is not None]
+
+
+@torch.no_grad()
+def measure_learner(
+    encoder: QueryEncoder,
+    learner: Learner,
+    tests: Sequence[TaskImages],
+    transform: PixelTransform,
+    workers: int = 0,
+    on_images: Callable[[int, int], None] = lambda done, total: None,
+    processes: Processes | None = None,
+) -> Tested:
+    """Accuracy on each task's test images, choosing among all classes seen, and the calibration error over all.
 
     Several processes divide every task's images among them.
     """
     device = encoder.backbone.mean.device
     processes = processes or Processes(device)
     total, done, correct = sum(len(test.labels) for test in tests), 0, []
+    bins = torch.zeros(3, BINS, dtype=torch.float64)
     for test in tests:
         right = torch.zeros((), dtype=torch.int64, device=device)
-        for pixels, labels in evaluation_batches(test, transform, workers, processes):
-            predicted = learner_logits(encoder, learner, to_device(pixels, device)).argmax(dim=1)
-            right += (predicted == to_device(labels, device)).sum()
+        for pixels, labels in evaluation_batches(test, transform, workers, processes) if test.labels else ():
+            confidence, predicted = (
+                learner_logits(encoder, learner, to_device(pixels, device)).softmax(dim=1).max(dim=1)
+            )
+            hits = predicted == to_device(labels, device)
+            right += hits.sum()
+            bins += _binned(confidence.double().cpu(), hits.cpu())
             done += len(labels)
             on_images(min(total, done * processes.count), total)
         correct.append(int(right))
-    return [100 * count / len(test.labels) for count, test in zip(processes.total(correct), tests, strict=True)]
+    counts = processes.total(correct)
+    row = [100 * count / len(test.labels) if test.labels else None for count, test in zip(counts, tests, strict=True)]
+    images, sums, hits_in = processes.summed(bins)
+    ece = 100 * float((sums - hits_in).abs().sum() / images.sum()) if float(images.sum()) else None
+    return Tested(row, ece)
 
 
-def evaluation_batches(
-    test: TaskImages, transform: PixelTransform, workers: int, processes: Processes
-) -> Iterable[tuple[Tensor, Tensor]]:
-    """This process's share of a task's images, pixels and labels, as evaluation sees them."""
-    labels = processes.share(test.labels)
-    if test.pixels is None:
-        return batches(processes.share(test.items), labels, transform, BATCH, workers=workers)
-    pixels = test.pixels[processes.index :: processes.count]
-    return zip(pixels.split(BATCH), torch.tensor(labels).split(BATCH), strict=True)
+def _binned(confidence: Tensor, hits: Tensor) -> Tensor:
+    """[3, bins]: images, summed confidence and hits in each bin of confidence ((m−1)/M, m/M]."""
+    place = (confidence * BINS).ceil().long().clamp(1, BINS) - 1
+    found = torch.zeros(3, BINS, dtype=torch.float64)
+    found[0].index_add_(0, place, torch.ones_like(confidence))
+    found[1].index_add_(0, place, confidence)
+    found[2].index_add_(0, place, hits.double())
+    return found

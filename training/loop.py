@@ -20,7 +20,7 @@ import torch
 
 from cdl_deploy.data.sources import fingerprint
 from cdl_deploy.run.config import RunConfig
-from cdl_deploy.run.record import FinishedTask, RunRecord, TaskOptim
+from cdl_deploy.run.record import FinishedTask, FittedHead, RunRecord, TaskOptim
 from cdl_deploy.training.checkpoint import (
     Position,
     load_last,
@@ -33,7 +33,8 @@ from cdl_deploy.training.context import Run, Task, begin_task, images_to_learn
 from cdl_deploy.training.data.loading import TrainingImages, to_device
 from cdl_deploy.training.data.task_data import TaskImages, open_sources
 from cdl_deploy.training.data.transforms import evaluation_transform
-from cdl_deploy.training.evaluation import evaluate, fit_closed_form
+from cdl_deploy.training.evaluation import evaluate
+from cdl_deploy.training.fitting import fit_task
 from cdl_deploy.training.machine import compile_blocks, in_precision
 from cdl_deploy.training.models.learner import Role
 from cdl_deploy.training.plots import PICTURES, plot_run
@@ -138,9 +139,9 @@ def learn(run: Run) -> RunRecord:
                         learn_epoch(run, task, stage, images, optimizer, epoch)
                 run.progress.stage_finished(stage)
             run.clock = time.perf_counter()
-            fit_closed_form(run, task)
-            tests = evaluate(run, task)
-            finish_task(run, task, tests)
+            fit_task(run, task)
+            tests, heads = evaluate(run, task)
+            finish_task(run, task, tests, heads)
     return run.record
 
 
@@ -185,15 +186,15 @@ def save_epoch(run: Run, stage: Stage, optimizer: torch.optim.Optimizer, epochs:
 
 def is_precomputed(run: Run, task: Task, role: Role) -> bool:
     """Whether another run has taught this learner the task; if so, it has learned it now."""
-    teacher = run.precomputed if role == "teacher" else None
-    if teacher is None or not teacher.has_task(task.number, task.plan, task.images):
+    known = run.precomputed if run.precomputed and role in run.precomputed.roles else None
+    if known is None or not known.has_task(task.number, task.plan, task.images):
         return False
-    teacher.load_task(run.pair.learners[role], task.number)
+    known.load_task(run.pair.learners[role], task.number)
     run.position.epochs[role] = task.optim.epochs
     return True
 
 
-def finish_task(run: Run, task: Task, tests: list[TaskImages]) -> None:
+def finish_task(run: Run, task: Task, tests: list[TaskImages], heads: dict[Role, FittedHead]) -> None:
     """Write down what a finished task leaves. It is finished, whatever comes, as soon as `save` has returned."""
     optim, position = task.optim, run.position
     run.record.tasks.append(
@@ -211,6 +212,7 @@ def finish_task(run: Run, task: Task, tests: list[TaskImages]) -> None:
             teacher_run=run.config.models.teacher_run,
             finished=datetime.now(UTC).isoformat(timespec="seconds"),
             seconds={name: round(value, 3) for name, value in position.seconds.items()},
+            heads=heads,
         )
     )
     run.progress.evaluated(run.record)

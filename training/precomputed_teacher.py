@@ -18,11 +18,12 @@ from cdl_deploy.training.run_directory import RunDirectory
 
 
 class PrecomputedTeacher:
-    """The teacher of a run, task by task."""
+    """The teacher of a run, task by task; or, for a run that only gets other heads, both of its learners."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, roles: tuple[Role, ...] = ("teacher",)) -> None:
         self.directory = RunDirectory(root)
         self.record = self.directory.latest_record()
+        self.roles = roles
 
     def check(self, ours: RunRecord) -> None:
         """Raises OptionError unless it could be the teacher of a run that begins as `ours`."""
@@ -66,7 +67,7 @@ class PrecomputedTeacher:
             return False
         if task.data_fingerprint != fingerprint(images.items):
             raise RunError(
-                f"the teacher of {self.directory.root} learned task {number} from {task.train_images} images that "
+                f"the {self.roles[0]} of {self.directory.root} learned task {number} from {task.train_images} images "
                 f"are not the {len(images.items)} of {plan.data}: train it on the same folder"
             )
         return True
@@ -75,12 +76,18 @@ class PrecomputedTeacher:
         """Make `learner`, a teacher that has begun task `number`, what this one was after it."""
         file = self.directory.task_checkpoint(number)
         tensors, header = self.directory.load_tensors(file)
-        own = {name.removeprefix("teacher/"): v for name, v in tensors.items() if name.startswith("teacher/")}
+        begin = f"{learner.role}/"
+        own = {name.removeprefix(begin): v for name, v in tensors.items() if name.startswith(begin)}
+        heads = {name for name in own if name.startswith("closed_form.")}  # solved anew from the task's images
+        own = {name: value for name, value in own.items() if name not in heads}
+        own |= {name: v for name, v in learner.trained_state().items() if name.startswith("closed_form.")}
         with self.directory.readable(file):
             learner.load_trained_state(own, header["tasks"], header["known"])
 
-    def accuracy_row(self, number: int, tests: Sequence[TaskImages]) -> list[float] | None:
+    def accuracy_row(self, role: Role, number: int, tests: Sequence[TaskImages]) -> list[float] | None:
         """Its accuracy after task `number` on every task so far, if that was measured on just these test images."""
+        if self.roles != ("teacher",) or role != "teacher":
+            return None
         tasks = self.record.tasks[:number]
         seen = [task.test_fingerprint for task in tasks]
         if len(tasks) < number or seen != [fingerprint(test.items) for test in tests]:

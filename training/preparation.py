@@ -162,13 +162,14 @@ def prepare_task(
     source = open_source(addition.data, holdout, addition.skip_bad, checking(progress, stop, processes))
     new, known = split_classes(source, record, addition)
     changed = {name: value for name, value in addition.optim.items() if value != getattr(record.config.optim, name)}
-    plan = TaskPlan(new, addition.data, holdout, addition.skip_bad, known, changed)
+    plan = TaskPlan(new, addition.data, holdout, addition.skip_bad, known, changed, added=True)
     models = replace(record.config.models, teacher_run=None)  # from here on its teacher learns by itself
     record = replace(
         record,
         config=replace(record.config, models=models),
         plans=[*record.plans, plan],
         skipped_images=[*record.skipped_images, *source.skipped],
+        forgotten=[name for name in record.forgotten if name not in known],
     )
     return PreparedTask(record, source, plan)
 
@@ -192,13 +193,14 @@ def split_classes(
     taught = {name: task.number for task in record.tasks for name in task.classes}
     new = tuple(name for name in chosen if name not in taught)
     known = tuple(name for name in chosen if name in taught)
-    if known and not addition.allow_known:
-        names = ", ".join(f"'{name}' (task {taught[name]})" for name in known)
+    refused = [name for name in known if name not in record.forgotten]
+    if refused and not addition.allow_known:
+        names = ", ".join(f"'{name}' (task {taught[name]})" for name in refused)
         raise DataError(
             f"{addition.data} has classes that the run knows: {names}; leave them out with --classes, "
             "or train them on with --allow-known"
         )
-    if len(chosen) < 2:
+    if len(chosen) < 2 and record.config.method.trains_in(len(record.tasks) + 1):
         raise DataError(
             f"one class, '{chosen[0]}', cannot be a task: what is learned is to tell a task's classes apart; "
             "add another, or new images of a known one with --allow-known"

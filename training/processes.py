@@ -81,6 +81,19 @@ class Processes:
         summed: list[int] = self._sum(torch.tensor(counts, dtype=torch.int64, device=self.device)).tolist()
         return summed
 
+    def summed(self, values: Tensor) -> Tensor:
+        """Values of any shape, summed over the processes."""
+        return values if self.count == 1 else self._sum(values.to(self.device)).cpu()
+
+    def gathered(self, value: Shared) -> list[Shared]:
+        """What each process has, in their order."""
+        if self.count == 1:
+            return [value]
+        from accelerate.utils import gather_object
+
+        found: list[Shared] = _talk(lambda: gather_object([value]))
+        return found
+
     def any(self, said: bool) -> bool:
         """Whether one of the processes says yes, so that all of them act on it in the same step."""
         return self.total([int(said)]) != [0]

@@ -21,6 +21,7 @@ from cdl_deploy.version import __version__
 
 COMMANDS = {
     "train": "train",
+    "head": "head",
     "runs": "runs",
     "compare": "compare",
     "export": "export",

@@ -43,7 +43,7 @@ def run_table(record: RunRecord) -> RenderableType:
             *[f"{value:.1f}" for value in means],
             duration(_seconds(task)),
         )
-    return Group(tasks, _metrics(results))
+    return Group(tasks, _metrics(results), *_heads(record))
 
 
 def _title(record: RunRecord) -> Text:
@@ -52,6 +52,22 @@ def _title(record: RunRecord) -> Text:
     state = "" if record.finished else f", unfinished: {len(record.tasks)} tasks so far"
     method = f"{config.method.method} + {config.method.distill}, seed {config.optim.seed}"
     return Text(f"{ending(config.data.data, 40)}: {method}{state}\naccuracy over all classes seen (%)")
+
+
+def _heads(record: RunRecord) -> list[Text]:
+    """A line for each closed-form head, as it was after the last task."""
+    if not record.tasks:
+        return []
+    lines = []
+    for role, head in record.tasks[-1].heads.items():
+        number = {"slda": "ρ", "ridge": "λ"}.get(head.kind)
+        chosen = "" if head.chosen is None or number is None else f", {number} {head.chosen:.2g}"
+        ece = "" if head.ece is None else f"; calibration error {head.ece:.1f} %"
+        features = f"{head.features} ({head.dimension:,} numbers)"
+        lines.append(Text(f"{role}: {head.kind} on {features}{chosen}, temperature {head.temperature:.2f}{ece}"))
+    if record.forgotten:
+        lines.append(Text(f"forgotten: {named(record.forgotten)}"))
+    return lines
 
 
 def _metrics(results: Mapping[Role, Results]) -> Table:

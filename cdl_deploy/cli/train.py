@@ -33,6 +33,7 @@ cdl train --data photos/ --tasks 10 --dry-run
 cdl train runs/photos --resume
 accelerate launch --multi_gpu -m cdl_deploy train --data photos/ --tasks 10 --out runs/photos
 cdl train runs/photos --add new-photos/ --classes screw,nut
+cdl train runs/photos --undo
 """
 
 
@@ -76,6 +77,8 @@ Add = Annotated[
 ]
 Classes = Annotated[str | None, _option("Only these of its classes, in this order.", ADD, metavar="A,B,...")]
 AllowKnown = Annotated[bool, _option("Train classes that RUN knows on, with the new images.", ADD, "--allow-known")]
+Undo = Annotated[bool, _option("Take the last addition back, exactly.", ADD, "--undo")]
+Forget = Annotated[str | None, _option("Take a class away again (closed-form heads).", ADD, metavar="CLASS")]
 
 
 def command(
@@ -89,6 +92,8 @@ def command(
     add: Add = None,
     classes: Classes = None,
     allow_known: AllowKnown = False,
+    undo: Undo = False,
+    forget: Forget = None,
     **options: Any,
 ) -> None:
     """Train a student, task by task, with a teacher's help.
@@ -98,6 +103,9 @@ def command(
     """
     given = _given(options)
     out = _one_directory(run, out)
+    if undo or forget is not None:
+        _revise(out, undo, forget, bool(given or resume or dry_run or add is not None), as_json)
+        return
     if dry_run:
         if resume or add is not None:
             raise OptionError("--dry-run plans a new run: leave out --resume and --add")
@@ -143,7 +151,20 @@ def command(
                 typer.echo(f"\nstopped; continue with: cdl train {out} --resume", err=True)
             raise typer.Exit(stop.exit_code if stop() else 130) from None
     if is_main_process():
-        _print(record, out, as_json)
+        print_run(record, out, as_json)
+
+
+def _revise(out: Path | None, undo: bool, forget: str | None, more: bool, as_json: bool) -> None:
+    """Take an addition back, or a class away."""
+    flag_given = "--undo" if undo else "--forget"
+    if (undo and forget is not None) or more:
+        raise OptionError(f"{flag_given} changes a finished run and learns nothing: leave the other options out")
+    if out is None:
+        raise OptionError(f"{flag_given} needs the run: cdl train RUN {flag_given}")
+    with require_extra("cdl train", "train"):
+        from cdl_deploy.training.revisions import forget_class, undo_task
+    record = undo_task(out) if forget is None else forget_class(out, forget)
+    print_run(record, out, as_json)
 
 
 def _one_directory(run: Path | None, out: Path | None) -> Path | None:
@@ -229,7 +250,8 @@ def _refuse(given: Collection[str], why: str) -> None:
         raise OptionError(f"{why}, so {names} cannot be given: leave it out")
 
 
-def _print(record: RunRecord, out: Path, as_json: bool) -> None:
+def print_run(record: RunRecord, out: Path, as_json: bool) -> None:
+    """The record as JSON, or its tables and what to do next."""
     if as_json:
         import json
 

@@ -113,7 +113,7 @@ class ModelConfig(Options):
 class ChoiceOptions(Options):
     """Which method and which distillation, and what is the same for all of them."""
 
-    method: str = option("coda", "coda, l2p, dualprompt or apt.", metavar="NAME", teacher=True)
+    method: str = option("coda", "coda, l2p, dualprompt or apt; none: no prompts.", metavar="NAME", teacher=True)
     """Continual-learning method, a name in `cdl_deploy.training.methods.METHODS`."""
     distill: str = option(
         "kdp",
@@ -176,6 +176,33 @@ class MethodConfig(
 
     more: Mapping[str, Any] = field(default_factory=dict)
     """Options of methods and distillations that other packages bring."""
+
+    def check(self) -> None:
+        """What adapts must be there to adapt, and what does not adapt must not be there untrained."""
+        if self.adapt == "none" and self.adapting:
+            raise OptionError(
+                f"--adapt none would leave the prompts of --method {self.method} --distill {self.distill} untrained: "
+                "add --method none and --distill none or kd, or give --adapt first"
+            )
+        if self.adapt in ("first", "all") and self.head != "learned" and not self.adapting:
+            raise OptionError(
+                f"--adapt {self.adapt}: with --method {self.method} --distill {self.distill} and the closed-form head "
+                f"{self.head} there is nothing to train: leave it out"
+            )
+        if self.ridge_teacher_weight and self.distill == "none":
+            raise OptionError("--ridge-teacher-weight needs a teacher: give --distill kd, say, or leave it out")
+
+    @property
+    def adapting(self) -> bool:
+        """Whether prompts, or anything else of method and distillation, could train."""
+        return self.method != "none" or self.distill not in ("none", "kd", "dkd")
+
+    def trains_in(self, task: int) -> bool:
+        """Whether prompts, distillation and learned heads train in `task`, counted from 1."""
+        adapt = self.adapt
+        if adapt is None:
+            adapt = "all" if "learned" in self.heads.values() else "first" if self.adapting else "none"
+        return adapt == "all" or (adapt == "first" and task == 1)
 
     def part(self, config: type[SomeOptions]) -> SomeOptions:
         """The options that one method or distillation has, from among all of them."""

@@ -17,6 +17,10 @@ KD_CLASSES = ("task", "seen")
 KD_PROMPT_STARTS = ("uniform", "orthogonal")
 KD_TOKEN_STARTS = ("class-token", "uniform", "none")
 STUDENT_HEADS = ("method", "cosine")
+HEADS = ("learned", "slda", "ridge", "ncm")
+ADAPT = ("all", "first", "none")
+PRIORS = ("uniform", "observed")
+FEATURES = ("class", "patches", "kd")
 
 # ---- methods ---------------------------------------------------------------------------------------------------------
 
@@ -223,10 +227,60 @@ class KDPConfig(DeiTConfig):
 
 @dataclass(frozen=True)
 class HeadOptions(Options):
-    """The heads of both learners, and the student's own."""
+    """The heads of both learners, and the student's own.
+
+    A head is learned by gradient, task by task, or it is closed form: solved from sums over the images of every task.
+    """
 
     group = "Head"
 
+    head: str = option(
+        "learned",
+        "What classifies: a Gaussian classifier, ridge regression or the nearest mean in closed form, or learned.",
+        choices=HEADS,
+        default_text="slda; learned with --preset paper",
+        teacher=True,
+    )
+    """`slda` (one Gaussian a class, one covariance), `ridge` or `ncm` (nearest class mean): solved from sums of
+    features, which forget nothing. `learned`: by gradient, as in the paper."""
+    teacher_head: str | None = option(
+        None, "The teacher's, where it differs.", choices=HEADS, default_text="as --head", teacher=True
+    )
+    """What the teacher classifies with. It always distils with its learned head."""
+    features: str | None = option(
+        None,
+        "What a closed-form head reads: class, patches and kd, joined by +.",
+        metavar="class+patches",
+        default_text="class+patches, and kd where there is a KD token",
+        teacher=True,
+    )
+    """`class` token, mean of the `patches`, and `kd` token after the final norm, together; a teacher has no `kd`."""
+    random_features: int = option(
+        0, "Project features to M random ones with a ReLU first (RanPAC).", metavar="M", low=0, teacher=True
+    )
+    """M of RanPAC's random projection; 0 for none. It is drawn from the run's seed."""
+    adapt: str | None = option(
+        None,
+        "Tasks in which prompts and distillation train; any other task is one pass over its images.",
+        choices=ADAPT,
+        default_text="first; all with a learned head, none where nothing could train",
+        teacher=True,
+    )
+    """`all`; the `first` task, after which the features stand still; or `none`: the backbone as it is, no prompts."""
+    priors: str = option("uniform", "slda: every class as likely, or as observed.", choices=PRIORS, teacher=True)
+    """π of slda: 1/C, or the share of the images."""
+    shrinkage: float | None = option(
+        None, "slda: rho of its covariance.", metavar="SHARE", low=0, high=1, default_text="OAS's", teacher=True
+    )
+    """ρ; by default what OAS says of the sums."""
+    ridge_penalty: float | None = option(
+        None, "ridge: lambda.", metavar="WEIGHT", low=0, default_text="by cross-validation", teacher=True
+    )
+    """λ; by default what generalised cross-validation says of the sums."""
+    ridge_teacher_weight: float = option(
+        0.0, "ridge: share of the teacher's probabilities in the targets.", metavar="SHARE", low=0, high=1
+    )
+    """β of the student's targets (1−β) · one-hot + β · teacher."""
     head_start: str = option("zeros", "How heads start.", choices=HEAD_STARTS, teacher=True)
     """Heads start at `zeros`, or `linear`, drawn as `torch.nn.Linear` does, as in the paper."""
     student_head: str = option("method", "Kind of the student's heads.", choices=STUDENT_HEADS)
@@ -239,9 +293,38 @@ class HeadOptions(Options):
     """`statistics`: after every task the student's logits are scaled and shifted, task by task, by what Gaussians of
     each class's features say. No image is kept. `none`: they are answered with as they are."""
 
+    def check(self) -> None:
+        """The features must be some that there are, and what is said of a head must fit it."""
+        names = (self.features or "class").split("+")
+        if not set(names) <= set(FEATURES) or len(set(names)) < len(names):
+            known = ", ".join(FEATURES)
+            raise OptionError(f"--features is '{self.features}', expected some of {known}, each once, joined by +")
+        kinds = {self.head, self.teacher_head or self.head}
+        if kinds == {"learned"}:
+            for name in ("features", "random_features", "shrinkage", "ridge_penalty", "ridge_teacher_weight"):
+                if getattr(self, name):
+                    flag = f"--{name.replace('_', '-')}"
+                    raise OptionError(f"{flag} is of closed-form heads: add --head slda, ridge or ncm, or leave it out")
+        if "learned" in kinds and self.adapt in ("first", "none"):
+            raise OptionError(
+                f"--adapt {self.adapt} leaves tasks untrained, and a learned head learns in every task: "
+                "give --head slda, ridge or ncm for student and teacher, or leave it out"
+            )
+        if self.ridge_teacher_weight and self.head != "ridge":
+            raise OptionError(f"--ridge-teacher-weight is of --head ridge, not of {self.head}: leave it out")
+        if self.calibration != "none" and self.head != "learned":
+            raise OptionError(
+                f"--calibration is of learned heads: the head {self.head} has a temperature of its own, leave it out"
+            )
+
+    @property
+    def heads(self) -> dict[str, str]:
+        """Kind of each learner's head, by role."""
+        return {"student": self.head, "teacher": self.teacher_head or self.head}
+
 
 METHOD_CONFIGS: dict[str, type[Options]] = {
-    "l2p": L2PConfig, "dualprompt": DualPromptConfig, "coda": CodaConfig, "apt": APTConfig,
+    "none": Options, "l2p": L2PConfig, "dualprompt": DualPromptConfig, "coda": CodaConfig, "apt": APTConfig,
 }  # fmt: skip
 DISTILLATION_CONFIGS: dict[str, type[Options]] = {
     "none": Options, "kd": KDConfig, "dkd": DKDConfig, "fitnets": FitNetsConfig, "reviewkd": ReviewKDConfig,

@@ -85,6 +85,8 @@ class TaskPlan:
     """Classes of earlier tasks that this one brings new images of."""
     optim: dict[str, Any] = field(default_factory=dict)
     """Fields of OptimConfig that differ from the run's."""
+    added: bool = False
+    """Whether the run was finished before, and this task is an addition that may be taken back."""
 
     @property
     def source_key(self) -> tuple[str, float | None, bool]:
@@ -107,6 +109,24 @@ class TaskOptim:
     epochs: int
     batch_size: int
     lr: float
+
+
+@dataclass(frozen=True)
+class FittedHead:
+    """A closed-form head after a task."""
+
+    kind: str
+    """`slda`, `ridge` or `ncm`."""
+    features: str
+    """What it reads, joined by +."""
+    dimension: int
+    """Length of what it reads, or of its random projection."""
+    chosen: float | None
+    """ρ of slda, λ of ridge."""
+    temperature: float
+    """Scores are divided by it, so that their softmax are probabilities."""
+    ece: float | None = None
+    """Expected calibration error on the test images of every task so far, in percent."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +154,8 @@ class FinishedTask:
     """When, in UTC."""
     seconds: dict[str, float]
     """By stage."""
+    heads: dict[Role, FittedHead] = field(default_factory=dict)
+    """Closed-form heads as they were after it."""
 
 
 @dataclass(frozen=True)
@@ -173,6 +195,8 @@ class RunRecord:
     """Accuracy matrix of each learner; a row a finished task."""
     skipped_images: list[str] = field(default_factory=list)
     """Unreadable images that --skip-bad left out."""
+    forgotten: list[str] = field(default_factory=list)
+    """Classes that were taken away again. They keep their positions among the logits, and have no sums any more."""
     unrecorded: frozenset[tuple[str, str]] = frozenset()
     """Section and name of options that the version which began the run did not have. They have their defaults and stay
     unwritten, so that the run's fingerprint stays what it is."""
@@ -198,6 +222,16 @@ class RunRecord:
     def classes(self) -> list[str]:
         """Class names of the finished tasks, in the order of the logits."""
         return [name for task in self.tasks for name in task.classes]
+
+    @property
+    def known_classes(self) -> list[str]:
+        """Those of `classes` that were not forgotten."""
+        return [name for name in self.classes if name not in self.forgotten]
+
+    @property
+    def known_positions(self) -> list[int]:
+        """Where they stand among the logits of the trained learners."""
+        return [i for i, name in enumerate(self.classes) if name not in self.forgotten]
 
     def results(self, role: Role) -> Results | None:
         """How well a learner did; None where there is no such learner, or no finished task."""
@@ -233,6 +267,7 @@ class RunRecord:
             "preprocessing": dataclasses.asdict(self.preprocessing),
             "backbones": self.recorded_backbones(),
             "skipped_images": list(self.skipped_images),
+            **({"forgotten": list(self.forgotten)} if self.forgotten else {}),
         }
 
 
@@ -246,6 +281,7 @@ class _Content:
     preprocessing: RecordedPreprocessing
     backbones: dict[Role, BackboneInfo]
     skipped_images: list[str]
+    forgotten: list[str] = field(default_factory=list)
     student: Results | None = None
     teacher: Results | None = None
 
@@ -319,6 +355,7 @@ def parse_record(values: Any, path: Path) -> RunRecord:
         tasks=content.tasks,
         matrices={role: [list(row) for row in result.accuracy_matrix] for role, result in present.items()},
         skipped_images=content.skipped_images,
+        forgotten=content.forgotten,
         unrecorded=frozenset(known - {(section, name) for section, given in content.config.items() for name in given}),
         read_results=present,
     )

@@ -52,8 +52,14 @@ class FoldedHead:
     features: tuple[Feature, ...] = ("class",)
     normalise: bool = False
     """Whether each feature passes a LayerNorm first that has nothing to train."""
-    projection: Float[Tensor, "F G"] | None = None
+    projection: Float[Tensor, "G F"] | None = None
     """P of φ(x) = ReLU(x Pᵀ), after the LayerNorm; None where φ(x) = x."""
+    unit_length: bool = False
+    """Whether all features together are brought to unit length first."""
+
+    def of_classes(self, positions: Sequence[int]) -> FoldedHead:
+        """The logits of some classes only."""
+        return replace(self, weight=self.weight[list(positions)], bias=self.bias[list(positions)])
 
     def calibrated(self, scale: Float[Tensor, " C"], offset: Float[Tensor, " C"]) -> FoldedHead:
         """logits · scale + offset."""

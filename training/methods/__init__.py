@@ -13,9 +13,11 @@ from cdl_deploy.training.methods.apt import AdditivePrompts
 from cdl_deploy.training.methods.coda import CodaPrompt
 from cdl_deploy.training.methods.dualprompt import DualPrompt
 from cdl_deploy.training.methods.l2p import L2P
+from cdl_deploy.training.methods.none import NoPrompts
 from cdl_deploy.training.methods.protocol import ContinualMethod, Phase, PromptSelection
 
 METHODS: dict[str, type[ContinualMethod]] = {
+    "none": NoPrompts,
     "l2p": L2P,
     "dualprompt": DualPrompt,
     "coda": CodaPrompt,

@@ -83,8 +83,15 @@ class CodaPrompt(ContinualMethod):
             rows = (weights @ block.prompts.all().flatten(1)).view(1, *block.prompts.shape)
             key_prompts, value_prompts = rows.chunk(2, dim=1)
             prompts[index] = BlockPrompt(prefix=(key_prompts, value_prompts))
-            strengths += weights.abs().view(tasks, -1).sum(dim=1)
-        return FixedSelection(prompts, (strengths / strengths.sum())[None])
+            if self.prompted_tasks == tasks:
+                strengths += weights.abs().view(tasks, -1).sum(dim=1)
+        by_task = (strengths / strengths.sum())[None] if self.prompted_tasks == tasks else None
+        return FixedSelection(prompts, by_task)
+
+    @property
+    def prompted_tasks(self) -> int:
+        """Tasks that brought components."""
+        return len(next(iter(self.own_blocks().values())).keys) // self.components_per_task
 
     def similarities(self, query: Query) -> list[Similarities]:
         """w in each of the five blocks."""
@@ -145,10 +152,8 @@ class FoldedCoda(FoldedSelection):
     """CODA's weights for all its blocks as two matrix products, its prompts as one more in each block.
 
     w = (q · (A∘K̂)ᵀ) / √(q² · (A²)ᵀ), with the M components of all blocks side by side. A task's score is its share of
-    Σ |w| over all blocks.
+    Σ |w| over all blocks; where not every task brought components they belong to none.
     """
-
-    by_task = True
 
     numerator: Tensor
     denominator: Tensor
@@ -156,6 +161,7 @@ class FoldedCoda(FoldedSelection):
     def __init__(self, method: CodaPrompt, attentions: Attentions, tasks: int) -> None:
         super().__init__(tasks)
         blocks = method.own_blocks()
+        self.by_task = method.prompted_tasks == tasks
         self.indices = tuple(blocks)
         self.heads, self.prompt_length = attentions[self.indices[0]].heads, method.prompt_length
         masks = torch.cat([block.attentions.all() for block in blocks.values()])
@@ -178,6 +184,8 @@ class FoldedCoda(FoldedSelection):
             rows = own @ self.get_buffer(f"prompts_{index}") + self.get_buffer(f"shift_{index}")
             parts = rows.unflatten(1, (2, self.heads, self.prompt_length, -1))
             prompts[index] = (parts[:, 0], parts[:, 1])
+        if not self.by_task:
+            return Chosen(prompts, self.scores)
         strengths = weights.abs().unflatten(1, (len(self.indices), self.tasks, -1)).sum(dim=(1, 3))
         return Chosen(prompts, strengths / strengths.sum(dim=1, keepdim=True).clamp_min(1e-12))
 

@@ -83,14 +83,20 @@ class DualPrompt(ContinualMethod):
     def fix_selection(self, queries: Query, task: int | None, tasks: int) -> FixedSelection:
         """The entry of `task`, or in each block the one that is nearest to most queries."""
         prompts, shares = self.shared_prompts(), torch.zeros(1, tasks)
-        entries = self.own_entries()
+        entries, prompted = self.own_entries(), self.prompted_tasks
+        task = task if task is None else min(task, prompted)  # later tasks have the features of the last one
         for index, block in entries.items():
             nearest_keys = block.similarity(queries).argmax(dim=1)
             chosen = task - 1 if task is not None else int(torch.bincount(nearest_keys, minlength=tasks).argmax())
             rows = block.prompts.all()[chosen]
             prompts[index] = BlockPrompt(prefix=(rows[0:1], rows[1:2]))
             shares[0, chosen] += 1 / len(entries)
-        return FixedSelection(prompts, shares)
+        return FixedSelection(prompts, shares if prompted == tasks else None)
+
+    @property
+    def prompted_tasks(self) -> int:
+        """Tasks that brought an entry."""
+        return len(next(iter(self.own_entries().values())).keys)
 
     def similarities(self, query: Query) -> list[Similarities]:
         """cos(q, k_j) in each of the three blocks."""
@@ -124,16 +130,17 @@ class FoldedDualPrompt(FoldedSelection):
     """The entry with the largest q · k̂ in each block, the keys of all blocks side by side; shared prompts are constant.
 
     The length of the query changes no order, so it is left out. A task's score is the share of the blocks in which its
-    entry was chosen.
+    entry was chosen; where not every task brought an entry they belong to none.
     """
 
-    by_task = True
     keys: Tensor
     numbers: Tensor
 
     def __init__(self, method: DualPrompt, attentions: Attentions, tasks: int) -> None:
         super().__init__(tasks)
         self.constants = method.shared_prompts()
+        self.prompted = method.prompted_tasks
+        self.by_task = self.prompted == tasks
         entries = method.own_entries()
         self.indices = tuple(entries)
         keys = torch.cat([F.normalize(block.keys.all(), dim=1) for block in entries.values()])
@@ -148,8 +155,10 @@ class FoldedDualPrompt(FoldedSelection):
         assert query is not None
         prompts = {}
         # Compared for all blocks at once, [B, blocks, T]: an argmax each would be as many small nodes.
-        nearest = (query @ self.keys).unflatten(1, (len(self.indices), self.tasks)).argmax(dim=2)
+        nearest = (query @ self.keys).unflatten(1, (len(self.indices), self.prompted)).argmax(dim=2)
         for position, index in enumerate(self.indices):
             rows = F.embedding(nearest[:, position], self.get_buffer(f"prompts_{index}")).unflatten(1, self.parts)
             prompts[index] = (rows[:, 0], rows[:, 1])
+        if not self.by_task:
+            return Chosen(prompts, self.scores)
         return Chosen(prompts, (nearest.unsqueeze(2) == self.numbers).float().mean(dim=1))

@@ -15,6 +15,7 @@ from cdl_deploy.training.backbones.protocol import Backbone, BlockPrompt, Output
 from cdl_deploy.training.distillation.protocol import Distillation, LearnerOutput
 from cdl_deploy.training.features import Feature, in_order, side_by_side
 from cdl_deploy.training.heads import FoldedHead, Head
+from cdl_deploy.training.heads.closed_form import ClosedFormHead
 from cdl_deploy.training.methods.protocol import ContinualMethod, Phase, PromptSelection
 from cdl_deploy.training.models.calibration import TaskCalibration
 from cdl_deploy.training.shapes import Logits, Pixels, Query, Tokens
@@ -79,8 +80,10 @@ class Learner(nn.Module):
         class_head: Head,
         first_block: int = 0,
         calibration: TaskCalibration | None = None,
+        closed_form: ClosedFormHead | None = None,
     ) -> None:
-        """`first_block`: no prompt and no token of a distillation comes before it. `calibration`: of the answers."""
+        """`first_block`: no prompt and no token of a distillation comes before it. `calibration`: of the predictions.
+        `closed_form`: what predicts in place of the learned heads, which then serve training alone."""
         super().__init__()
         self.role = role
         self.backbone = backbone
@@ -89,13 +92,24 @@ class Learner(nn.Module):
         self.distillation = distillation
         self.first_block = first_block
         self.calibration = calibration
+        self.closed_form = closed_form
         self.tasks: list[int] = []
         self.known: list[int] = []
         """Earlier classes that the current task brings new images of, by their position among the logits."""
 
-    def begin_task(self, new_classes: int, generators: dict[str, torch.Generator], known: Sequence[int] = ()) -> None:
-        """Grow heads, prompts and KD head; `generators` are called `method`, `class_head` and `distillation`."""
-        self.method.begin_task(generators["method"])
+    def begin_task(
+        self,
+        new_classes: int,
+        generators: dict[str, torch.Generator],
+        known: Sequence[int] = (),
+        adapts: bool = True,
+    ) -> None:
+        """Grow heads, prompts and KD head; `generators` are called `method`, `class_head` and `distillation`.
+
+        Prompts grow only in a task in which they train (`adapts`).
+        """
+        if adapts:
+            self.method.begin_task(generators["method"])
         self.class_head.begin_task(new_classes, generators["class_head"], known)
         self.distillation.begin_task(new_classes, generators["distillation"], known)
         if self.calibration is not None:
@@ -114,8 +128,13 @@ class Learner(nn.Module):
 
     @property
     def features(self) -> tuple[Feature, ...]:
-        """What its heads read, in the order in which it is computed."""
+        """What its learned heads read, in the order in which it is computed."""
         return in_order((*self.class_head.features, *self.distillation.features))
+
+    @property
+    def test_features(self) -> tuple[Feature, ...]:
+        """What the closed-form head reads as well."""
+        return self.features if self.closed_form is None else in_order((*self.features, *self.closed_form.features))
 
     def unfrozen_columns(self) -> Int[Tensor, "c"] | None:
         """Positions of the current task's classes where known ones are among them, in rising order; otherwise None."""
@@ -140,7 +159,7 @@ class Learner(nn.Module):
         The last block computes what the heads read, or, where a distillation looks at the tokens after the last
         `hidden_blocks` blocks, all of them.
         """
-        features = self.features
+        features = self.test_features if phase == "test" else self.features
         output_tokens: OutputTokens = None if hidden_blocks else self.backbone.output_tokens(features)
         hidden: deque[Tensor] = deque(maxlen=hidden_blocks)
         selection = self.method(query, phase) if prompts is None else PromptSelection(prompts)
@@ -159,6 +178,9 @@ class Learner(nn.Module):
 
     def predict(self, output: LearnerOutput) -> Logits:
         """The logits the learner answers with, every class seen."""
+        if self.closed_form is not None and self.closed_form.fitted:
+            assert output.features is not None
+            return self.closed_form(side_by_side(output.features, self.closed_form.features))
         logits = self.uncalibrated(output)
         return logits if self.calibration is None else self.calibration(logits)
 
@@ -168,6 +190,8 @@ class Learner(nn.Module):
 
     def fold_heads(self) -> FoldedHead:
         """`predict` of what `apply_heads` says, as one matrix product."""
+        if self.closed_form is not None:
+            return self.closed_form.fold()
         folded = self.distillation.fold(self.class_head.fold())
         calibration = self.calibration
         return folded if calibration is None else folded.calibrated(calibration.scale, calibration.offset)
@@ -177,6 +201,9 @@ class Learner(nn.Module):
         parts = {"class_head": self.class_head.training_only, "method": self.method.training_only}
         if self.distillation.used_in_prediction:
             parts["distillation"] = self.distillation.training_only
+        if self.closed_form is not None:
+            parts["closed_form"] = (*self.closed_form.training_only, "temperature", "chosen")
+            del parts["class_head"]
         split = [(name.partition("."), value) for name, value in self.trained_state().items()]
         return {f"{part}.{name}": v for (part, _, name), v in split if part in parts and name not in parts[part]}
 

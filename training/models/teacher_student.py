@@ -8,14 +8,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cdl_deploy.closed_form.features import RandomProjection
+from cdl_deploy.closed_form.head_rule import HeadRule
+from cdl_deploy.errors import OptionError
 from cdl_deploy.run.config import MethodConfig
 from cdl_deploy.training.backbones.protocol import Backbone, NetworkShape
 from cdl_deploy.training.distillation import Distillation, build_distillation
+from cdl_deploy.training.features import POSITIONS
+from cdl_deploy.training.heads.closed_form import ClosedFormHead
 from cdl_deploy.training.losses import similarity_distance
 from cdl_deploy.training.methods import build_head, build_method, build_student_head
 from cdl_deploy.training.models.calibration import TaskCalibration
 from cdl_deploy.training.models.learner import Learner, QueryEncoder, QueryResult, Role
-from cdl_deploy.training.seeds import generator
+from cdl_deploy.training.seeds import derive_seed, generator
 
 
 @dataclass
@@ -33,13 +38,14 @@ class TeacherStudent:
         """In the order they learn a task."""
         return {"teacher": self.teacher, "student": self.student} if self.teacher else {"student": self.student}
 
-    def begin_task(self, new_classes: int, seed: int, known: Sequence[int] = ()) -> None:
+    def begin_task(self, new_classes: int, seed: int, known: Sequence[int] = (), adapts: bool = True) -> None:
         """Grow both learners. New values depend on the seed, the role and the number of the task, on nothing before."""
         for role, learner in self.learners.items():
             task = len(learner.tasks)
             parts = ("method", "class_head", "distillation")
             device = learner.backbone.mean.device
-            learner.begin_task(new_classes, {part: generator(seed, part, role, task) for part in parts}, known)
+            drawn = {part: generator(seed, part, role, task) for part in parts}
+            learner.begin_task(new_classes, drawn, known, adapts)
             learner.to(device)
 
     def query_losses(self, learner: Learner, result: QueryResult) -> dict[str, Tensor]:
@@ -91,8 +97,34 @@ def build_teacher_student(backbones: dict[Role, Backbone], config: MethodConfig,
             own, build = distillation, build_student_head
             calibration = TaskCalibration() if config.calibration == "statistics" else None
         head = build(backbone.width, config)
-        learners[role] = Learner(role, backbone, methods[role], own, head, first_block, calibration)
+        closed_form = build_closed_form(role, backbone, own, config, seed)
+        learners[role] = Learner(role, backbone, methods[role], own, head, first_block, calibration, closed_form)
     encoder = QueryEncoder(student, first_block)
     return TeacherStudent(
         encoder, learners["student"], learners.get("teacher") if teacher else None, config.query_regulariser
     )
+
+
+def build_closed_form(
+    role: Role, backbone: Backbone, distillation: Distillation, config: MethodConfig, seed: int
+) -> ClosedFormHead | None:
+    """A learner's closed-form head, which has seen nothing; None where its head is learned."""
+    kind = config.heads[role]
+    if kind == "learned":
+        return None
+    has_kd = distillation.extra_tokens() is not None
+    wanted = config.features or ("class+patches+kd" if has_kd else "class+patches")
+    names = tuple(name for name in POSITIONS if name in wanted.split("+"))
+    if role == "teacher":
+        names = tuple(name for name in names if name != "kd") or ("class",)
+    elif "kd" in names and not has_kd:
+        raise OptionError(
+            f"--features {wanted}: there is no KD token with --distill {config.distill}: leave kd out, or give kdp"
+        )
+    size = config.random_features
+    projection = RandomProjection(size, derive_seed(seed, "random features", role) % 2**53) if size else None
+    weight = config.ridge_teacher_weight if role == "student" else 0.0
+    rule = HeadRule(
+        kind, config.priors, config.shrinkage, config.ridge_penalty, intercept=not size, teacher_weight=weight
+    )
+    return ClosedFormHead(backbone.width, rule, names, projection)
