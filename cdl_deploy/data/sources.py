@@ -60,7 +60,7 @@ def open_test_images(option: str, data: str, holdout: float | None) -> LabelledI
 
     `option`: where `data` was given, for messages. Raises DataError.
     """
-    if Path(data).is_dir() or not is_named(data):
+    if not is_named(data):
         return labelled_folder(Path(data), holdout)
     if holdout is not None:
         raise DataError(f"{option} {data} has a fixed test split, so --holdout cannot apply: leave it out")
@@ -68,7 +68,7 @@ def open_test_images(option: str, data: str, holdout: float | None) -> LabelledI
 
 
 def is_named(data: str) -> bool:
-    """Whether `data` is the name of a data set rather than a folder."""
+    """Whether `data` is the name of a data set; a folder that is called so is given as `./NAME`."""
     return data in NAMED or data in _others()
 
 
