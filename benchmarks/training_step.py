@@ -54,16 +54,16 @@ from benchmarks.reference_step import (  # noqa: E402  found once the line above
     reference_step,
 )
 from cdl_deploy.run.config import DataConfig, MethodConfig, OptimConfig, RunConfig  # noqa: E402
-from cdl_deploy.training.additions import Addition, add_task  # noqa: E402
 from cdl_deploy.training.backbones.loading import create_vit  # noqa: E402
 from cdl_deploy.training.backbones.plain import PlainViT  # noqa: E402
 from cdl_deploy.training.backbones.protocol import Backbone  # noqa: E402
+from cdl_deploy.training.loop import add_task, train  # noqa: E402
 from cdl_deploy.training.machine import in_precision  # noqa: E402
 from cdl_deploy.training.models.learner import Role  # noqa: E402
 from cdl_deploy.training.models.teacher_student import TeacherStudent, build_teacher_student  # noqa: E402
+from cdl_deploy.training.preparation import Addition  # noqa: E402
 from cdl_deploy.training.processes import Processes  # noqa: E402
-from cdl_deploy.training.run import train  # noqa: E402
-from cdl_deploy.training.stage import make_optimizer, stage_losses, take_step  # noqa: E402
+from cdl_deploy.training.step import make_optimizer, stage_losses, take_step  # noqa: E402
 
 MODELS: dict[Role, str] = {"teacher": "vit_base_patch16_224", "student": "vit_small_patch16_224"}
 ROLES: tuple[Role, ...] = ("teacher", "student")

@@ -20,7 +20,7 @@ from cdl_deploy.run.record import RunRecord
 from cdl_deploy.training.data.loading import TrainingImages, to_device
 from cdl_deploy.training.data.resident import training_images
 from cdl_deploy.training.data.task_data import TaskData, TaskImages
-from cdl_deploy.training.data.transforms import Preprocessing, evaluation_transform
+from cdl_deploy.training.data.transforms import evaluation_transform
 from cdl_deploy.training.evaluation import accuracy_row
 from cdl_deploy.training.machine import compile_blocks, in_precision
 from cdl_deploy.training.models.learner import Learner, Role
@@ -29,7 +29,7 @@ from cdl_deploy.training.preparation import never, prepare
 from cdl_deploy.training.processes import Processes, connected
 from cdl_deploy.training.progress import Progress, Stop, Stopped
 from cdl_deploy.training.run_directory import RunDirectory
-from cdl_deploy.training.stage import make_optimizer, take_step
+from cdl_deploy.training.step import make_optimizer, take_step
 
 STEPS = 3
 """Steps of each learner that are timed, after one that is not."""
@@ -139,7 +139,7 @@ def plan_run(config: RunConfig, out: Path | None = None, progress: Progress | No
     images_learned = sum(optim.epochs * task.train_images for task in tasks)
     images_tested = sum(sum(task.test_images for task in tasks[: number + 1]) for number in range(len(tasks)))
     learned = {str(role): images_learned / speeds[role] for role in pair.learners}
-    if prepared.taught:
+    if prepared.precomputed:
         learned["teacher"] = 0.0
     parts = {"checking": checking, **learned}
     parts["tests"] = images_tested / speeds["tests"]
@@ -179,7 +179,7 @@ class Measurement:
     ) -> None:
         self.pair, self.processes, self.stop = pair, processes, stop
         self.optim = replace(optim, batch_size=task.batch_size)
-        self.preprocessing = Preprocessing.from_record(record.preprocessing)
+        self.preprocessing = record.preprocessing.resize_crop
         self.augmentation = record.preprocessing.augmentation
 
     def learning(self, role: Role, images: TaskImages) -> tuple[int, float]:

@@ -27,6 +27,9 @@ HATCHES = {"student": "", "teacher": "////"}
 NUMBERED = 12
 """Up to so many tasks every cell of a matrix carries its number; beyond, the numbers would run into one another."""
 
+PICTURES = ("accuracy_matrix", "accuracy_over_tasks", "forgetting")
+"""What a run draws, by name."""
+
 Matrices = dict[str, list[list[float]]]
 
 

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
+from cdl_deploy.data.sources import fingerprint
 from cdl_deploy.errors import OptionError, RunError
 from cdl_deploy.run.config import RunConfig, teacher_options
 from cdl_deploy.run.options import flag
-from cdl_deploy.run.record import Preprocessing, Role, RunRecord, TaskPlan
-from cdl_deploy.training.data.sources import fingerprint
+from cdl_deploy.run.record import RecordedPreprocessing, Role, RunRecord, TaskPlan
 from cdl_deploy.training.data.task_data import TaskImages
 from cdl_deploy.training.distillation import needs_teacher
 from cdl_deploy.training.models.learner import Learner
@@ -22,7 +22,7 @@ class PrecomputedTeacher:
 
     def __init__(self, root: Path) -> None:
         self.directory = RunDirectory(root)
-        self.record = self.directory.read_record()
+        self.record = self.directory.latest_record()
 
     def check(self, ours: RunRecord) -> None:
         """Raises OptionError unless it could be the teacher of a run that begins as `ours`."""
@@ -73,9 +73,11 @@ class PrecomputedTeacher:
 
     def load_task(self, learner: Learner, number: int) -> None:
         """Make `learner`, a teacher that has begun task `number`, what this one was after it."""
-        tensors, header = self.directory.load_tensors(self.directory.task_checkpoint(number))
+        file = self.directory.task_checkpoint(number)
+        tensors, header = self.directory.load_tensors(file)
         own = {name.removeprefix("teacher/"): v for name, v in tensors.items() if name.startswith("teacher/")}
-        learner.load_trained_state(own, header["tasks"], header["known"])
+        with self.directory.readable(file):
+            learner.load_trained_state(own, header["tasks"], header["known"])
 
     def accuracy_row(self, number: int, tests: Sequence[TaskImages]) -> list[float] | None:
         """Its accuracy after task `number` on every task so far, if that was measured on just these test images."""
@@ -98,6 +100,6 @@ def open_precomputed_teacher(config: RunConfig, ours: RunRecord) -> PrecomputedT
     return taught
 
 
-def _difference(theirs: Preprocessing, ours: Preprocessing) -> str:
+def _difference(theirs: RecordedPreprocessing, ours: RecordedPreprocessing) -> str:
     both = ((item.name, getattr(theirs, item.name), getattr(ours, item.name)) for item in fields(ours))
     return ", ".join(f"{name} {had}, here {has}" for name, had, has in both if had != has)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -105,6 +105,14 @@ class Processes:
             raise own
         if failed:
             raise PeerError(f"process {failed[0]} of {self.count} ended: {messages[failed[0]]}")
+
+    @contextmanager
+    def holding(self, directory: RunDirectory) -> Iterator[None]:
+        """While it lasts, no other command writes to the run; what is read of it now stays true."""
+        with ExitStack() as held:
+            with self.agreed():
+                held.enter_context(directory.lock())
+            yield
 
     def wait(self) -> None:
         """Until all processes are here."""

@@ -16,13 +16,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import safetensors.torch
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 from cdl_deploy.errors import RunError
@@ -128,31 +131,55 @@ class RunDirectory:
             raise RunError(f"cannot read {path}: {error}") from None
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the run for one writer. Raises RunError where another process is writing to it."""
-        import fcntl
+    def readable(self, path: Path) -> Iterator[None]:
+        """Around what makes learners of a file of this run: raises RunError where it does not fit them."""
+        try:
+            yield
+        except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+            reason = " ".join(str(error.args[0] if error.args else error).split())
+            raise RunError(
+                f"{path} does not fit the run of {self.root}, it is damaged or another run's: {reason[:200]}"
+            ) from None
 
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run for one writer. Raises RunError, which says who it is, where another process holds it.
+
+        The system lets go of the lock when its process ends, however it ends.
+        """
         path = self.root / ".lock"
-        with path.open("w") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if not os.path.samestat(os.fstat(handle.fileno()), path.stat()):
-                    raise BlockingIOError  # another process has just removed this file and locked a new one
-            except (BlockingIOError, FileNotFoundError):
-                raise RunError(
-                    f"{self.root} is in use by another process: wait for it, or choose another --out"
-                ) from None
-            try:
-                self._remove_leftovers()
-                yield
-            finally:
-                path.unlink()
+        lock = FileLock(path, blocking=False)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise RunError(
+                f"{self.root} is in use by another process{_holder(path)}: wait for it, or choose another --out"
+            ) from None
+        except OSError as error:
+            raise RunError(f"cannot write {path}: {error.strerror or error}") from None
+        try:
+            with suppress(OSError):  # for the message alone
+                path.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+            self._remove_leftovers()
+            yield
+        finally:
+            path.unlink(missing_ok=True)  # while it is held: whoever waits for this file finds that it has gone
+            lock.release()
 
     def _remove_leftovers(self) -> None:
         """Temporary files of a process that was killed in the middle of a write."""
         for folder in (self.root, *(self.root / name for name in ("checkpoints", "backbones", "heldout", "logs"))):
             for path in folder.glob(TEMPORARY):
                 path.unlink(missing_ok=True)
+
+
+def _holder(lock: Path) -> str:
+    """The process that a lock file names."""
+    try:
+        named = lock.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        named = ""
+    return f" ({named})" if re.fullmatch(r"process \d+ on [\w.-]+", named) else ""
 
 
 def _is_ours(path: Path) -> bool:

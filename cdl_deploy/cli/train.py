@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cdl_deploy.cli.options_help import GroupedCommand, parameters
-from cdl_deploy.cli.require_extra import require_extra
 from cdl_deploy.cli.signals import stop_on_signals
 from cdl_deploy.errors import OptionError
+from cdl_deploy.require_extra import require_extra
 from cdl_deploy.run.config import option_sections
 from cdl_deploy.run.options import GROUPS, Declared, flag
 
@@ -109,10 +109,10 @@ def command(
     with require_extra("cdl train", "train"):
         from cdl_deploy.cli.train_progress import show_training
         from cdl_deploy.run.config_file import layered_config
-        from cdl_deploy.training.additions import Addition, add_task
+        from cdl_deploy.training.loop import add_task, train
+        from cdl_deploy.training.loop import resume as resume_run
+        from cdl_deploy.training.preparation import Addition
         from cdl_deploy.training.progress import Stopped
-        from cdl_deploy.training.run import resume as resume_run
-        from cdl_deploy.training.run import train
     _check_addition(add, classes, allow_known)
     if resume and add is not None:
         raise OptionError("--resume and --add exclude each other: resume first, then add")

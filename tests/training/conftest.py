@@ -51,9 +51,9 @@ def write_photos(root: Path) -> None:
 def no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures take half of a small run's time: they are drawn only where a test is marked `pictures`."""
     if request.node.get_closest_marker("pictures") is None:
-        from cdl_deploy.training import run
+        from cdl_deploy.training import loop
 
-        monkeypatch.setattr(run, "plot_run", lambda *_: None)
+        monkeypatch.setattr(loop, "plot_run", lambda *_: None)
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def photos(tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of `tests.training.runs.config` on images like `photos`, never interrupted. Only to be read."""
-    from cdl_deploy.training.run import train
+    from cdl_deploy.training.loop import train
     from tests.training.runs import config
 
     root = tmp_path_factory.mktemp("whole")

@@ -12,7 +12,7 @@ from cdl_deploy.export.graph import ExportGraph
 from cdl_deploy.training.distillation import DISTILLATIONS
 from cdl_deploy.training.methods import METHODS
 from cdl_deploy.training.models.learner import learner_logits
-from cdl_deploy.training.stage import make_optimizer, stage_losses
+from cdl_deploy.training.step import make_optimizer, stage_losses
 from tests.conftest import no_shape_checks
 from tests.training.naive_methods import cosine
 from tests.training.test_learner import make_pair, pixels

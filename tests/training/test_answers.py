@@ -13,12 +13,12 @@ from scipy.optimize import minimize
 from benchmarks.split_cifar_variants import answers_of
 from cdl_deploy.export.heads import fold_heads
 from cdl_deploy.run.config import MethodConfig
+from cdl_deploy.training.checkpoint import load_run
 from cdl_deploy.training.data.task_data import TaskImages, hold_out
+from cdl_deploy.training.loop import resume, train
 from cdl_deploy.training.models.calibration import TaskCalibration
 from cdl_deploy.training.models.learner import learner_logits, learner_output
-from cdl_deploy.training.restore import load_run
-from cdl_deploy.training.run import resume, train
-from cdl_deploy.training.stage import make_optimizer, stage_losses
+from cdl_deploy.training.step import make_optimizer, stage_losses
 from tests.training.runs import Interrupt, config, weights
 from tests.training.test_distillation import divergence, mean, softmax
 from tests.training.test_learner import make_pair, pixels

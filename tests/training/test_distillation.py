@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from cdl_deploy.training.backbones.protocol import TokenLayout
+from cdl_deploy.training.checkpoint import load_run
 from cdl_deploy.training.distillation import DISTILLATIONS
 from cdl_deploy.training.distillation.features import TokenMatch, shared_area
+from cdl_deploy.training.loop import resume, train
 from cdl_deploy.training.methods import METHODS
 from cdl_deploy.training.models.learner import learner_logits
 from cdl_deploy.training.models.teacher_student import TeacherStudent
-from cdl_deploy.training.restore import load_run
-from cdl_deploy.training.run import resume, train
-from cdl_deploy.training.stage import learning_rate, make_optimizer, stage_losses
+from cdl_deploy.training.step import learning_rate, make_optimizer, stage_losses
 from tests.training.conftest import make_backbone
 from tests.training.naive import naive_block, naive_coda_weights, naive_embed
 from tests.training.runs import Interrupt, config, weights

@@ -10,9 +10,9 @@ import pytest
 from cdl_deploy.cli import main
 from cdl_deploy.run.config import DataConfig
 from cdl_deploy.training import dry_run
+from cdl_deploy.training.checkpoint import load_run
 from cdl_deploy.training.dry_run import Measurement, plan_run
-from cdl_deploy.training.restore import load_run
-from cdl_deploy.training.run import train
+from cdl_deploy.training.loop import train
 from tests.training.conftest import write_images
 from tests.training.runs import config
 

@@ -11,7 +11,7 @@ from cdl_deploy.training.distillation.extra_token import ExtraToken
 from cdl_deploy.training.methods.coda import CodaPrompt
 from cdl_deploy.training.models.learner import Role, learner_logits
 from cdl_deploy.training.models.teacher_student import TeacherStudent, build_teacher_student
-from cdl_deploy.training.stage import make_optimizer, stage_losses
+from cdl_deploy.training.step import make_optimizer, stage_losses
 from tests.training.conftest import make_backbone
 from tests.training.naive import naive_block, naive_coda_weights, naive_embed
 

@@ -11,10 +11,9 @@ import torch
 
 from cdl_deploy.errors import OptionError, RunError
 from cdl_deploy.run.config import OptimConfig
-from cdl_deploy.training.loss_log import STEPS_ON_A_GPU, LossLog
 from cdl_deploy.training.machine import in_precision, resolve_auto
 from cdl_deploy.training.progress import Stage
-from cdl_deploy.training.stage import stage_losses
+from cdl_deploy.training.step import STEPS_ON_A_GPU, LossLog, stage_losses
 from tests.training.test_learner import make_pair, pixels
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -71,7 +70,7 @@ def test_bf16_is_for_the_blocks_alone(method):
 COMPILED = """
 import torch
 from cdl_deploy.training.machine import compile_blocks
-from cdl_deploy.training.stage import stage_losses
+from cdl_deploy.training.step import stage_losses
 from tests.training.test_learner import make_pair, pixels
 
 labels = torch.tensor([2, 3, 4, 3, 2])

@@ -14,7 +14,7 @@ from cdl_deploy.training.methods.apt import AdditivePrompts
 from cdl_deploy.training.methods.dualprompt import DualPrompt
 from cdl_deploy.training.methods.l2p import L2P
 from cdl_deploy.training.models.learner import learner_logits
-from cdl_deploy.training.stage import make_optimizer, stage_losses
+from cdl_deploy.training.step import make_optimizer, stage_losses
 from tests.training.naive_methods import naive_head, naive_logits
 from tests.training.test_learner import make_pair, normalised, pixels
 

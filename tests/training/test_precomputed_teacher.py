@@ -9,8 +9,8 @@ import torch
 
 from cdl_deploy.errors import OptionError, RunError
 from cdl_deploy.run.config import DataConfig
-from cdl_deploy.training.additions import Addition, add_task
-from cdl_deploy.training.run import resume, train
+from cdl_deploy.training.loop import add_task, resume, train
+from cdl_deploy.training.preparation import Addition
 from tests.training.conftest import write_images
 from tests.training.runs import Interrupt, config, weights
 

@@ -16,11 +16,11 @@ import safetensors.torch
 import torch
 
 from cdl_deploy.errors import DataError, OptionError
+from cdl_deploy.training.checkpoint import load_run
 from cdl_deploy.training.data.loading import SeededBatches
+from cdl_deploy.training.loop import train
 from cdl_deploy.training.processes import Processes, connected
-from cdl_deploy.training.restore import load_run
-from cdl_deploy.training.run import train
-from cdl_deploy.training.stage import stage_losses
+from cdl_deploy.training.step import stage_losses
 from tests.training.runs import config
 from tests.training.test_learner import make_pair, pixels
 

@@ -11,7 +11,7 @@ from cdl_deploy.training.backbones.protocol import Backbone
 from cdl_deploy.training.losses import similarity_distance
 from cdl_deploy.training.models.learner import Role, learner_logits
 from cdl_deploy.training.models.teacher_student import build_teacher_student
-from cdl_deploy.training.stage import stage_losses
+from cdl_deploy.training.step import stage_losses
 from tests.training.conftest import make_backbone
 from tests.training.naive import naive_coda_weights
 from tests.training.naive_methods import naive_logits, naive_query

@@ -1,35 +1,28 @@
-"""One stage: one learner learns one task (method, sections 5 and 6)."""
+"""One step of one learner: the losses of a batch, their gradients, Adam (method, sections 5 and 6)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from cdl_deploy.errors import RunError
 from cdl_deploy.run.config import OptimConfig
-from cdl_deploy.training.data.loading import TrainingImages, to_device
 from cdl_deploy.training.distillation.protocol import LearnerOutput
-from cdl_deploy.training.loss_log import LossLog
 from cdl_deploy.training.losses import masked_cross_entropy
 from cdl_deploy.training.models.learner import Learner, Role
 from cdl_deploy.training.models.teacher_student import TeacherStudent
 from cdl_deploy.training.processes import Processes
-from cdl_deploy.training.progress import Progress, Stage, Stop, Stopped
+from cdl_deploy.training.progress import Stage
 
 PIECE = 16
 """Images that a CPU learns from at a time; more are no faster."""
-
-
-class Position(NamedTuple):
-    """How far a stage has come: whole epochs, and steps of the next one."""
-
-    epoch: int = 0
-    step: int = 0
+STEPS_ON_A_GPU = 20
+"""Whose losses are fetched together."""
 
 
 def make_optimizer(learner: Learner, lr: float) -> torch.optim.Adam:
@@ -55,6 +48,14 @@ def learning_rate(lr: float, epoch: int, epochs: int, schedule: str = "cosine") 
     if schedule == "cosine-late":
         epoch = max(0, epoch - 1)
     return lr * 0.5 * (1 + math.cos(math.pi * epoch / epochs))
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, config: OptimConfig, epoch: int) -> float:
+    """Of every group of parameters, for an epoch; returns that of the first."""
+    lr = learning_rate(config.lr, epoch, config.epochs, config.schedule)
+    for group in optimizer.param_groups:
+        group["lr"] = group["lr_scale"] * lr
+    return lr
 
 
 def stage_losses(pair: TeacherStudent, role: Role, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -124,45 +125,41 @@ def take_step(
     return tuple(terms), values
 
 
-def run_stage(
-    pair: TeacherStudent,
-    stage: Stage,
-    images: TrainingImages,
-    config: OptimConfig,
-    optimizer: torch.optim.Optimizer,
-    start: Position,
-    save: Callable[[Position], None],
-    progress: Progress,
-    stop: Stop,
-    processes: Processes,
-) -> None:
-    """From `start` to the last epoch; `save` is called after every epoch.
+class LossLog:
+    """Tells `on_step` (images, terms by name) about every step, in order, and raises RunError for one that is no
+    number.
 
-    Where `stop` says so, in one process or in several, the step at hand is finished and saved, and Stopped raised.
+    Reading a number makes the host wait until the device has computed it. On a GPU that would leave the device without
+    work after every step, so the numbers of some steps are fetched together; on a CPU there is nothing to wait for.
     """
-    device = processes.device
-    assert config.batch_size is not None
-    progress.stage_started(stage, *start)
-    for epoch in range(start.epoch, config.epochs):
-        done = start.step if epoch == start.epoch else 0
-        lr = learning_rate(config.lr, epoch, config.epochs, config.schedule)
-        for group in optimizer.param_groups:
-            group["lr"] = group["lr_scale"] * lr
-        if not done:
-            progress.epoch_started(stage, epoch, lr)
-        scope = (stage.task, stage.role, epoch)
-        loader = images.batches(config.batch_size, config.seed, scope, done, processes.share)
-        log = LossLog(stage, epoch, device, partial(progress.step, stage, epoch))
-        for step, (pixels, labels) in enumerate(loader, start=done):
-            size = min(config.batch_size, len(images) - step * config.batch_size)
-            pixels, labels = to_device(pixels, device), to_device(labels, device)
-            log.add(step, size, *take_step(pair, stage.role, optimizer, pixels, labels, processes, size))
-            if processes.any(stop()) and (step + 1) * config.batch_size < len(images):
-                log.flush()
-                save(Position(epoch, step + 1))
-                raise Stopped
-        log.flush()
-        save(Position(epoch + 1))
-        if processes.any(stop()):
-            raise Stopped
-    progress.stage_finished(stage)
+
+    def __init__(
+        self, stage: Stage, epoch: int, device: torch.device, on_step: Callable[[int, Mapping[str, float]], None]
+    ) -> None:
+        self.stage, self.epoch, self.on_step = stage, epoch, on_step
+        self.every = 1 if device.type == "cpu" else STEPS_ON_A_GPU
+        self.waiting: list[tuple[int, int, tuple[str, ...], Tensor]] = []
+
+    def add(self, step: int, images: int, names: tuple[str, ...], values: Tensor) -> None:
+        """The terms of step `step`, counted from 0: `values` [terms], still on the device."""
+        self.waiting.append((step, images, names, values))
+        if len(self.waiting) >= self.every:
+            self.flush()
+
+    def flush(self) -> None:
+        """Fetch what is waiting. Whoever is about to save the learner must call this first."""
+        waiting, self.waiting = self.waiting, []
+        if not waiting:
+            return
+        fetched = torch.cat([values for *_, values in waiting]).tolist()
+        for step, images, names, _ in waiting:
+            terms = dict(zip(names, fetched, strict=False))
+            fetched = fetched[len(names) :]
+            for name, value in terms.items():
+                if not math.isfinite(value):
+                    raise RunError(
+                        f"the {self.stage.role}'s {name} became {value} in task {self.stage.task}, "
+                        f"epoch {self.epoch + 1}, step {step + 1}: lower --lr, or look for broken images; "
+                        "the last checkpoint is intact"
+                    )
+            self.on_step(images, terms)
