@@ -118,16 +118,17 @@ def test_a_run_exported_with_the_prompts_of_a_folders_images(small_run, tmp_path
 
 
 @pytest.mark.parametrize("select", ["in-graph", "task:2"])
-@torch.no_grad()
 def test_a_calibrated_run_is_exported_as_calibrated_whoever_selects(select, tmp_path, monkeypatch):
     record, pair = trained(tmp_path, method="coda", components_per_task=2, calibration="statistics")
     student = pair.student
     images, labels = load_heldout(tmp_path / "run", record)
     (exported,) = export_run(tmp_path / "run", tmp_path / "out", ExportOptions(select=select))
     if select == "task:2":
-        prompts = chosen_slowly(student.method, pair.encoder(images[labels >= 2]).query, 2)
+        with torch.no_grad():
+            prompts = chosen_slowly(student.method, pair.encoder(images[labels >= 2]).query, 2)
         monkeypatch.setattr(student.method, "forward", lambda query, phase: PromptSelection(dict(prompts)))
-    plain = student.uncalibrated(learner_output(pair.encoder, student, images))
+    with torch.no_grad():
+        plain = student.uncalibrated(learner_output(pair.encoder, student, images))
     expected = torch.stack([row * student.calibration.scale + student.calibration.offset for row in plain])
     session = onnxruntime.InferenceSession(tmp_path / "out/student.onnx", providers=["CPUExecutionProvider"])
     found = session.run(["logits"], {"image": images.permute(0, 2, 3, 1).numpy()})[0]

@@ -27,6 +27,7 @@ from cdl_deploy.training.models.learner import learner_logits
 from cdl_deploy.training.models.teacher_student import build_teacher_student
 from cdl_deploy.training.step import make_optimizer, stage_losses
 from tests.conftest import no_shape_checks
+from tests.training.conftest import COLOURS, write_images
 from tests.training.naive_methods import cosine
 from tests.training.test_learner import make_pair, pixels
 
@@ -175,8 +176,10 @@ def test_a_package_of_its_own_brings_all_of_them(tmp_path):
         assert done.returncode == 0, done.stderr
         return done.stdout
 
+    write_images(tmp_path / "photos/train", dict.fromkeys(COLOURS, 4))
+    write_images(tmp_path / "photos/test", dict.fromkeys(COLOURS, 2), seed=1)
     chosen = ["--method", "soft", "--soft-length", "3", "--distill", "logits", "--student-head", "unit"]
-    cdl("train", *chosen, "--tasks", "5", "--epochs", "1", "--batch-size", "256", "--device", "cpu", "--out", "run")
+    cdl("train", "--data", "photos", "--tasks", "2", "--epochs", "1", "--device", "cpu", *chosen, "--out", "run")
     cdl("export", "run", "--onnx", "--no-teacher", "--out", "out")
     probe = "from tests.training.test_extending import exported_like; exported_like('run', 'out/student.onnx')"
     done = subprocess.run([sys.executable, "-c", probe], cwd=tmp_path, env=environment, capture_output=True, text=True)
