@@ -17,6 +17,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from cdl_deploy.data.preprocessing import Preprocessing
 from cdl_deploy.export.graph import ExportGraph
 from cdl_deploy.export.onnx_file import export_onnx, save_onnx
 from cdl_deploy.export.parity import trained_logits
@@ -24,7 +25,7 @@ from cdl_deploy.export.preprocessing import PIXELS_NAME
 from cdl_deploy.export.quantise import calibrate, prepare, quantise_dynamic, quantise_static
 from cdl_deploy.export.selection import Select, fix_selection
 from cdl_deploy.run.config import MethodConfig
-from cdl_deploy.runtime.bundle import Bundle, Method, Preprocessing, RunOrigin, Weights, encode_metadata
+from cdl_deploy.runtime.bundle import Bundle, Method, RunOrigin, Weights, encode_metadata
 from cdl_deploy.training.backbones.plain import PlainViT
 from cdl_deploy.training.backbones.protocol import Backbone
 from cdl_deploy.training.distillation.kdp import KDPrompts

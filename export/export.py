@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cdl_deploy.data.preprocessing import INPUTS, Preprocessing
 from cdl_deploy.errors import OptionError, RunError, nearest
 from cdl_deploy.export.graph import ExportGraph
 from cdl_deploy.export.latency import latency_ms
@@ -29,12 +30,10 @@ from cdl_deploy.run import metrics
 from cdl_deploy.run.migrations import first_config
 from cdl_deploy.run.record import RunRecord
 from cdl_deploy.runtime.bundle import (
-    INPUTS,
     MAX_TOP_K,
     Accuracy,
     Bundle,
     Method,
-    Preprocessing,
     RunOrigin,
     Weights,
     description,
@@ -42,7 +41,6 @@ from cdl_deploy.runtime.bundle import (
     encode_metadata,
 )
 from cdl_deploy.training.checkpoint import load_heldout, load_run
-from cdl_deploy.training.data import transforms
 from cdl_deploy.training.methods.folded import FixedSelection
 from cdl_deploy.training.models.learner import Learner
 from cdl_deploy.training.models.teacher_student import TeacherStudent
@@ -172,7 +170,7 @@ def _with_updates(item: Exported, older: Sequence[Path], on_step: OnStep) -> Exp
 def _samples(select: Select, record: RunRecord, images: Tensor, labels: Tensor) -> list[Tensor]:
     """Batches of the images that select: a folder's, or those the run holds out of a task."""
     if select.images is not None:
-        return load_images(select.images, transforms.Preprocessing.from_record(record.preprocessing))
+        return load_images(select.images, record.preprocessing.resize_crop)
     assert select.task is not None
     own = record.tasks[select.task - 1].classes
     positions = torch.tensor([record.classes.index(name) for name in own])

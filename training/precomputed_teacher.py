@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
+from cdl_deploy.data.sources import fingerprint
 from cdl_deploy.errors import OptionError, RunError
 from cdl_deploy.run.config import RunConfig, teacher_options
 from cdl_deploy.run.options import flag
-from cdl_deploy.run.record import Preprocessing, Role, RunRecord, TaskPlan
-from cdl_deploy.training.data.sources import fingerprint
+from cdl_deploy.run.record import RecordedPreprocessing, Role, RunRecord, TaskPlan
 from cdl_deploy.training.data.task_data import TaskImages
 from cdl_deploy.training.distillation import needs_teacher
 from cdl_deploy.training.models.learner import Learner
@@ -100,6 +100,6 @@ def open_precomputed_teacher(config: RunConfig, ours: RunRecord) -> PrecomputedT
     return taught
 
 
-def _difference(theirs: Preprocessing, ours: Preprocessing) -> str:
+def _difference(theirs: RecordedPreprocessing, ours: RecordedPreprocessing) -> str:
     both = ((item.name, getattr(theirs, item.name), getattr(ours, item.name)) for item in fields(ours))
     return ", ".join(f"{name} {had}, here {has}" for name, had, has in both if had != has)

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cdl_deploy.cli.options_help import GroupedCommand, parameters
-from cdl_deploy.cli.require_extra import require_extra
 from cdl_deploy.cli.signals import stop_on_signals
 from cdl_deploy.errors import OptionError
+from cdl_deploy.require_extra import require_extra
 from cdl_deploy.run.config import option_sections
 from cdl_deploy.run.options import GROUPS, Declared, flag
 

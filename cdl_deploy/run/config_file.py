@@ -57,14 +57,14 @@ def read_config_file(path: Path) -> Sections:
         kind = "JSON" if path.suffix == ".json" else "YAML"
         raise OptionError(f"--config {path} is not {kind}: {' '.join(str(error).split())}") from None
     try:
-        sections = _typed({} if content is None else content)
+        sections = typed_sections({} if content is None else content)
         RunConfig.from_dict(sections)
     except OptionError as error:
         raise OptionError(f"--config {path}: {error}") from None
     return sections
 
 
-def _typed(content: Any) -> Sections:
+def typed_sections(content: Any) -> Sections:
     """`content` with every value checked against the type of its option; unknown keys are left to `RunConfig`."""
     if isinstance(content, Mapping):  # `optim:` with nothing below it is an empty section
         content = {name: {} if values is None else values for name, values in content.items()}

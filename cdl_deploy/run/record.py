@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from cdl_deploy.data.preprocessing import ResizeCrop
 from cdl_deploy.errors import OptionError, RunError
 from cdl_deploy.files import write_json
 from cdl_deploy.run import metrics
@@ -30,7 +31,7 @@ Matrix = list[list[float]]
 
 
 @dataclass(frozen=True)
-class Preprocessing:
+class RecordedPreprocessing:
     """What both learners see of an image."""
 
     size: int
@@ -41,6 +42,11 @@ class Preprocessing:
     """PIL's name: `bicubic`, `bilinear`, …; always antialiased."""
     augmentation: str
     """Of training images: what `--augmentation auto` resolved to."""
+
+    @property
+    def resize_crop(self) -> ResizeCrop:
+        """Which pixels are seen."""
+        return ResizeCrop.square(self.size, self.resize, self.interpolation)
 
 
 @dataclass(frozen=True)
@@ -158,7 +164,7 @@ class RunRecord:
 
     config: RunConfig
     """Resolved: no `auto` is left in it but that of the augmentation."""
-    preprocessing: Preprocessing
+    preprocessing: RecordedPreprocessing
     backbones: dict[Role, BackboneInfo]
     plans: list[TaskPlan]
     """Of every task, finished or not."""
@@ -237,7 +243,7 @@ class _Content:
     config: dict[str, dict[str, Any]]
     plans: list[TaskPlan]
     tasks: list[FinishedTask]
-    preprocessing: Preprocessing
+    preprocessing: RecordedPreprocessing
     backbones: dict[Role, BackboneInfo]
     skipped_images: list[str]
     student: Results | None = None

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from cdl_deploy.data.folder import Files, find_splits
+from cdl_deploy.data.labelled import Item
+from cdl_deploy.data.sources import ImageSource, OnCheck, fingerprint, is_named, open_source
 from cdl_deploy.errors import DataError
 from cdl_deploy.run.record import FinishedTask, TaskPlan
-from cdl_deploy.training.data.sources import ImageSource, Item, OnCheck, fingerprint, open_source
 
 Heldout = Mapping[str, Tensor]
 """`task_1/images` [n, 3, height, width] uint8 and `task_1/labels` [n], by number: test images kept of a task."""
@@ -96,14 +97,14 @@ class TaskData:
         items: list[Item] = []
         labels: list[int] = []
         for name in plan.known_classes + plan.classes:
-            own = images.of_class(source.classes.index(name))
+            own = images.of_class(name)
             items += own
             labels += [self.positions[name]] * len(own)
         return TaskImages(items, labels)
 
     def _listed(self, number: int, plan: TaskPlan, split: str) -> TaskImages | None:
         try:
-            if plan.data == "digits":
+            if is_named(plan.data):
                 return self._from_source(open_source(*plan.source_key), plan, split)
             if plan.source_key not in self.listings:
                 self.listings[plan.source_key] = find_splits(Path(plan.data), plan.holdout)

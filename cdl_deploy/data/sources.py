@@ -1,38 +1,33 @@
-"""Where labelled images come from: the embedded digits, or an image folder."""
+"""Data sets: an image folder, or one that is known by name, such as the embedded digits.
+
+Training, `--add`, `cdl evaluate` and `cdl inspect` all open their data here. Another package adds a data set by an
+entry point in the group `cdl_deploy.data`: its name is the word to give as `--data`, and its object is a function
+without arguments that returns an `ImageSource`.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
 
-from cdl_deploy.data.folder import Files, find_splits
+from cdl_deploy.data.folder import find_splits
+from cdl_deploy.data.images import load_image
+from cdl_deploy.data.labelled import Item, LabelledImages, from_files, labelled_folder
 from cdl_deploy.errors import DataError
 
 DIGITS_TEST_SHARE = 0.2
+GROUP = "cdl_deploy.data"
+"""Entry points of other packages' data sets."""
 
-Item = Path | npt.NDArray[np.uint8]
-"""An image file, or grey pixels [height, width] uint8."""
 OnCheck = Callable[[int, int], None]
 """Called with (images checked, images in all)."""
-
-
-@dataclass(frozen=True)
-class LabelledImages:
-    """One split of a data set. `labels` index the data set's class names."""
-
-    items: Sequence[Item]
-    labels: npt.NDArray[np.int64]
-
-    def of_class(self, label: int) -> list[Item]:
-        """The items of one class, in order."""
-        return [self.items[i] for i in np.flatnonzero(self.labels == label).tolist()]
 
 
 @dataclass(frozen=True)
@@ -40,6 +35,7 @@ class ImageSource:
     """A data set: class names in alphabetical order, and a training and a test split."""
 
     name: str
+    """The folder, or the name of the data set."""
     classes: tuple[str, ...]
     train: LabelledImages
     test: LabelledImages
@@ -49,35 +45,45 @@ class ImageSource:
     """Unreadable images that were left out."""
 
 
-def load_image(item: Item) -> Image.Image:
-    """The image as RGB, upright (EXIF rotation applied). Raises DataError naming the file."""
-    if isinstance(item, np.ndarray):
-        return Image.fromarray(item).convert("RGB")
-    try:
-        with Image.open(item) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except FileNotFoundError:
-        raise DataError(f"{item} has vanished since the run began: restore it and continue with --resume") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"cannot read image {item}: {error}") from None
-
-
-def fingerprint(items: Sequence[Item]) -> str:
-    """SHA-256 over names and sizes of files, or over pixels: tells whether two runs saw the same images."""
-    digest = hashlib.sha256()
-    for item in items:
-        if isinstance(item, np.ndarray):
-            digest.update(item.tobytes())
-        else:
-            digest.update(f"{item.parent.name}/{item.name}:{item.stat().st_size}\n".encode())
-    return digest.hexdigest()[:16]
-
-
 def open_source(data: str, holdout: float | None, skip_bad: bool, on_check: OnCheck | None = None) -> ImageSource:
-    """`digits`, or the image folder at `data`. Raises DataError for anything that cannot be trained on."""
-    if data == "digits":
-        return digits()
+    """The data set called `data`, or the image folder there. Raises DataError for anything that cannot be trained on.
+
+    Every image of a folder is decoded once.
+    """
+    if is_named(data):
+        return open_named(data)
     return image_folder(Path(data), holdout, skip_bad, on_check)
+
+
+def open_test_images(option: str, data: str, holdout: float | None) -> LabelledImages:
+    """The images to test a model on: those of the data set called `data`, or of the folder there, not yet decoded.
+
+    `option`: where `data` was given, for messages. Raises DataError.
+    """
+    if Path(data).is_dir() or not is_named(data):
+        return labelled_folder(Path(data), holdout)
+    if holdout is not None:
+        raise DataError(f"{option} {data} has a fixed test split, so --holdout cannot apply: leave it out")
+    return open_named(data).test
+
+
+def is_named(data: str) -> bool:
+    """Whether `data` is the name of a data set rather than a folder."""
+    return data in NAMED or data in _others()
+
+
+def open_named(name: str) -> ImageSource:
+    """The data set of a name; `is_named` has said that there is one."""
+    if name in NAMED:
+        return NAMED[name]()
+    source = _others()[name].load()()
+    if not isinstance(source, ImageSource):
+        raise DataError(f"data set {name!r} of another package gives a {type(source).__name__}, expected ImageSource")
+    return source
+
+
+def _others() -> Mapping[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=GROUP)}
 
 
 def digits() -> ImageSource:
@@ -95,9 +101,13 @@ def digits() -> ImageSource:
     held_out = rank % round(1 / DIGITS_TEST_SHARE) == 0
 
     def split(chosen: npt.NDArray[np.bool_]) -> LabelledImages:
-        return LabelledImages(list(pixels[chosen]), labels[chosen])
+        return LabelledImages("digits", list(pixels[chosen]), [str(label) for label in labels[chosen]])
 
     return ImageSource("digits", tuple(str(d) for d in range(10)), split(~held_out), split(held_out), photographs=False)
+
+
+NAMED: dict[str, Callable[[], ImageSource]] = {"digits": digits}
+"""The data sets that come with this package, by name."""
 
 
 def image_folder(
@@ -117,16 +127,15 @@ def image_folder(
         first, reason = next(iter(bad.items()))
         if not skip_bad:
             more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
-            raise DataError(f"{reason}{more}: repair or remove it, or go on without with --skip-bad")
+            raise DataError(f"cannot read image {reason}{more}: repair or remove it, or go on without with --skip-bad")
         skipped = [str(path) for path in bad]
         for files in (train_files, test_files):
             for name in classes:
                 files[name] = [path for path in files[name] if path not in bad]
                 if not files[name]:
                     raise DataError(f"class '{name}' has no readable image left ({first} was the first unreadable one)")
-    return ImageSource(
-        str(root), classes, _split(train_files), _split(test_files), photographs=True, skipped=tuple(skipped)
-    )
+    train, test = (from_files(str(root), files) for files in (train_files, test_files))
+    return ImageSource(str(root), classes, train, test, photographs=True, skipped=tuple(skipped))
 
 
 def unreadable(paths: Sequence[Path], on_check: OnCheck | None = None) -> dict[Path, str]:
@@ -149,7 +158,12 @@ def unreadable(paths: Sequence[Path], on_check: OnCheck | None = None) -> dict[P
     return bad
 
 
-def _split(files: Files) -> LabelledImages:
-    items = [path for name in sorted(files) for path in files[name]]
-    labels = [label for label, name in enumerate(sorted(files)) for _ in files[name]]
-    return LabelledImages(items, np.array(labels, dtype=np.int64))
+def fingerprint(items: Sequence[Item]) -> str:
+    """SHA-256 over names and sizes of files, or over pixels: tells whether two runs saw the same images."""
+    digest = hashlib.sha256()
+    for item in items:
+        if isinstance(item, np.ndarray):
+            digest.update(item.tobytes())
+        else:
+            digest.update(f"{item.parent.name}/{item.name}:{item.stat().st_size}\n".encode())
+    return digest.hexdigest()[:16]
