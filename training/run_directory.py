@@ -187,7 +187,7 @@ def _digest(tensors: dict[str, Tensor], header: str) -> str:
     digest = hashlib.sha256(header.encode())
     for name, value in sorted(tensors.items()):
         digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
