@@ -17,16 +17,18 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from cdl_deploy.data.preprocessing import Preprocessing
 from cdl_deploy.export.fixed_selection import Select, fix_selection
 from cdl_deploy.export.graph import ExportGraph
 from cdl_deploy.export.onnx_file import export_onnx, save_onnx
 from cdl_deploy.export.preprocessing import PIXELS_NAME
 from cdl_deploy.export.quantise import calibrate, prepare, quantise_dynamic, quantise_static
 from cdl_deploy.run.config import MethodConfig
-from cdl_deploy.runtime.bundle import Bundle, Method, Preprocessing, RunOrigin, Weights, encode_metadata
+from cdl_deploy.runtime.bundle import Bundle, Method, RunOrigin, Weights, encode_metadata
+from cdl_deploy.training.backbones.plain import PlainViT
+from cdl_deploy.training.backbones.protocol import Backbone
 from cdl_deploy.training.distillation.kdp import KDPrompts
 from cdl_deploy.training.methods.coda import CodaPrompt
-from cdl_deploy.training.models.backbone import Backbone
 from cdl_deploy.training.models.learner import Learner, learner_logits
 from cdl_deploy.training.models.teacher_student import TeacherStudent, build_teacher_student
 
@@ -86,7 +88,7 @@ def random_backbone(model: str, seed: int) -> Backbone:
     """A frozen ViT; biases and scales, which start as zeros and ones, are moved as well."""
     torch.manual_seed(seed)
     vit = cast(Any, timm.create_model(model, pretrained=False, num_classes=0))
-    backbone = Backbone(vit, HALF, HALF)
+    backbone = PlainViT(vit, HALF, HALF)
     for parameter in backbone.parameters():
         parameter.data.add_(0.02 * torch.randn_like(parameter))
     return backbone.requires_grad_(False)
@@ -237,7 +239,7 @@ class AsTheReference(nn.Module):
     def run_block(self, index: int, tokens: Tensor, before: Tensor | None, constant: Any) -> Tensor:
         """timm's block with prefix rows; every token comes out."""
         backbone = self.backbone
-        block, attention = backbone.block(index), backbone.attention(index)
+        block, attention = backbone.vit.blocks[index], backbone.vit.blocks[index].attn
         batch, count, width = tokens.shape
         qkv = attention.qkv(block.norm1(tokens)).reshape(batch, count, 3, backbone.heads, -1).permute(2, 0, 3, 1, 4)
         query, key, value = qkv.unbind(0)

@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.optim import Optimizer
 
+from cdl_deploy.training.backbones.protocol import Backbone
 from cdl_deploy.training.losses import distillation_loss, masked_cross_entropy
 from cdl_deploy.training.methods.coda import CodaPrompt
-from cdl_deploy.training.models.backbone import Backbone
 from cdl_deploy.training.models.learner import Learner, Role
 from cdl_deploy.training.models.teacher_student import TeacherStudent
 
@@ -86,7 +86,7 @@ def _blocks(backbone: Backbone, tokens: Tensor, before: dict[int, Rows], after: 
     """Tokens [B, N, D] through all blocks."""
     correlations = []
     for index in range(backbone.depth):
-        block, attention = backbone.block(index), backbone.attention(index)
+        block, attention = backbone.vit.blocks[index], backbone.vit.blocks[index].attn
         batch, count, width = tokens.shape
         normalised = block.norm1(tokens)
         query, key, value = attention.qkv(normalised).chunk(3, dim=-1)

@@ -83,7 +83,7 @@ def answers_of(root: Path) -> dict[str, dict[str, list[float]]]:
 
     from cdl_deploy.training.checkpoint import load_run
     from cdl_deploy.training.data.task_data import TaskData, TaskImages
-    from cdl_deploy.training.data.transforms import Preprocessing, evaluation_transform
+    from cdl_deploy.training.data.transforms import evaluation_transform
     from cdl_deploy.training.distillation.extra_token import ExtraToken, mixed
     from cdl_deploy.training.evaluation import evaluation_batches, fit_prediction_head
     from cdl_deploy.training.models.calibration import TaskCalibration
@@ -94,7 +94,7 @@ def answers_of(root: Path) -> dict[str, dict[str, list[float]]]:
     directory = RunDirectory(root)
     whole = directory.read_record()
     data = TaskData(whole.plans, whole.tasks, {}, directory.load_heldout, whole.skipped_images)
-    transform = evaluation_transform(Preprocessing.from_record(whole.preprocessing))
+    transform = evaluation_transform(whole.preprocessing.resize_crop)
     calibration, found = TaskCalibration(), dict[str, dict[str, list[float]]]()
     for number, plan in enumerate(whole.plans, start=1):
         _, pair = load_run(root, after=number)

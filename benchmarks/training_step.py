@@ -55,9 +55,10 @@ from benchmarks.reference_step import (  # noqa: E402  found once the line above
 )
 from cdl_deploy.run.config import DataConfig, MethodConfig, OptimConfig, RunConfig  # noqa: E402
 from cdl_deploy.training.backbones.loading import create_vit  # noqa: E402
+from cdl_deploy.training.backbones.plain import PlainViT  # noqa: E402
+from cdl_deploy.training.backbones.protocol import Backbone  # noqa: E402
 from cdl_deploy.training.loop import add_task, train  # noqa: E402
 from cdl_deploy.training.machine import in_precision  # noqa: E402
-from cdl_deploy.training.models.backbone import Backbone  # noqa: E402
 from cdl_deploy.training.models.learner import Role  # noqa: E402
 from cdl_deploy.training.models.teacher_student import TeacherStudent, build_teacher_student  # noqa: E402
 from cdl_deploy.training.preparation import Addition  # noqa: E402
@@ -81,7 +82,7 @@ def make_pair(query: str, tasks: int, classes: int, device: str) -> TeacherStude
     backbones: dict[Role, Backbone] = {}
     for role, name in MODELS.items():
         torch.manual_seed(0)
-        backbones[role] = Backbone(create_vit(name, 224), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+        backbones[role] = PlainViT(create_vit(name, 224), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     pair = build_teacher_student(backbones, MethodConfig(query=query), seed=0)
     for _ in range(tasks):
         pair.begin_task(classes, seed=0)

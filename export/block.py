@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from cdl_deploy.export.attention import FoldedAttention, HeadRows, Projected, split_heads
-from cdl_deploy.training.models.backbone import Backbone, BlockPrompt
+from cdl_deploy.training.backbones.protocol import Backbone, BlockPrompt
 
 STORED_AS = {"prefix": "before", "suffix": "after", "cls_bias": "class_shift"}
 """How the constants of each side are called in the file. These names stay what they were, so that an exported model is
@@ -55,18 +55,16 @@ def run_block(
     `prefix` are the prompts chosen for each image, as `attention` wants them; `few` is how few tokens ask, where there
     is a way; `projected` what the tokens become in this block, where that is known.
     """
-    block = backbone.block(index)
     kept = tokens if output_tokens is None else select_tokens(tokens, output_tokens)
     chosen = prefix or (None, None)
     if output_tokens is not None and few is not None:
-        mixed = few(attention, block.norm1(tokens), prefix, constant, output_tokens)
+        mixed = few(attention, backbone.norm(index, tokens), prefix, constant, output_tokens)
     else:
-        query, key, value = projected or attention.project(block.norm1(tokens))
+        query, key, value = projected or attention.project(backbone.norm(index, tokens))
         query = query if output_tokens is None else select_tokens(query.transpose(1, 2), output_tokens).transpose(1, 2)
         key, value = surround(key, 0, chosen[0], constant), surround(value, 1, chosen[1], constant)
         mixed = (query @ key.transpose(2, 3)).softmax(dim=-1) @ value
-    kept = kept + block.ls1(attention.output(mixed))
-    return kept + block.ls2(block.mlp(block.norm2(kept)))
+    return backbone.mlp(index, backbone.add_attention(index, kept, attention.output(mixed)))
 
 
 class AbsorbedKVAttention(nn.Module):
@@ -97,7 +95,7 @@ class AbsorbedKVAttention(nn.Module):
         output_tokens: tuple[int, ...],
     ) -> Float[Tensor, "B H n d"]:
         """What the tokens at the positions `output_tokens` gather."""
-        query = attention.queries(select_tokens(normed, output_tokens))  # [B, H, n, d]
+        query = attention.queries(select_tokens(normed, output_tokens), output_tokens)  # [B, H, n, d]
         count = (self.heads, len(output_tokens))
         vectors = (query @ self.key).flatten(1, 2)  # [B, H·n, D]
         scores = (vectors @ normed.transpose(1, 2)).unflatten(1, count)  # [B, H, n, N]

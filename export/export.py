@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cdl_deploy.data.preprocessing import INPUTS, Preprocessing
 from cdl_deploy.errors import OptionError, RunError, nearest
 from cdl_deploy.export.fixed_selection import BATCH, Select, check_select, fix_selection, load_images
 from cdl_deploy.export.graph import ExportGraph
@@ -29,12 +30,10 @@ from cdl_deploy.run import metrics
 from cdl_deploy.run.migrations import first_config
 from cdl_deploy.run.record import RunRecord
 from cdl_deploy.runtime.bundle import (
-    INPUTS,
     MAX_TOP_K,
     Accuracy,
     Bundle,
     Method,
-    Preprocessing,
     RunOrigin,
     Weights,
     description,
@@ -42,7 +41,6 @@ from cdl_deploy.runtime.bundle import (
     encode_metadata,
 )
 from cdl_deploy.training.checkpoint import load_heldout, load_run
-from cdl_deploy.training.data import transforms
 from cdl_deploy.training.models.learner import Learner
 from cdl_deploy.training.models.teacher_student import TeacherStudent
 
@@ -168,7 +166,7 @@ def _with_updates(item: Exported, older: Sequence[Path], on_step: OnStep) -> Exp
 def _samples(select: Select, record: RunRecord, images: Tensor, labels: Tensor) -> list[Tensor]:
     """Batches of the images that select: a folder's, or those the run holds out of a task."""
     if select.images is not None:
-        return load_images(select.images, transforms.Preprocessing.from_record(record.preprocessing))
+        return load_images(select.images, record.preprocessing.resize_crop)
     assert select.task is not None
     own = record.tasks[select.task - 1].classes
     positions = torch.tensor([record.classes.index(name) for name in own])
@@ -231,7 +229,7 @@ def describe(record: RunRecord, learner: Learner, path: Path, options: ExportOpt
     matrix = record.matrices[role]
     info = record.backbones[role]
     preprocessing = record.preprocessing
-    trained = sum(value.numel() for name, value in learner.trained_state().items() if is_exported(learner, name))
+    trained = sum(value.numel() for value in learner.prediction_state().values())
     uses_query = learner.method.uses_query
     return Bundle(
         path=path,
@@ -260,14 +258,6 @@ def describe(record: RunRecord, learner: Learner, path: Path, options: ExportOpt
         top_k=min(MAX_TOP_K, len(record.classes)),
         accuracy=Accuracy(metrics.final_average_accuracy(matrix), metrics.forgetting(matrix)),
     )
-
-
-def is_exported(learner: Learner, name: str) -> bool:
-    """Whether the trained tensor `name` has a part in the answer; projections of a distillation have none."""
-    part, _, rest = name.partition(".")
-    if part == "method":
-        return rest not in learner.method.training_only
-    return part != "distillation" or learner.distillation.answers
 
 
 def run_fingerprint(record: RunRecord) -> str:

@@ -17,18 +17,20 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float
+from PIL import Image
 from torch import Tensor
 
 from cdl_deploy.data.folder import images_below
-from cdl_deploy.errors import OptionError, nearest
+from cdl_deploy.data.images import load_image
+from cdl_deploy.data.preprocessing import ResizeCrop
+from cdl_deploy.errors import DataError, OptionError, nearest
 from cdl_deploy.run.config import MethodConfig
-from cdl_deploy.training.data.sources import load_image
-from cdl_deploy.training.data.transforms import Preprocessing, evaluation_transform
+from cdl_deploy.training.backbones.protocol import BlockPrompt, NetworkShape
+from cdl_deploy.training.data.transforms import evaluation_transform
 from cdl_deploy.training.methods import ContinualMethod, Phase, PromptSelection
 from cdl_deploy.training.methods.coda import CodaPrompt
 from cdl_deploy.training.methods.dualprompt import DualPrompt
 from cdl_deploy.training.methods.l2p import L2P
-from cdl_deploy.training.models.backbone import BlockPrompt, NetworkShape
 from cdl_deploy.training.models.learner import Learner, QueryEncoder
 from cdl_deploy.training.shapes import Pixels, Query, Similarities
 
@@ -126,11 +128,18 @@ def fix_selection(learner: Learner, encoder: QueryEncoder, task: int | None, ima
     return made.eval()
 
 
-def load_images(folder: Path, preprocessing: Preprocessing) -> list[Pixels]:
+def load_images(folder: Path, preprocessing: ResizeCrop) -> list[Pixels]:
     """Every image below `folder`, as evaluation sees it, in batches. Raises OptionError where there is none."""
     transform = evaluation_transform(preprocessing)
-    pixels = torch.stack([transform(load_image(path)) for path in _find(folder)])
+    pixels = torch.stack([transform(_load(path)) for path in _find(folder)])
     return list(pixels.split(BATCH))
+
+
+def _load(path: Path) -> Image.Image:
+    try:
+        return load_image(path)
+    except DataError as error:
+        raise DataError(f"cannot read image {error}") from None
 
 
 def _find(folder: Path) -> Iterator[Path]:

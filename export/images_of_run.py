@@ -17,16 +17,15 @@ import torch
 
 from cdl_deploy.data.folder import images_below
 from cdl_deploy.data.images import SUFFIXES, load_image, to_tensor
+from cdl_deploy.data.labelled import Item
+from cdl_deploy.data.preprocessing import Preprocessing
 from cdl_deploy.errors import DataError
 from cdl_deploy.export.parity import graph_input
 from cdl_deploy.export.quantise import Feeds
 from cdl_deploy.run.record import RunRecord
-from cdl_deploy.runtime.bundle import INPUT_NAME, Preprocessing
+from cdl_deploy.runtime.bundle import INPUT_NAME
 from cdl_deploy.training.checkpoint import load_heldout
-from cdl_deploy.training.data.sources import Item
-from cdl_deploy.training.data.sources import load_image as load_item
 from cdl_deploy.training.data.task_data import TaskData
-from cdl_deploy.training.data.transforms import Preprocessing as Evaluation
 from cdl_deploy.training.data.transforms import evaluation_transform
 from cdl_deploy.training.run_directory import RunDirectory
 
@@ -96,14 +95,14 @@ def calibration_images(
 def held_out_images(root: Path, record: RunRecord, preprocessing: Preprocessing) -> HeldOut:
     """All held-out images, up to 1,000, where their folders are still there; otherwise those that the run keeps."""
     data = _task_data(root, record)
-    transform = evaluation_transform(Evaluation.from_record(record.preprocessing))
+    transform = evaluation_transform(record.preprocessing.resize_crop)
     share = max(1, TEST_IMAGES // len(record.tasks))
     tasks = []
     for number in range(1, len(record.tasks) + 1):
         test = data.test(number)
         positions = spread(range(len(test.labels)), share)
         if test.pixels is None:
-            pixels = torch.stack([transform(load_item(test.items[i])) for i in positions])
+            pixels = torch.stack([transform(load_image(test.items[i])) for i in positions])
         else:
             pixels = test.pixels[list(positions)]
         tasks.append((graph_input(pixels, preprocessing), [test.labels[i] for i in positions]))

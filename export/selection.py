@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from cdl_deploy.export.attention import FoldedAttention, HeadRows, split_heads
 from cdl_deploy.export.fixed_selection import FixedPrompts
+from cdl_deploy.training.backbones.protocol import BlockPrompt
 from cdl_deploy.training.methods import ContinualMethod
 from cdl_deploy.training.methods.coda import CodaPrompt
 from cdl_deploy.training.methods.dualprompt import DualPrompt
 from cdl_deploy.training.methods.l2p import L2P
-from cdl_deploy.training.models.backbone import BlockPrompt
 from cdl_deploy.training.shapes import Query
 
 Attentions = Mapping[int, FoldedAttention]

@@ -18,13 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cdl_deploy.data.images import load_image
 from cdl_deploy.errors import RunError
 from cdl_deploy.run.record import RunRecord
 from cdl_deploy.training.backbones.loading import rebuild_backbone
-from cdl_deploy.training.data.sources import load_image
 from cdl_deploy.training.data.task_data import TaskImages
 from cdl_deploy.training.data.transforms import PixelTransform
-from cdl_deploy.training.models.growing import carried_over, frozen_names
+from cdl_deploy.training.growing import carried_over, frozen_names
 from cdl_deploy.training.models.learner import Role
 from cdl_deploy.training.models.teacher_student import TeacherStudent, build_teacher_student
 from cdl_deploy.training.run_directory import RunDirectory

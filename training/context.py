@@ -7,14 +7,13 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from cdl_deploy.data.sources import ImageSource
 from cdl_deploy.run.config import OptimConfig, default_batch_size
 from cdl_deploy.run.record import RunRecord, TaskPlan
 from cdl_deploy.training.checkpoint import Position, save_last
 from cdl_deploy.training.data.loading import TrainingImages
 from cdl_deploy.training.data.resident import training_images
-from cdl_deploy.training.data.sources import ImageSource
 from cdl_deploy.training.data.task_data import TaskData, TaskImages, hold_out
-from cdl_deploy.training.data.transforms import Preprocessing
 from cdl_deploy.training.machine import resolve_auto
 from cdl_deploy.training.models.learner import Role
 from cdl_deploy.training.models.teacher_student import TeacherStudent
@@ -44,7 +43,7 @@ class Run:
         record = self.record
         self.config, self.plans = record.config, record.plans
         self.data = TaskData(self.plans, record.tasks, self.sources, self.directory.load_heldout, record.skipped_images)
-        self.preprocessing = Preprocessing.from_record(record.preprocessing)
+        self.preprocessing = record.preprocessing.resize_crop
         self.tests_on_device: dict[int, TaskImages] = {}
         self.clock = time.perf_counter()
         """When what is being timed began."""

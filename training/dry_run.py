@@ -20,7 +20,7 @@ from cdl_deploy.run.record import RunRecord
 from cdl_deploy.training.data.loading import TrainingImages, to_device
 from cdl_deploy.training.data.resident import training_images
 from cdl_deploy.training.data.task_data import TaskData, TaskImages
-from cdl_deploy.training.data.transforms import Preprocessing, evaluation_transform
+from cdl_deploy.training.data.transforms import evaluation_transform
 from cdl_deploy.training.evaluation import accuracy_row
 from cdl_deploy.training.machine import compile_blocks, in_precision
 from cdl_deploy.training.models.learner import Learner, Role
@@ -179,7 +179,7 @@ class Measurement:
     ) -> None:
         self.pair, self.processes, self.stop = pair, processes, stop
         self.optim = replace(optim, batch_size=task.batch_size)
-        self.preprocessing = Preprocessing.from_record(record.preprocessing)
+        self.preprocessing = record.preprocessing.resize_crop
         self.augmentation = record.preprocessing.augmentation
 
     def learning(self, role: Role, images: TaskImages) -> tuple[int, float]:

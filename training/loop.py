@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from cdl_deploy.data.sources import fingerprint
 from cdl_deploy.run.config import RunConfig
 from cdl_deploy.run.record import FinishedTask, RunRecord, TaskOptim
 from cdl_deploy.training.checkpoint import (
@@ -30,7 +31,6 @@ from cdl_deploy.training.checkpoint import (
 )
 from cdl_deploy.training.context import Run, Task, begin_task, images_to_learn
 from cdl_deploy.training.data.loading import TrainingImages, to_device
-from cdl_deploy.training.data.sources import fingerprint
 from cdl_deploy.training.data.task_data import TaskImages, open_sources
 from cdl_deploy.training.data.transforms import evaluation_transform
 from cdl_deploy.training.evaluation import evaluate, fit_closed_form

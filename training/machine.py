@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 
 from cdl_deploy.run.config import OptimConfig
-from cdl_deploy.training.models.packed import can_pack
+from cdl_deploy.training.backbones.packed import can_pack
 from cdl_deploy.training.models.teacher_student import TeacherStudent
 
 MAX_WORKERS = 8

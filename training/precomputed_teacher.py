@@ -6,20 +6,15 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
+from cdl_deploy.data.sources import fingerprint
 from cdl_deploy.errors import OptionError, RunError
-from cdl_deploy.run.config import RunConfig
-from cdl_deploy.run.record import Preprocessing, Role, RunRecord, TaskPlan
-from cdl_deploy.training.data.sources import fingerprint
+from cdl_deploy.run.config import RunConfig, teacher_options
+from cdl_deploy.run.options import flag
+from cdl_deploy.run.record import RecordedPreprocessing, Role, RunRecord, TaskPlan
 from cdl_deploy.training.data.task_data import TaskImages
 from cdl_deploy.training.distillation import needs_teacher
 from cdl_deploy.training.models.learner import Learner
 from cdl_deploy.training.run_directory import RunDirectory
-
-OF_THE_TEACHER = (
-    "method", "query", "query_regulariser", "prompt_length", "key_loss_weight", "pool_size", "top_k",
-    "shared_prompt_length", "merge_share", "orthogonality", "components_per_task", "head_start",
-)  # fmt: skip
-"""Fields of MethodConfig that decide what a teacher is; the others concern what the student makes of it."""
 
 
 class PrecomputedTeacher:
@@ -36,10 +31,10 @@ class PrecomputedTeacher:
             raise OptionError(f"{run}: --distill {ours.config.method.distill} has no teacher: leave it out")
         if "teacher" not in theirs.backbones:
             raise OptionError(f"{run} has no teacher: it was trained with --distill {theirs.config.method.distill}")
-        for name in OF_THE_TEACHER:
-            had, has = (getattr(record.config.method, name) for record in (theirs, ours))
+        for name in teacher_options(ours.config.method):
+            had, has = (record.config.method.value(name) for record in (theirs, ours))
             if had != has:
-                raise OptionError(f"{run} has --{name.replace('_', '-')} {had}, this run {has}: give the same")
+                raise OptionError(f"{run} has {flag(name)} {had}, this run {has}: give the same")
         roles: tuple[Role, ...] = ("teacher", "student")
         for role in roles:  # the student's class token is the query that the teacher's keys meet
             if theirs.backbones[role].sha256 != ours.backbones[role].sha256:
@@ -105,6 +100,6 @@ def open_precomputed_teacher(config: RunConfig, ours: RunRecord) -> PrecomputedT
     return taught
 
 
-def _difference(theirs: Preprocessing, ours: Preprocessing) -> str:
+def _difference(theirs: RecordedPreprocessing, ours: RecordedPreprocessing) -> str:
     both = ((item.name, getattr(theirs, item.name), getattr(ours, item.name)) for item in fields(ours))
     return ", ".join(f"{name} {had}, here {has}" for name, had, has in both if had != has)

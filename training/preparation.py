@@ -6,16 +6,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from cdl_deploy.data.sources import ImageSource, OnCheck, open_source
 from cdl_deploy.errors import DataError, OptionError, RunError, nearest
 from cdl_deploy.run.config import OptimConfig, RunConfig, check_name
-from cdl_deploy.run.record import BackboneInfo, Preprocessing, RunRecord, TaskPlan
+from cdl_deploy.run.record import BackboneInfo, RecordedPreprocessing, RunRecord, TaskPlan
 from cdl_deploy.training.backbones.loading import load_backbone
-from cdl_deploy.training.data.sources import ImageSource, OnCheck, open_source
+from cdl_deploy.training.backbones.protocol import Backbone
 from cdl_deploy.training.data.tasks import make_tasks
 from cdl_deploy.training.distillation import DISTILLATIONS, needs_teacher
 from cdl_deploy.training.machine import resolve_auto
 from cdl_deploy.training.methods import METHODS
-from cdl_deploy.training.models.backbone import Backbone
 from cdl_deploy.training.models.learner import Role
 from cdl_deploy.training.models.teacher_student import TeacherStudent, build_teacher_student
 from cdl_deploy.training.precomputed_teacher import PrecomputedTeacher, open_precomputed_teacher
@@ -102,13 +102,13 @@ def in_memory(source: ImageSource) -> bool:
     return not any(isinstance(item, Path) for item in source.train.items)
 
 
-def resolve_preprocessing(config: RunConfig, student: BackboneInfo, source: ImageSource) -> Preprocessing:
+def resolve_preprocessing(config: RunConfig, student: BackboneInfo, source: ImageSource) -> RecordedPreprocessing:
     """The evaluation transform, from the student's own data configuration, and the training augmentation."""
     size = student.image_size
     chosen = config.data.augmentation
     if chosen == "auto":
         chosen = "photo" if source.photographs else "gentle"
-    return Preprocessing(size, int(size / student.crop_pct), student.interpolation, chosen)
+    return RecordedPreprocessing(size, int(size / student.crop_pct), student.interpolation, chosen)
 
 
 FIXED = ("seed",)

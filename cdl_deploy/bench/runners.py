@@ -87,7 +87,7 @@ class GraphRunner:
 
     @property
     def inputs(self) -> list[Declared]:
-        """Its inputs, with every free size settled."""
+        """Its inputs, with every free size filled in."""
         size = self.job.size
         if size is None and FORMAT_KEY in self.metadata:
             side = decode_metadata(self.path, self.metadata).preprocessing.resize

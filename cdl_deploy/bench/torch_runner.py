@@ -17,7 +17,7 @@ from cdl_deploy.errors import BundleError
 from cdl_deploy.run.metrics import final_average_accuracy
 from cdl_deploy.run.record import Role
 from cdl_deploy.training.checkpoint import load_run
-from cdl_deploy.training.data.transforms import Preprocessing, evaluation_transform
+from cdl_deploy.training.data.transforms import evaluation_transform
 from cdl_deploy.training.models.learner import learner_logits
 from cdl_deploy.training.run_directory import RunDirectory
 
@@ -36,11 +36,11 @@ class TorchRunner:
         if role not in self.pair.learners:
             raise BundleError(f"{self.root} has no {role}: it was trained alone")
         self.learner = self.pair.learners[role].eval()
-        self.preprocessing = Preprocessing.from_record(self.record.preprocessing)
+        self.preprocessing = self.record.preprocessing.resize_crop
 
     def run_of(self, batch: int) -> Run:
         """One batch of random pixels, or of the next photographs."""
-        encoder, learner, side = self.pair.encoder, self.learner, self.preprocessing.size
+        encoder, learner, side = self.pair.encoder, self.learner, self.preprocessing.height
         if not self.job.photos:
             random = np.random.default_rng(self.job.seed)
             pixels = torch.from_numpy(random.integers(0, 256, (batch, 3, side, side), dtype=np.uint8))
@@ -63,7 +63,7 @@ class TorchRunner:
     def inspect(self, batch: int) -> dict[str, Any]:
         """What the record says, and the products that PyTorch counts."""
         role, directory = cast(Role, self.job.role), RunDirectory(self.root)
-        side = self.preprocessing.size
+        side = self.preprocessing.height
         files = [directory.backbone_file(role), directory.task_checkpoint(len(self.record.tasks))]
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # the fused kernel is not counted
             self.run_of(1)()

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cdl_deploy.cli.require_extra import require_extra
 from cdl_deploy.errors import OptionError
+from cdl_deploy.require_extra import require_extra
 
 if TYPE_CHECKING:
-    from cdl_deploy.bench import BenchReport, Progress
+    from cdl_deploy.bench import BenchProgress, BenchReport
 
 EXAMPLES = """
 cdl bench-latency runs/digits
@@ -215,7 +215,7 @@ def _size(text: str | None) -> tuple[int, int] | None:
 
 
 @contextmanager
-def _progress(time_limit: float) -> Iterator[Callable[[Progress], None] | None]:
+def _progress(time_limit: float) -> Iterator[Callable[[BenchProgress], None] | None]:
     """A bar on a terminal's standard error, redrawn only between measurements: a thread that redraws would disturb."""
     if not sys.stderr.isatty():
         yield None
@@ -232,7 +232,7 @@ def _progress(time_limit: float) -> Iterator[Callable[[Progress], None] | None]:
     with Bar(*columns, console=Console(stderr=True), transient=True, auto_refresh=False) as bar:
         task = bar.add_task("", total=time_limit, seconds=0.0)
 
-        def show(progress: Progress) -> None:
+        def show(progress: BenchProgress) -> None:
             done = f", round {progress.rounds + 1}, {progress.precise} of {progress.medians} medians precise"
             text = f"{progress.phase} {progress.detail}{done if progress.phase == 'measure' else ''}"
             seconds = min(progress.elapsed, time_limit)

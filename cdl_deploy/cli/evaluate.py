@@ -12,8 +12,8 @@ import typer
 
 from cdl_deploy.cli.image_progress import image_progress
 from cdl_deploy.cli.labelled import BatchSize, Holdout, SkipUnknown, Threads, open_labelled, report_unreadable
-from cdl_deploy.cli.require_extra import require_extra
 from cdl_deploy.errors import OptionError
+from cdl_deploy.require_extra import require_extra
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

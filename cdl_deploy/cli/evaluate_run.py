@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cdl_deploy.cli.require_extra import require_extra
 from cdl_deploy.data.labelled import Item, known_images
 from cdl_deploy.errors import DataError, RunError
 from cdl_deploy.evaluation.matrix import Difference, TaskTest, accuracy_row, largest_difference, surrounded
 from cdl_deploy.evaluation.predictions import Unreadable
+from cdl_deploy.require_extra import require_extra
 from cdl_deploy.run.record import Role, RunRecord, read_record
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cdl_deploy.cli.export_web import check_page_options, print_page, write_model_page
-from cdl_deploy.cli.require_extra import require_extra
 from cdl_deploy.errors import OptionError
+from cdl_deploy.require_extra import require_extra
 
 if TYPE_CHECKING:
     from rich.console import Console

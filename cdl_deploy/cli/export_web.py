@@ -7,8 +7,8 @@ from pathlib import Path
 
 import typer
 
-from cdl_deploy.cli.require_extra import require_extra
 from cdl_deploy.errors import OptionError
+from cdl_deploy.require_extra import require_extra
 
 
 def check_page_options(run: Path, web: Path, graph_input: str, onnx: bool, out: Path | None) -> None:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cdl_deploy.cli.require_extra import require_extra
 from cdl_deploy.errors import DataError, OptionError, nearest
+from cdl_deploy.require_extra import require_extra
 
 if TYPE_CHECKING:
     from cdl_deploy.runtime.classifier import Classifier

@@ -159,7 +159,7 @@ def preset_of(differs: dict[str, Any]) -> tuple[str | None, set[str]]:
     Only where they differ in several settings of `--preset paper`: one or two are told better by themselves.
     """
     from cdl_deploy.run.config import RunConfig
-    from cdl_deploy.training.presets import PAPER
+    from cdl_deploy.run.presets import PAPER
 
     paper = {name: value for values in PAPER.values() for name, value in values.items() if name in differs}
     plain = {name: value for values in RunConfig().to_dict().values() for name, value in values.items()}

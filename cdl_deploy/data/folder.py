@@ -41,7 +41,7 @@ def find_splits(root: Path, holdout: float | None) -> tuple[Files, Files]:
             raise DataError(
                 f"{root} has no train/ folder: add --holdout 0.2 to hold out a fifth of every class for testing"
             )
-        train_files, test_files = hold_out(found, holdout, root)
+        train_files, test_files = split_by_name(found, holdout, root)
     return train_files, test_files
 
 
@@ -57,7 +57,7 @@ def find_test_images(root: Path, holdout: float | None) -> Files:
         _refuse_holdout(root, holdout)
         return find_images(_test_root(root))
     found = find_images(root)
-    return found if holdout is None else hold_out(found, holdout, root)[1]
+    return found if holdout is None else split_by_name(found, holdout, root)[1]
 
 
 def find_images(root: Path) -> Files:
@@ -66,6 +66,8 @@ def find_images(root: Path) -> Files:
     try:
         for folder in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")):
             files = sorted(_walk_images(folder))
+            for name in (folder.name, *(file.name for file in files)):
+                _check_name(name, folder)
             if files:
                 found[folder.name] = files
     except OSError as error:
@@ -74,6 +76,16 @@ def find_images(root: Path) -> Files:
         suffixes = " ".join(sorted(SUFFIXES))
         raise DataError(f"{root} has no images: expected folders named by class with files ending in {suffixes}")
     return found
+
+
+def _check_name(name: str, folder: Path) -> None:
+    """Raise `DataError` for a name whose bytes are not UTF-8: no record or report could hold it."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        shown = os.fsencode(name).decode("utf-8", "backslashreplace")
+        parent = os.fsencode(folder.parent if name == folder.name else folder).decode("utf-8", "backslashreplace")
+        raise DataError(f"the name {shown} in {parent} is not UTF-8: rename it") from None
 
 
 def images_below(folder: Path) -> list[Path]:
@@ -90,12 +102,12 @@ def _walk_images(folder: Path) -> Iterator[Path]:
     def refuse(error: OSError) -> None:
         raise error
 
-    for place, _, names in os.walk(folder, onerror=refuse):
-        paths = (Path(place, name) for name in names)
+    for below, _, names in os.walk(folder, onerror=refuse):
+        paths = (Path(below, name) for name in names)
         yield from filter(_is_image, paths)
 
 
-def hold_out(files: Files, share: float, root: Path) -> tuple[Files, Files]:
+def split_by_name(files: Files, share: float, root: Path) -> tuple[Files, Files]:
     """Split every class, at least one image on either side; the choice depends on the class's file names alone."""
     train: Files = {}
     test: Files = {}

@@ -11,7 +11,7 @@ import os
 import stat
 import struct
 import threading
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from cdl_deploy.data.preprocessing import Preprocessing, ResizeCrop
 from cdl_deploy.errors import DataError
-from cdl_deploy.runtime.bundle import Preprocessing
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp"})
 """Lower-case suffixes taken for images when a folder is searched; a file named on its own may have any."""
@@ -69,7 +69,8 @@ def load_image(source: str | Path | Image.Image | NDArray[Any]) -> Image.Image:
         if isinstance(source, Image.Image):
             return _convert(source, name)
         _check_file(Path(source), name)
-        with Image.open(source, formats=_known_formats()) as image:
+        icon = _largest_in_icon(Path(source))  # which Pillow decodes as soon as it is opened
+        with _bounded(*icon, name), Image.open(source, formats=_known_formats()) as image:
             return _convert(image, name)
     except DataError:
         raise
@@ -122,7 +123,7 @@ def to_square(image: Image.Image, preprocessing: Preprocessing) -> ByteArray:
     return np.asarray(_resize_and_crop(image, preprocessing, (left, top, left + side, top + side)), dtype=np.uint8)
 
 
-def to_crop(image: Image.Image, preprocessing: Preprocessing) -> ByteArray:
+def to_crop(image: Image.Image, preprocessing: ResizeCrop) -> ByteArray:
     """uint8 [height, width, 3] of an RGB image: resized and cropped, and nothing else."""
     width, height = resized_size(*image.size, preprocessing.resize)
     left, top = crop_offset(width, preprocessing.width), crop_offset(height, preprocessing.height)
@@ -160,7 +161,7 @@ def _normalised_levels(mean: tuple[float, float, float], std: tuple[float, float
     return (scaled - means[:, None]) / stds[:, None]
 
 
-def _resize_and_crop(image: Image.Image, preprocessing: Preprocessing, box: tuple[int, int, int, int]) -> Image.Image:
+def _resize_and_crop(image: Image.Image, preprocessing: ResizeCrop, box: tuple[int, int, int, int]) -> Image.Image:
     """The part `box` (left, top, right, bottom) of the resized image; black where it reaches outside."""
     resample = Image.Resampling[preprocessing.interpolation.upper()]
     width, height = resized_size(*image.size, preprocessing.resize)
@@ -186,34 +187,63 @@ def _resize_and_crop(image: Image.Image, preprocessing: Preprocessing, box: tupl
 def _convert(image: Image.Image, name: str) -> Image.Image:
     """Upright 8-bit RGB of an opened image of any mode."""
     width, height = image.size
+    if min(width, height) < 1:
+        raise DataError(f"{name}: {width}×{height} pixels, expected at least 1×1")
+    with _bounded(width, height, name):
+        return _upright_rgb(image, name)
+
+
+_one_at_a_time = threading.RLock()
+
+
+def _bounded(width: int, height: int, name: str) -> AbstractContextManager[object]:
+    """Around whatever decodes an image of this size. Raises `DataError` for one that is too large to be decoded."""
     if width * height > MAX_PIXELS:
         raise DataError(
             f"{name}: {width}×{height} = {width * height / 1e6:.0f} million pixels, "
             f"expected at most {MAX_PIXELS / 1e6:.0f} million; shrink it first"
         )
-    if min(width, height) < 1:
-        raise DataError(f"{name}: {width}×{height} pixels, expected at least 1×1")
-    with _one_at_a_time if width * height > LARGE_PIXELS else nullcontext():
-        return _upright_rgb(image, name)
+    return _one_at_a_time if width * height > LARGE_PIXELS else nullcontext()
 
 
-_one_at_a_time = threading.Lock()
+def _largest_in_icon(path: Path) -> tuple[int, int]:
+    """(width, height) of the largest image inside an icon file, as that image itself says; (0, 0) for other files.
+
+    The icon's own directory has a byte for each, whatever the PNG behind it holds.
+    """
+    with path.open("rb") as file:
+        start, reserved = file.read(6), b"\x00\x00\x01\x00"
+        if start[:4] != reserved or len(start) < 6:
+            return 0, 0
+        entries = file.read(16 * int.from_bytes(start[4:], "little"))
+        sizes = [(0, 0)]
+        for at in range(0, len(entries) - 15, 16):
+            file.seek(int.from_bytes(entries[at + 12 : at + 16], "little"))
+            head = file.read(24)
+            if len(head) == 24:
+                png = head.startswith(b"\x89PNG\r\n\x1a\n")
+                sizes.append(struct.unpack(">II", head[16:]) if png else _of_bitmap(head))
+    return max(sizes, key=lambda size: size[0] * size[1])
+
+
+def _of_bitmap(head: bytes) -> tuple[int, int]:
+    """(width, height) of a bitmap in an icon, whose header counts the rows of its mask as well."""
+    width, height = struct.unpack("<ii", head[4:12])
+    return abs(width), abs(height) // 2
 
 
 def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
+    if image.mode == "F":
+        raise DataError(f"{name}: floating-point pixels have no fixed range; save it with 8 or 16 bits a channel")
+    image.load()  # before its EXIF data are asked for: of a PNG they may stand behind the pixels, a TIFF turns itself
     turn = _exif_turn(image)
-    if turn is not None:
-        image = image.transpose(turn)
     if image.mode.startswith("I"):
         image = _eight_bit(image, name)
-    elif image.mode == "F":
-        raise DataError(f"{name}: floating-point pixels have no fixed range; save it with 8 or 16 bits a channel")
     elif image.mode in ("P", "PA") and "transparency" in image.info:
         image = image.convert("RGBA")  # straight to RGB, PIL warns about transparency given as bytes
-    if image.mode != "RGB":
-        return image.convert("RGB")
-    image.load()
-    return image
+    if turn is not None:
+        image = image.transpose(turn)
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _exif_turn(image: Image.Image) -> Image.Transpose | None:
@@ -221,7 +251,7 @@ def _exif_turn(image: Image.Image) -> Image.Transpose | None:
     try:
         orientation: Any = image.getexif().get(_ORIENTATION)
         return _TURNS.get(orientation)
-    except (OSError, SyntaxError, ValueError, TypeError, LookupError, struct.error):
+    except Exception:  # noqa: BLE001  whatever Pillow makes of the damage, the pixels are there
         return None
 
 

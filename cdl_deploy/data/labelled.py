@@ -1,4 +1,4 @@
-"""Images whose classes are known, by name: what a model is tested on."""
+"""Images whose classes are known, by name: what a model learns from, and what it is tested on."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
-from cdl_deploy.data.folder import find_test_images
+from cdl_deploy.data.folder import Files, find_test_images
 from cdl_deploy.errors import DataError, nearest
 
 Item = Path | NDArray[Any]
@@ -22,7 +23,7 @@ class LabelledImages:
     """Images and the name of the class that each shows."""
 
     source: str
-    """Where they come from: a folder, or `digits`."""
+    """Where they come from: a folder, or the name of a data set."""
     items: Sequence[Item]
     names: Sequence[str]
     left_out: tuple[str, ...] = ()
@@ -32,6 +33,16 @@ class LabelledImages:
     def classes(self) -> list[str]:
         """The classes that have images, in the order of their first."""
         return list(dict.fromkeys(self.names))
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """For each image the position of its class among all that have images, in alphabetical order."""
+        positions = {name: position for position, name in enumerate(sorted(set(self.names)))}
+        return np.array([positions[name] for name in self.names], dtype=np.int64)
+
+    def of_class(self, name: str) -> list[Item]:
+        """The images of one class, in order."""
+        return [item for item, own in zip(self.items, self.names, strict=True) if own == name]
 
     def restricted(self, keep: Callable[[str], bool]) -> LabelledImages:
         """The images of the classes that `keep` approves of; the others' names are added to `left_out`."""
@@ -46,10 +57,13 @@ def labelled_folder(root: Path, holdout: float | None = None) -> LabelledImages:
     Of one tree every image is taken, or with `holdout` the share that training with the same value left out.
     Raises DataError.
     """
-    files = find_test_images(root, holdout)
-    return LabelledImages(
-        str(root), [path for name in files for path in files[name]], [name for name in files for _ in files[name]]
-    )
+    return from_files(str(root), find_test_images(root, holdout))
+
+
+def from_files(source: str, files: Files) -> LabelledImages:
+    """Image files by class, one class after the other in alphabetical order."""
+    pairs = [(path, name) for name in sorted(files) for path in files[name]]
+    return LabelledImages(source, [path for path, _ in pairs], [name for _, name in pairs])
 
 
 def known_images(images: LabelledImages, classes: Sequence[str], skip_unknown: bool, model: str) -> LabelledImages:

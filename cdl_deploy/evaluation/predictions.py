@@ -1,4 +1,4 @@
-"""What a model answers for images whose classes are known, reduced to a few numbers an image."""
+"""What a model predicts for images whose classes are known, reduced to a few numbers an image."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from cdl_deploy.data.labelled import LabelledImages
 from cdl_deploy.errors import DataError
-from cdl_deploy.evaluation.outputs import Output
+from cdl_deploy.evaluation.outputs import ImageOutput
 from cdl_deploy.runtime.interface import Interface
 
 OnImage = Callable[[int, int], None]
@@ -26,7 +26,7 @@ class Unreadable:
 
 
 @dataclass(frozen=True)
-class Answers:
+class ImagePredictions:
     """One entry an image that could be read, in order; classes are positions among the model's."""
 
     images: NDArray[np.int64]
@@ -50,17 +50,17 @@ class Answers:
         return result
 
 
-def collect_answers(
+def collect_predictions(
     interface: Interface,
     images: LabelledImages,
-    outputs: Iterable[Output],
+    outputs: Iterable[ImageOutput],
     among: Sequence[int] | None = None,
     on_image: OnImage = lambda done, total: None,
-) -> Answers:
+) -> ImagePredictions:
     """Read `outputs`, the probabilities for each of `images`, whose classes the model must know.
 
-    `among`: positions of the classes to choose among for `Answers.among`. Of equal probabilities the first class wins,
-    as in `numpy.argmax`. Raises DataError where no image can be read.
+    `among`: positions of the classes to choose among for `ImagePredictions.among`. Of equal probabilities the first
+    class wins, as in `numpy.argmax`. Raises DataError where no image can be read.
     """
     position = {name: index for index, name in enumerate(interface.classes)}
     tasks = np.array(interface.task_numbers)
@@ -81,7 +81,7 @@ def collect_answers(
     if not rows:
         raise no_image(images, unreadable)
     which, labels, predicted, within_task, best_among = np.array(rows, dtype=np.int64).T
-    return Answers(which, labels, predicted, np.array(confidence), within_task, best_among, tuple(unreadable))
+    return ImagePredictions(which, labels, predicted, np.array(confidence), within_task, best_among, tuple(unreadable))
 
 
 def no_image(images: LabelledImages, unreadable: Sequence[Unreadable]) -> DataError:

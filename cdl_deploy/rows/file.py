@@ -8,7 +8,6 @@ cannot be continued, so its `.part` is JSON Lines.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import sys
 import time
@@ -21,6 +20,7 @@ from types import TracebackType
 from typing import BinaryIO
 
 from cdl_deploy.errors import DataError, OptionError
+from cdl_deploy.files import lock_open_file
 from cdl_deploy.rows.formats import row_format
 from cdl_deploy.runtime.classifier import Classifier
 from cdl_deploy.runtime.predict import Row, classify_paths
@@ -223,13 +223,9 @@ class RowFile:
         return end
 
     def _lock(self) -> None:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not lock_open_file(self._file.fileno()):
             self._file.close()
-            raise OptionError(f"another program is writing {self.part}: choose another --output") from None
-        except OSError:  # a file system without locks
-            pass
+            raise OptionError(f"another program is writing {self.part}: choose another --output")
 
     def _compare(self, row: Row, path: str | None, classifier: Classifier) -> None:
         """Raise `DataError` unless `row` can be what this run would write for `path`."""

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, Protocol
 
 from cdl_deploy.errors import DataError
-from cdl_deploy.runtime.classifier import Prediction
+from cdl_deploy.runtime.columns import CLASS_COLUMNS, COLUMNS, from_record, to_record
 from cdl_deploy.runtime.predict import Row
 from cdl_deploy.typed_json import short
 
@@ -82,13 +82,7 @@ class JsonLines:
         return b""
 
     def encode(self, row: Row) -> bytes:
-        record: dict[str, Any] = {"path": row.path}
-        if row.prediction is None:
-            record["error"] = row.error
-        else:
-            p = row.prediction
-            record |= {"label": p.label, "probability": round(p.probability, 6), "task": p.task, "index": p.index}
-            record["top_k"] = [{"label": label, "probability": round(value, 6)} for label, value in p.top_k]
+        record = {name: _rounded(value) for name, value in to_record(row).items() if value is not None}
         try:
             return f"{json.dumps(record, ensure_ascii=False)}\n".encode()
         except UnicodeEncodeError:  # a path that is not valid UTF-8: escaped, the line is still JSON
@@ -101,29 +95,32 @@ class JsonLines:
                 return
             end += len(line)
             try:
-                row = _row_of_json(json.loads(line))
-            except (ValueError, KeyError, TypeError, RecursionError) as error:
+                row = from_record(json.loads(line))
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 raise DataError(f"line {number} is no row of cdl predict: {_shown(line)}") from error
             yield Stored(row, end)
 
 
 class Csv:
-    """A line of comma-separated values a row, the first of them their names."""
+    """A line of comma-separated values a row, the first of them their names.
+
+    The columns of `COLUMNS`, and in place of `top_k` two for each further class: `label_2`, `probability_2`, …
+    """
 
     def __init__(self, top_k: int) -> None:
-        self._top_k = top_k
-        ranks = [f"{name}_{rank}" for rank in range(2, top_k + 1) for name in ("label", "probability")]
-        self._columns = ["path", "label", "probability", "task", "index", "error", *ranks]
+        self._plain = [column for column in COLUMNS if column.type is not list]
+        further = [f"{column.name}_{rank}" for rank in range(2, top_k + 1) for column in CLASS_COLUMNS]
+        self._columns = [column.name for column in self._plain] + further
 
     def header(self) -> bytes:
         return _csv_line(self._columns)
 
     def encode(self, row: Row) -> bytes:
-        p = row.prediction
-        if p is None:
-            return _csv_line([row.path, "", "", "", "", row.error, *[""] * (len(self._columns) - 6)])
-        others = [item for label, value in p.top_k[1:] for item in (label, f"{value:.6f}")]
-        return _csv_line([row.path, p.label, f"{p.probability:.6f}", p.task, p.index, "", *others])
+        record = to_record(row)
+        others = [item[column.name] for item in (record["top_k"] or [])[1:] for column in CLASS_COLUMNS]
+        values = [record[column.name] for column in self._plain] + others
+        values += [None] * (len(self._columns) - len(values))
+        return _csv_line([f"{value:.6f}" if isinstance(value, float) else value for value in values])
 
     def decode(self, file: BinaryIO) -> Iterator[Stored]:
         end = 0  # of the lines that the reader has asked for: a quoted path may span several
@@ -158,12 +155,19 @@ class Csv:
     def _row(self, values: list[str]) -> Row:
         if len(values) != len(self._columns):
             raise ValueError
-        path, label, probability, task, index, error, *others = values
-        if error:
-            return Row(path, None, error)
-        pairs = [(label, float(probability))]
-        pairs += [(others[i], float(others[i + 1])) for i in range(0, len(others), 2)]
-        return Row(path, Prediction(label, pairs[0][1], tuple(pairs), int(task), int(index)), None)
+        plain, others = values[: len(self._plain)], values[len(self._plain) :]
+        record: dict[str, Any] = {
+            column.name: value if column.type is str else column.type(value or 0)
+            for column, value in zip(self._plain, plain, strict=True)
+        }
+        record["error"] = record["error"] or None
+        pairs = (
+            [(record["label"], record["probability"]), *zip(others[::2], map(float, others[1::2]), strict=True)]
+            if not record["error"]
+            else []
+        )
+        record["top_k"] = [{"label": label, "probability": probability} for label, probability in pairs]
+        return from_record(record)
 
 
 def _csv_line(values: list[Any]) -> bytes:
@@ -172,17 +176,11 @@ def _csv_line(values: list[Any]) -> bytes:
     return f"{text.getvalue()[:-2]}\n".encode("utf-8", "surrogateescape")
 
 
-def _row_of_json(record: Any) -> Row:
-    path = record["path"]
-    if not isinstance(path, str):
-        raise TypeError
-    if "error" in record:
-        return Row(path, None, str(record["error"]))
-    top = tuple((str(item["label"]), float(item["probability"])) for item in record["top_k"])
-    prediction = Prediction(
-        str(record["label"]), float(record["probability"]), top, int(record["task"]), int(record["index"])
-    )
-    return Row(path, prediction, None)
+def _rounded(value: Any) -> Any:
+    """Probabilities with six digits, at any depth."""
+    if isinstance(value, list):
+        return [{name: _rounded(inner) for name, inner in item.items()} for item in value]
+    return round(value, 6) if isinstance(value, float) else value
 
 
 def _shown(line: bytes) -> str:

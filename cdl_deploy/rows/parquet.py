@@ -1,6 +1,6 @@
 """Rows ↔ a Parquet file, some thousand at a time. The only module that needs pyarrow (the extra `parquet`).
 
-Columns as in JSON Lines: path, label, probability, task, index, error, and top_k, a list of {label, probability}.
+Its columns are those of `cdl_deploy.runtime.columns`; `top_k` is a list of {label, probability}.
 """
 
 from __future__ import annotations
@@ -15,22 +15,15 @@ import pyarrow.parquet
 
 from cdl_deploy.errors import DataError
 from cdl_deploy.files import atomic_path
-from cdl_deploy.runtime.classifier import Prediction
+from cdl_deploy.runtime.columns import CLASS_COLUMNS, COLUMNS, escaped, from_record, to_record
 from cdl_deploy.runtime.predict import Row
 from cdl_deploy.typed_json import short
 
 ROWS_IN_A_GROUP = 65_536
-_TOP = pyarrow.struct([("label", pyarrow.string()), ("probability", pyarrow.float64())])
+TYPES = {str: pyarrow.string(), float: pyarrow.float64(), int: pyarrow.int32()}
+_CLASS = pyarrow.struct([(column.name, TYPES[column.type]) for column in CLASS_COLUMNS])
 SCHEMA = pyarrow.schema(
-    [
-        ("path", pyarrow.string()),
-        ("label", pyarrow.string()),
-        ("probability", pyarrow.float64()),
-        ("task", pyarrow.int32()),
-        ("index", pyarrow.int32()),
-        ("error", pyarrow.string()),
-        ("top_k", pyarrow.list_(_TOP)),
-    ]
+    [(column.name, pyarrow.list_(_CLASS) if column.type is list else TYPES[column.type]) for column in COLUMNS]
 )
 
 
@@ -49,30 +42,11 @@ def read_parquet(path: Path) -> Iterator[Row]:
             if not file.schema_arrow.equals(SCHEMA):
                 raise DataError(f"{path}: its columns are {file.schema_arrow.names}, not those of cdl predict")
             for batch in file.iter_batches(batch_size=ROWS_IN_A_GROUP // 8):
-                yield from map(_row, batch.to_pylist())
+                yield from map(from_record, batch.to_pylist())
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{path}: not a whole Parquet file ({short(str(error))})") from error
 
 
 def _record(row: Row) -> dict[str, Any]:
-    path = row.path.encode("utf-8", "backslashreplace").decode()
-    p = row.prediction
-    if p is None:
-        return {"path": path, "error": (row.error or "").encode("utf-8", "backslashreplace").decode()}
-    return {
-        "path": path,
-        "label": p.label,
-        "probability": p.probability,
-        "task": p.task,
-        "index": p.index,
-        "top_k": [{"label": label, "probability": probability} for label, probability in p.top_k],
-    }
-
-
-def _row(record: dict[str, Any]) -> Row:
-    if record["error"] is not None:
-        return Row(record["path"], None, record["error"])
-    top = tuple((item["label"], item["probability"]) for item in record["top_k"])
-    return Row(
-        record["path"], Prediction(record["label"], record["probability"], top, record["task"], record["index"]), None
-    )
+    record = to_record(row)
+    return record | {name: escaped(record[name]) for name in ("path", "error") if record[name] is not None}

@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from cdl_deploy.data.preprocessing import ResizeCrop
 from cdl_deploy.errors import OptionError, RunError
 from cdl_deploy.files import write_json
 from cdl_deploy.run import metrics
-from cdl_deploy.run.config import RunConfig
+from cdl_deploy.run.config import RunConfig, option_sections
 from cdl_deploy.run.migrations import migrated_record
 from cdl_deploy.typed_json import MisfitError, RefusedError, convert
 from cdl_deploy.version import __version__
@@ -30,7 +31,7 @@ Matrix = list[list[float]]
 
 
 @dataclass(frozen=True)
-class Preprocessing:
+class RecordedPreprocessing:
     """What both learners see of an image."""
 
     size: int
@@ -41,6 +42,11 @@ class Preprocessing:
     """PIL's name: `bicubic`, `bilinear`, …; always antialiased."""
     augmentation: str
     """Of training images: what `--augmentation auto` resolved to."""
+
+    @property
+    def resize_crop(self) -> ResizeCrop:
+        """Which pixels are seen."""
+        return ResizeCrop.square(self.size, self.resize, self.interpolation)
 
 
 @dataclass(frozen=True)
@@ -158,7 +164,7 @@ class RunRecord:
 
     config: RunConfig
     """Resolved: no `auto` is left in it but that of the augmentation."""
-    preprocessing: Preprocessing
+    preprocessing: RecordedPreprocessing
     backbones: dict[Role, BackboneInfo]
     plans: list[TaskPlan]
     """Of every task, finished or not."""
@@ -237,7 +243,7 @@ class _Content:
     config: dict[str, dict[str, Any]]
     plans: list[TaskPlan]
     tasks: list[FinishedTask]
-    preprocessing: Preprocessing
+    preprocessing: RecordedPreprocessing
     backbones: dict[Role, BackboneInfo]
     skipped_images: list[str]
     student: Results | None = None
@@ -330,12 +336,12 @@ def check_format(version: int, path: Path) -> None:
 def _config(sections: dict[str, dict[str, Any]]) -> RunConfig:
     for section, given in sections.items():
         _check_types(section, given, f"config.{section}")
-    return RunConfig.from_dict(sections)
+    return RunConfig.from_dict(sections, recorded=True)
 
 
 def _check_types(section: str, given: dict[str, Any], where: str) -> None:
     """Raise MisfitError for a value of the wrong type; names that are unknown are left to RunConfig."""
-    hints = RunConfig.option_types().get(section, {})
+    hints = {declared.name: declared.hint for declared in option_sections().get(section, [])}
     for name, value in given.items():
         if name in hints:
             convert(hints[name], value, f"{where}.{name}", exact=True)

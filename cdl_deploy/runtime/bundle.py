@@ -17,9 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cdl_deploy.data.preprocessing import Preprocessing
 from cdl_deploy.errors import BundleError
 from cdl_deploy.typed_json import short, typed
-from cdl_deploy.version import __version__
+from cdl_deploy.version import Producer, __version__
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -28,8 +29,6 @@ FORMAT_VERSION = 1
 KEY_PREFIX = "cdl."
 FORMAT_KEY = "cdl.format_version"
 ROLES = ("student", "teacher")
-INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
-INPUTS = ("image", "tensor")
 TASK_SCORES = ("selected",)
 QUANTIZATIONS = ("int8", "int8-dynamic", "fp16")
 MAX_TOP_K = 5
@@ -39,51 +38,6 @@ PROBABILITIES_NAME = "probabilities"
 TOPK_PROBABILITY_NAME = "topk_probability"
 TOPK_LABEL_NAME = "topk_label"
 TASK_SCORES_NAME = "task_scores"
-
-
-@dataclass(frozen=True)
-class Producer:
-    """The program that wrote the file."""
-
-    name: str = "cdl-deploy"
-    """Package name."""
-    version: str = __version__
-    """Its version."""
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """From a decoded image to what the network sees: who does it is `input`; see `cdl_deploy.data.images`."""
-
-    height: int
-    """Rows the network sees, in pixels."""
-    width: int
-    """Columns the network sees, in pixels."""
-    resize: int
-    """Length of the shorter edge after resizing and before the centre crop, in pixels."""
-    interpolation: str
-    """PIL filter, lower case: one of `INTERPOLATIONS`."""
-    mean: tuple[float, float, float]
-    """Subtracted from each channel (R, G, B), on the scale 0 to 1."""
-    std: tuple[float, float, float]
-    """Divides each channel (R, G, B) after the mean is subtracted."""
-    input: str = "tensor"
-    """What the graph takes. `"image"`: uint8 RGB [B, any height, any width, 3]; the graph resizes, crops, normalises.
-    `"tensor"`: normalised float32 [B, 3, height, width]; the caller has done all that."""
-
-    def __post_init__(self) -> None:
-        if self.input not in INPUTS:
-            known = " or ".join(map(repr, INPUTS))
-            raise BundleError(f"input is {self.input!r}, expected {known}; a newer cdl-deploy may know it")
-        for name in ("height", "width", "resize"):
-            if getattr(self, name) < 1:
-                raise BundleError(f"{name} is {getattr(self, name)}, expected at least 1")
-        if self.interpolation not in INTERPOLATIONS:
-            raise BundleError(f"interpolation is {self.interpolation!r}, expected one of {', '.join(INTERPOLATIONS)}")
-        if not all(value > 0 for value in self.std):
-            raise BundleError(f"std is {list(self.std)}, expected three numbers above 0")
-        if self.input == "image" and self.resize < max(self.height, self.width):
-            raise BundleError(f"resize is {self.resize}, expected at least height and width: the graph pads nothing")
 
 
 @dataclass(frozen=True)

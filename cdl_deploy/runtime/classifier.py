@@ -14,16 +14,16 @@ import onnxruntime
 from numpy.typing import NDArray
 from PIL import Image
 
-from cdl_deploy.bench.machine import usable_cores
 from cdl_deploy.data.images import ByteArray, FloatArray, load_image, to_crop, to_input, to_tensor
 from cdl_deploy.errors import BundleError, DataError, OptionError, nearest
 from cdl_deploy.runtime.bundle import Bundle, open_session
+from cdl_deploy.runtime.cores import usable_cores
 from cdl_deploy.runtime.interface import interface_of
 from cdl_deploy.typed_json import short
 
-ImageSource = str | Path | Image.Image | NDArray[Any]
+ImageInput = str | Path | Image.Image | NDArray[Any]
 """A path, a PIL image, or a uint8 array [H, W, 3]."""
-Prepared = ByteArray | FloatArray
+GraphInput = ByteArray | FloatArray
 """What the graph takes of one image."""
 
 
@@ -84,7 +84,7 @@ class Classifier:
         return self.interface.classes
 
     def predict(
-        self, images: ImageSource | Iterable[ImageSource], batch_size: int = 32, top_k: int = 5
+        self, images: ImageInput | Iterable[ImageInput], batch_size: int = 32, top_k: int = 5
     ) -> Iterator[Prediction]:
         """Classify one image or any number of them, in order; `images` may be endless.
 
@@ -99,10 +99,10 @@ class Classifier:
             images = [images]
         return self._predict(iter(images), batch_size, top_k)
 
-    def _predict(self, images: Iterator[ImageSource], batch_size: int, top_k: int) -> Iterator[Prediction]:
+    def _predict(self, images: Iterator[ImageInput], batch_size: int, top_k: int) -> Iterator[Prediction]:
         failure: DataError | None = None
         while failure is None:
-            batch: list[Prepared] = []
+            batch: list[GraphInput] = []
             try:
                 for image in islice(images, batch_size):
                     batch.append(self.prepare(image))
@@ -114,7 +114,7 @@ class Classifier:
                 return
         raise failure
 
-    def prepare(self, image: ImageSource) -> Prepared:
+    def prepare(self, image: ImageInput) -> GraphInput:
         """What the graph takes of one image: uint8 [resize, resize, 3] or normalised float32 [3, height, width].
 
         Raises `DataError` if it cannot be read.
@@ -127,7 +127,7 @@ class Classifier:
             return np.ascontiguousarray(to_tensor(pixels, wanted.preprocessing).transpose(1, 2, 0))
         return to_input(pixels, wanted.preprocessing)
 
-    def probabilities(self, batch: Sequence[Prepared] | NDArray[Any]) -> FloatArray:
+    def probabilities(self, batch: Sequence[GraphInput] | NDArray[Any]) -> FloatArray:
         """Run the graph on prepared images: an array [B, …] or a list of them → probabilities [B, C].
 
         Raises `BundleError` where the graph fails on what it says that it takes.
@@ -140,7 +140,7 @@ class Classifier:
             results.append(self._run(filled)[: len(part)])
         return np.concatenate(results)
 
-    def classify(self, batch: Sequence[Prepared] | NDArray[Any], top_k: int = 5) -> list[Prediction]:
+    def classify(self, batch: Sequence[GraphInput] | NDArray[Any], top_k: int = 5) -> list[Prediction]:
         """Predictions of prepared images, in order."""
         names, tasks, results = self.classes, self.interface.task_numbers, []
         rows = self.probabilities(batch)

@@ -15,8 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cdl_deploy.data.preprocessing import Preprocessing
 from cdl_deploy.errors import BundleError
-from cdl_deploy.runtime.bundle import Preprocessing
 from cdl_deploy.runtime.interface import Interface
 from cdl_deploy.typed_json import short
 
@@ -108,10 +108,10 @@ def _labels(path: Path, metadata: Mapping[str, str]) -> tuple[str, ...] | None:
                 )
             return labels
     for pattern in LABEL_FILES:
-        text = _read(path.parent / pattern.format(stem=path.stem))
+        text = _text_of(path.parent / pattern.format(stem=path.stem))
         if text is not None:
             return tuple(line.strip() for line in text.splitlines() if line.strip())
-    return _in_order(_read_object(path.parent / "config.json").get("id2label"))
+    return _in_order(_object_of(path.parent / "config.json").get("id2label"))
 
 
 def parse_labels(text: str) -> tuple[str, ...] | None:
@@ -148,7 +148,7 @@ def _preprocessing(
 ) -> tuple[Preprocessing, str | None]:
     """How pixels become the input, and what of it was assumed."""
     file = path.parent / "preprocessor_config.json"
-    config = _read_object(file)
+    config = _object_of(file)
     if config:
         return _of_hugging_face(file, config, sides), None
     height, width = (side or DEFAULT_SIZE for side in sides)
@@ -167,8 +167,8 @@ def _convention(height: int, width: int, resize: int, mean: tuple[float, ...], s
 
 def _of_hugging_face(file: Path, config: dict[str, Any], sides: tuple[int | None, int | None]) -> Preprocessing:
     """Of transformers' image processors: sizes in pixels, `resample` PIL's number, mean and deviation of channels."""
-    size = _size(config.get("size"))
-    crop = _size(config.get("crop_size")) if config.get("do_center_crop") else None
+    size = _height_and_width(config.get("size"))
+    crop = _height_and_width(config.get("crop_size")) if config.get("do_center_crop") else None
     height = sides[0] or (crop or size or (DEFAULT_SIZE,) * 2)[0]
     width = sides[1] or (crop or size or (DEFAULT_SIZE,) * 2)[1]
     resize = min(size) if size else min(height, width)
@@ -192,7 +192,7 @@ def _three(values: Any) -> tuple[float, float, float]:
     return red, green, blue
 
 
-def _size(value: Any) -> tuple[int, int] | None:
+def _height_and_width(value: Any) -> tuple[int, int] | None:
     """(height, width) from a number, {"height": …, "width": …} or {"shortest_edge": …}."""
     if isinstance(value, dict):
         edge = value.get("shortest_edge")
@@ -204,7 +204,7 @@ def _size(value: Any) -> tuple[int, int] | None:
     return None
 
 
-def _read(file: Path) -> str | None:
+def _text_of(file: Path) -> str | None:
     """The file's text; None where there is none."""
     try:
         if not file.is_file() or file.stat().st_size > MAX_TEXT:
@@ -214,8 +214,8 @@ def _read(file: Path) -> str | None:
         raise BundleError(f"{file}: cannot be read as UTF-8 text ({short(str(error))})") from error
 
 
-def _read_object(file: Path) -> dict[str, Any]:
-    text = _read(file)
+def _object_of(file: Path) -> dict[str, Any]:
+    text = _text_of(file)
     if text is None:
         return {}
     try:

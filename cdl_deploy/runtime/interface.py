@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cdl_deploy.runtime.bundle import FORMAT_KEY, INPUT_NAME, PROBABILITIES_NAME, Bundle, Preprocessing, bundle_of
+from cdl_deploy.data.preprocessing import Preprocessing
+from cdl_deploy.runtime.bundle import FORMAT_KEY, INPUT_NAME, PROBABILITIES_NAME, Bundle, bundle_of
 
 if TYPE_CHECKING:
     import onnxruntime

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from typing import TypeVar
 
-from cdl_deploy.bench.machine import usable_cores
 from cdl_deploy.errors import DataError
 from cdl_deploy.runtime.classifier import check_at_least_one
+from cdl_deploy.runtime.cores import usable_cores
 
 Item = TypeVar("Item")
-Prepared = TypeVar("Prepared")
+Ready = TypeVar("Ready")
 Result = TypeVar("Result")
 
 
@@ -31,8 +31,8 @@ class Failure:
 
 
 def run_in_order(
-    prepare: Callable[[Item], Prepared],
-    run: Callable[[list[Prepared]], Iterable[Result]],
+    prepare: Callable[[Item], Ready],
+    run: Callable[[list[Ready]], Iterable[Result]],
     items: Iterable[Item],
     batch_size: int,
     workers: int | None = None,
@@ -51,10 +51,10 @@ def run_in_order(
 
 
 def run_batch(
-    prepare: Callable[[Item], Prepared], run: Callable[[list[Prepared]], Iterable[Result]], items: Sequence[Item]
+    prepare: Callable[[Item], Ready], run: Callable[[list[Ready]], Iterable[Result]], items: Sequence[Item]
 ) -> list[tuple[Item, Result | Failure]]:
     """Each item with its result, or with its failure; those that can be read run as one batch."""
-    ready: list[Prepared] = []
+    ready: list[Ready] = []
     errors: list[str | None] = []
     for item in items:
         try:

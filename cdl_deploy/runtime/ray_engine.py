@@ -6,6 +6,7 @@ portions, so that the driver's memory stays flat, and rows come back in order. N
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -18,7 +19,8 @@ import ray
 import ray.data
 
 from cdl_deploy.errors import OptionError
-from cdl_deploy.runtime.classifier import Classifier, Prediction, check_at_least_one
+from cdl_deploy.runtime.classifier import Classifier, check_at_least_one
+from cdl_deploy.runtime.columns import from_record, to_record
 from cdl_deploy.runtime.predict import Row, classify_paths
 
 PORTION = 100_000
@@ -36,18 +38,9 @@ class ModelActor:
         self._top_k = top_k
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """{"path": bytes [n]} → {"error": [n], "indices": [n, k], "probabilities": [n, k]}."""
+        """{"path": bytes [n]} → {"record": JSON [n]}: what `to_record` makes of each row."""
         rows = classify_paths(self._classifier, [os.fsdecode(path) for path in batch["path"]], self._top_k)
-        columns = min(self._top_k, len(self._classifier.classes))
-        position = {name: index for index, name in enumerate(self._classifier.classes)}
-        indices = np.zeros((len(rows), columns), dtype=np.int32)
-        probabilities = np.zeros((len(rows), columns), dtype=np.float64)
-        for i, row in enumerate(rows):
-            if row.prediction is not None:
-                indices[i] = [position[name] for name, _ in row.prediction.top_k]
-                probabilities[i] = [probability for _, probability in row.prediction.top_k]
-        errors = [os.fsencode(row.error or "") for row in rows]
-        return {"error": np.array(errors, dtype=object), "indices": indices, "probabilities": probabilities}
+        return {"record": np.array([json.dumps(to_record(row)) for row in rows], dtype=object)}
 
 
 def predict_rows_on_ray(
@@ -94,9 +87,8 @@ def _rows(
                 num_cpus=needs["CPU"],
                 num_gpus=needs.get("GPU"),
             )
-            given = iter(some)
             for batch in dataset.iter_batches(batch_size=batch_size, batch_format="numpy"):
-                yield from _rows_of(classifier, given, batch)
+                yield from (from_record(json.loads(record)) for record in batch["record"])
 
 
 def uses_gpu(providers: Sequence[str] | None) -> bool:
@@ -111,18 +103,6 @@ def copies_that_fit(cluster: dict[str, float], needs: dict[str, float]) -> int:
         wanted, found = (", ".join(f"{r.get(name, 0.0):g} {name}" for name in needs) for r in (needs, cluster))
         raise OptionError(f"a copy of the model needs {wanted}, the Ray cluster has {found}: lower --threads")
     return copies
-
-
-def _rows_of(classifier: Classifier, paths: Iterator[str], batch: dict[str, Any]) -> Iterator[Row]:
-    names, tasks = classifier.classes, classifier.interface.task_numbers
-    for error, indices, probabilities in zip(batch["error"], batch["indices"], batch["probabilities"], strict=True):
-        path = next(paths)
-        if error:
-            yield Row(path, None, os.fsdecode(bytes(error)))
-        else:
-            top = tuple((names[i], float(p)) for i, p in zip(indices, probabilities, strict=True))
-            best = int(indices[0])
-            yield Row(path, Prediction(top[0][0], top[0][1], top, tasks[best], best), None)
 
 
 @contextmanager

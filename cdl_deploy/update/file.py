@@ -24,7 +24,7 @@ from typing import BinaryIO
 
 from cdl_deploy.errors import BundleError, UpdateError
 from cdl_deploy.typed_json import short, typed
-from cdl_deploy.version import __version__
+from cdl_deploy.version import Producer, __version__
 
 FORMAT_VERSION = 1
 SUFFIX = ".cdlup"
@@ -35,16 +35,6 @@ DIGEST_BYTES = 32
 CHUNK = 1 << 20
 MAX_FILE = (1 << 31) - 1
 """Bytes that a model file may have: ONNX is one protobuf message, which ends there."""
-
-
-@dataclass(frozen=True)
-class Producer:
-    """The program that wrote the update."""
-
-    name: str = "cdl-deploy"
-    """Package name."""
-    version: str = __version__
-    """Its version."""
 
 
 @dataclass(frozen=True)
@@ -125,12 +115,12 @@ def read_update(path: Path) -> UpdateFile:
     """
     try:
         with path.open("rb") as file:
-            return _read(path, file)
+            return _checked(path, file)
     except OSError as error:
         raise UpdateError(f"{path}: {error.strerror or error}; expected a {SUFFIX} file") from error
 
 
-def _read(path: Path, file: BinaryIO) -> UpdateFile:
+def _checked(path: Path, file: BinaryIO) -> UpdateFile:
     """Digest first: what is read after it is as somebody meant it, though not necessarily well."""
     size = os.fstat(file.fileno()).st_size
     magic = file.read(len(MAGIC))

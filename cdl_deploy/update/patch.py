@@ -7,6 +7,7 @@ backbone that does not change costs a few bytes then, wherever its tensors have 
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +16,7 @@ from itertools import chain
 from pathlib import Path
 
 from cdl_deploy.errors import UpdateError
-from cdl_deploy.files import atomic_path, discard_abandoned
+from cdl_deploy.files import atomic_path, discard_abandoned, one_writer
 from cdl_deploy.typed_json import short
 from cdl_deploy.update.file import (
     CHUNK,
@@ -36,6 +37,8 @@ else:
 # Higher levels are worse, not only slower: from 16 on zstd's optimal parser finds little of what lies
 # far back, and an update of a ViT-S has 60 to 90 % of its size (benchmarks/update_size.py --level 16).
 LEVEL = 9
+LOCK_SECONDS = 60.0
+"""So long an update waits for another one of the same file."""
 _SHORTEST_PREFIX = 8
 """Bytes below which zstd takes no prefix."""
 
@@ -59,7 +62,7 @@ def make_update(base: Path, result: Path, out: Path, level: int = LEVEL) -> Upda
     of zstd). Holds both files in memory and about as much again. Raises `UpdateError` for a file that cannot be read,
     or a result too large for an update.
     """
-    old, new = _read(base), _read(result)
+    old, new = _model_content(base), _model_content(result)
     options: dict[int, int] = {
         zstd.CompressionParameter.compression_level: level,
         zstd.CompressionParameter.window_log: _window_log(len(new)),
@@ -82,12 +85,19 @@ def make_update(base: Path, result: Path, out: Path, level: int = LEVEL) -> Upda
 
 
 def apply_updates(
-    base: Path, updates: Sequence[Path], out: Path, check: Callable[[Path], object] = lambda path: None
+    base: Path,
+    updates: Sequence[Path],
+    out: Path,
+    check: Callable[[Path], object] = lambda path: None,
+    finish: Callable[[Applied], object] = lambda done: None,
 ) -> Applied:
     """Write to `out`, atomically, what `updates` make of the model at `base`; `out` may be `base`.
 
     The updates may be given in any order, and may begin before `base`: a device that missed some gets them all. Before
-    the file appears, its size and hash are compared with what the update says, and `check` may look at it and raise.
+    the file appears, its size and hash are compared with what the update says, and `check` may look at it and raise;
+    once it is there, `finish` may write what belongs beside it.
+
+    One process at a time does this to `out`; another one waits for it.
 
     Raises `UpdateError`, and leaves `out` as it was, for an update that is damaged, is for another model, or would make
     anything but the file it names; and where the disk is too full. Memory: base and result, at most.
@@ -99,14 +109,33 @@ def apply_updates(
     if out.is_dir():
         raise UpdateError(f"{out} is a folder, expected the name of a file: give {out / base.name}")
     opened = [read_update(path) for path in updates]
-    content = _read(base, opened)
+    if not out.parent.is_dir():  # nobody can be writing there
+        return _apply(base, opened, out, check, finish)
+    try:
+        with one_writer(out, wait=LOCK_SECONDS):  # from before the old model is read, which may be the file to replace
+            return _apply(base, opened, out, check, finish)
+    except BlockingIOError:
+        raise UpdateError(f"{out} is being updated by another process; nothing was changed, try again later") from None
+
+
+def _apply(
+    base: Path,
+    opened: Sequence[UpdateFile],
+    out: Path,
+    check: Callable[[Path], object],
+    finish: Callable[[Applied], object],
+) -> Applied:
+    """`out` is resolved, and nobody else updates it."""
+    content = _model_content(base, opened)
     start = identify(content)
     steps = in_order(base, start, opened)
     for update in steps:
         check_bounds(update.path, update.header)
     applied = tuple(update.path for update in steps)
     if not steps and out == base.resolve():
-        return Applied(out, start, applied)
+        done = Applied(out, start, applied)
+        finish(done)
+        return done
     end = steps[-1].header.result if steps else start
     try:
         _check_room(out, end.bytes)
@@ -121,12 +150,26 @@ def apply_updates(
                 content = b""
                 with temporary.open("wb") as file:
                     file.writelines(pieces)
+            _check_written(temporary, out, end)
             check(temporary)
             if mode is not None:
                 temporary.chmod(mode)
     except OSError as error:
         raise UpdateError(f"{out}: {error.strerror or error}; nothing was changed") from error
-    return Applied(out, end, applied)
+    done = Applied(out, end, applied)
+    finish(done)
+    return done
+
+
+def _check_written(temporary: Path, out: Path, wanted: FileIdentity) -> None:
+    """Raise `UpdateError` unless the file on the disk, not the stream that went there, is the one that is wanted."""
+    with temporary.open("rb") as file:
+        found = FileIdentity(os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest())
+    if found != wanted:
+        raise UpdateError(
+            f"{out}: what was written ({found.bytes:,} bytes, SHA-256 {found.sha256[:16]}…) is not what the update "
+            f"makes ({wanted.bytes:,} bytes, {wanted.sha256[:16]}…); nothing was changed, try again"
+        )
 
 
 def in_order(base: Path, start: FileIdentity, updates: Sequence[UpdateFile]) -> list[UpdateFile]:
@@ -187,7 +230,7 @@ def rebuilt(base: bytes, update: UpdateFile) -> Iterator[bytes]:
         raise _untrue(update, "it does not make the file of its header")
 
 
-def _read(path: Path, updates: Sequence[UpdateFile] | None = None) -> bytes:
+def _model_content(path: Path, updates: Sequence[UpdateFile] | None = None) -> bytes:
     """The content of a model file; with `updates`, only if one of them may be for a file of this size."""
     try:
         size = path.stat().st_size

@@ -24,7 +24,7 @@ from cdl_deploy.evaluation import labelled_folder
 from cdl_deploy.export import export_run
 from cdl_deploy.runtime.bundle import read_bundle
 from cdl_deploy.training.checkpoint import load_run
-from cdl_deploy.training.data.transforms import Preprocessing, evaluation_transform
+from cdl_deploy.training.data.transforms import evaluation_transform
 from cdl_deploy.training.models.learner import learner_logits
 from tests.conftest import no_shape_checks
 from tests.training.conftest import COLOURS, write_images
@@ -134,7 +134,7 @@ def test_other_images_against_pytorch(run, tmp_path):
     assert result.images == [8, 8]
     for after in (1, 2):
         record, pair = load_run(run, after)
-        transform = evaluation_transform(Preprocessing.from_record(record.preprocessing))
+        transform = evaluation_transform(record.preprocessing.resize_crop)
         for role, learner in pair.learners.items():
             for task in range(after):
                 items = [

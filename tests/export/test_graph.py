@@ -12,7 +12,8 @@ from cdl_deploy.export.graph import ExportGraph, last_block
 from cdl_deploy.export.heads import fold_heads
 from cdl_deploy.export.onnx_file import OPSET, export_core
 from cdl_deploy.export.selection import FoldedCoda
-from cdl_deploy.training.models.backbone import Backbone, BlockPrompt
+from cdl_deploy.training.backbones.plain import PlainViT
+from cdl_deploy.training.backbones.protocol import BlockPrompt
 from cdl_deploy.training.models.learner import learner_logits
 from tests.training.conftest import make_vit
 from tests.training.test_learner import make_pair, pixels
@@ -51,7 +52,7 @@ def test_folded_heads_are_the_prediction():
 @pytest.mark.parametrize("changes", [{}, {"qkv_bias": False}, {"qk_norm": True}, {"init_values": 0.3}])
 @torch.no_grad()
 def test_a_block_that_is_read_in_part_gives_those_tokens(changes):
-    backbone = Backbone(make_vit(**changes), (0.5,) * 3, (0.5,) * 3)
+    backbone = PlainViT(make_vit(**changes), (0.5,) * 3, (0.5,) * 3)
     tokens = torch.randn(2, 6, 24)
     after = (torch.randn(1, 2, 24), torch.randn(1, 2, 24))
     whole = backbone.run_block(1, tokens, BlockPrompt(suffix=after))
@@ -68,7 +69,7 @@ def test_a_block_that_is_read_in_part_gives_those_tokens(changes):
 @torch.no_grad()
 def test_a_teacher_with_other_pixel_statistics_still_sees_the_students_query():
     pair = make_pair()
-    pair.teacher.backbone = Backbone(make_vit(width=32, depth=7, heads=4, seed=1), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    pair.teacher.backbone = PlainViT(make_vit(width=32, depth=7, heads=4, seed=1), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     graph = ExportGraph(pair, pair.teacher)
     images = pixels(3)
     normalised = (images / 255 - pair.teacher.backbone.mean) / pair.teacher.backbone.std

@@ -18,9 +18,9 @@ from cdl_deploy.export import ExportOptions, export_run
 from cdl_deploy.export.fixed_selection import Select, check_select, fix_selection
 from cdl_deploy.export.graph import ExportGraph
 from cdl_deploy.runtime.bundle import read_bundle
+from cdl_deploy.training.backbones.protocol import BlockPrompt
 from cdl_deploy.training.checkpoint import load_heldout, load_run
 from cdl_deploy.training.methods import METHODS, PromptSelection
-from cdl_deploy.training.models.backbone import BlockPrompt
 from cdl_deploy.training.models.learner import learner_logits
 from tests.training.conftest import write_images
 from tests.training.naive import naive_coda_weights

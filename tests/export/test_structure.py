@@ -13,9 +13,10 @@ from onnx import TensorProto, numpy_helper
 
 from cdl_deploy import Classifier
 from cdl_deploy.data.images import load_image, to_tensor
+from cdl_deploy.data.preprocessing import Preprocessing
 from cdl_deploy.export.graph import ExportGraph
 from cdl_deploy.export.onnx_file import HIGHEST_OPSET, LOWEST_OPSET, OPSET, export_onnx, save_onnx
-from cdl_deploy.runtime.bundle import Bundle, Method, Preprocessing, RunOrigin, Weights, encode_metadata
+from cdl_deploy.runtime.bundle import Bundle, Method, RunOrigin, Weights, encode_metadata
 from cdl_deploy.training.checkpoint import load_run
 from cdl_deploy.training.models.learner import learner_logits
 from tests.export.test_preprocessing import in_training, photograph

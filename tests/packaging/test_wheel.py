@@ -7,9 +7,11 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
 import venv
 import zipfile
+from collections.abc import Iterable
 from importlib.metadata import Distribution, distribution
 from pathlib import Path
 
@@ -34,8 +36,9 @@ def run(*command: str | Path, cwd: Path, status: int = 0) -> str:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel made from the sdist made from what git would commit: a file hidden by .gitignore is missing here too.
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an sdist of what git would commit, and the wheel made from it: a file hidden by .gitignore is
+    missing here too.
 
     Without isolation: setuptools comes from the test environment, so nothing is fetched.
     """
@@ -47,8 +50,30 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.copy(PROJECT / name, checkout / name, follow_symlinks=False)
     out = tmp_path_factory.mktemp("dist")
     run(sys.executable, "-m", "build", "--no-isolation", "--outdir", out, checkout, cwd=out)
-    (found,) = out.glob("*.whl")
+    return out
+
+
+@pytest.fixture(scope="module")
+def wheel(built: Path) -> Path:
+    """The wheel."""
+    (found,) = built.glob("*.whl")
     return found
+
+
+def subpackages(names: Iterable[str]) -> set[str]:
+    return {name for name in names if name.startswith(("cdl_deploy/training/", "cdl_deploy/export/"))}
+
+
+def test_sdist_and_wheel_hold_the_same_training_and_export(built: Path, wheel: Path) -> None:
+    (found,) = built.glob("*.tar.gz")
+    with tarfile.open(found) as archive:
+        members = [(member.name.partition("/")[2], member) for member in archive.getmembers()]
+    assert not [name for name, member in members if member.issym() or member.islnk()]
+    files = [name for name, member in members if member.isfile()]
+    packed = zipfile.ZipFile(wheel).namelist()
+    assert subpackages(files) == subpackages(packed)
+    assert len(subpackages(packed)) > 50
+    assert not [name for name in (*files, *packed) if name.startswith(("training/", "export/"))]
 
 
 def test_wheel_has_every_file_of_the_three_roots(wheel: Path) -> None:

@@ -17,16 +17,8 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from cdl_deploy.cli import main
-from cdl_deploy.runtime.bundle import (
-    Accuracy,
-    Bundle,
-    Method,
-    Parity,
-    Preprocessing,
-    RunOrigin,
-    Weights,
-    encode_metadata,
-)
+from cdl_deploy.data.preprocessing import Preprocessing
+from cdl_deploy.runtime.bundle import Accuracy, Bundle, Method, Parity, RunOrigin, Weights, encode_metadata
 
 CLASSES = ("red", "green", "blue", "grün ✓")
 WEIGHTS = np.array([[4.0, -1, -1, 0], [-1, 4.0, -1, 0], [-1, -1, 4.0, 0]], dtype=np.float32)

@@ -15,8 +15,8 @@ import pytest
 from typer.main import get_command
 
 from cdl_deploy.cli import COMMANDS, app
-from cdl_deploy.cli.require_extra import require_extra
 from cdl_deploy.errors import CdlError, MissingExtraError
+from cdl_deploy.require_extra import require_extra
 from cdl_deploy.version import __version__
 
 

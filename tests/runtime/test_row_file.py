@@ -261,3 +261,14 @@ def test_killed_at_random_moments(model_path, paths, tmp_path):
     told = json.loads(done.stdout)
     assert told["kills"] >= 16  # of 48 attempts; some moments are after the end
     assert (told["differing"], told["leftovers"]) == (0, [])
+
+
+@given(row=any_rows.filter(bool).map(lambda rows: rows[0]))
+def test_a_record_and_back(row):
+    from cdl_deploy.rows.parquet import SCHEMA
+    from cdl_deploy.runtime.columns import COLUMNS, from_record, to_record
+
+    record = to_record(row)
+    assert from_record(record) == from_record(json.loads(json.dumps(record))) == row
+    assert list(record) == [column.name for column in COLUMNS] == SCHEMA.names
+    assert row_format("csv", 1).header().decode().strip().split(",") == SCHEMA.names[:-1]

@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 
 from cdl_deploy.training.distillation.kdp import KDPrompts
+from cdl_deploy.training.heads import Head
+from cdl_deploy.training.heads.cosine import CosineHead
+from cdl_deploy.training.heads.linear import LinearHead
 from cdl_deploy.training.methods import ContinualMethod
 from cdl_deploy.training.methods.apt import AdditivePrompts
 from cdl_deploy.training.methods.coda import CodaPrompt
 from cdl_deploy.training.methods.dualprompt import DualPrompt
 from cdl_deploy.training.methods.l2p import L2P
-from cdl_deploy.training.models.heads import GrowingHead, NormalisedHead
 from cdl_deploy.training.models.learner import Role
 from cdl_deploy.training.models.teacher_student import TeacherStudent
 from tests.training.naive import naive_block, naive_coda_weights, naive_embed
@@ -65,12 +67,13 @@ def naive_query(pair: TeacherStudent, image: Tensor, first: int) -> Tensor:
     return vit.norm(tokens)[0]
 
 
-def naive_head(head: GrowingHead, token: Tensor) -> Tensor:
+def naive_head(head: Head, token: Tensor) -> Tensor:
+    assert isinstance(head, LinearHead)
     logits = []
-    if isinstance(head, NormalisedHead):
+    if isinstance(head, CosineHead):
         token = (token - token.mean()) / torch.sqrt(token.var(unbiased=False) + 1e-5)
     for row, bias in zip(head.weight.all(), head.bias.all(), strict=True):
-        length = row.norm() if isinstance(head, NormalisedHead) else 1.0
+        length = row.norm() if isinstance(head, CosineHead) else 1.0
         logits.append(torch.dot(token, row) / length + bias)
     return torch.stack(logits)
 

@@ -12,17 +12,19 @@ import torch
 from cdl_deploy import Classifier
 from cdl_deploy.cli import main
 from cdl_deploy.data.folder import find_splits
+from cdl_deploy.data.images import load_image
+from cdl_deploy.data.preprocessing import ResizeCrop
+from cdl_deploy.data.sources import fingerprint, open_source
 from cdl_deploy.errors import DataError, OptionError, RunError
 from cdl_deploy.export import ExportOptions, export_run
 from cdl_deploy.run.config import DataConfig, MethodConfig, ModelConfig, OptimConfig, RunConfig
 from cdl_deploy.run.record import FinishedTask, TaskPlan
 from cdl_deploy.training.checkpoint import load_run
 from cdl_deploy.training.data import task_data
-from cdl_deploy.training.data.sources import fingerprint, load_image, open_source
 from cdl_deploy.training.data.task_data import TaskData
-from cdl_deploy.training.data.transforms import Preprocessing, evaluation_transform
+from cdl_deploy.training.data.transforms import evaluation_transform
+from cdl_deploy.training.growing import GrowingRows
 from cdl_deploy.training.loop import add_task, resume, train
-from cdl_deploy.training.models.growing import GrowingRows
 from cdl_deploy.training.models.learner import learner_logits
 from cdl_deploy.training.preparation import Addition
 from cdl_deploy.training.progress import Progress
@@ -86,7 +88,7 @@ def test_single_additions_equal_one_run_bit_for_bit(tmp_path, method):
         folder = tmp_path / f"more-{number}"
         make_photos(folder, [pair])
         grown = add_task(tmp_path / "grown", Addition(str(folder)))
-        assert grown.tasks[-1]["kept_tests"] == list(range(1, number))
+        assert grown.tasks[-1].kept_tests == list(range(1, number))
         shutil.rmtree(folder)
     assert grown.classes == list(CLASSES)
     assert grown.matrices == whole.matrices
@@ -215,7 +217,7 @@ def test_what_was_added_is_exported(run, tmp_path):
     assert exported[0].bundle.tasks == (("ant", "bee"), ("cat", "dog"), ("eel",), ())
     image = tmp_path / "new/test/eel/0.png"
     _, pair = load_run(run)
-    pixels = evaluation_transform(Preprocessing(32, 32, "bicubic"))(load_image(image))[None]
+    pixels = evaluation_transform(ResizeCrop.square(32, 32, "bicubic"))(load_image(image))[None]
     with torch.no_grad():
         expected = learner_logits(pair.encoder, pair.student, pixels).softmax(1)[0]
     (prediction,) = Classifier(tmp_path / "out/student.onnx").predict(image, top_k=5)

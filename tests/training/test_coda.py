@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cdl_deploy.errors import OptionError
+from cdl_deploy.training.backbones.protocol import NetworkShape
 from cdl_deploy.training.methods.coda import CodaPrompt, orthonormal_rows
-from cdl_deploy.training.models.backbone import NetworkShape
 from tests.training.naive import naive_coda_weights
 
 SHAPE = NetworkShape(width=24, depth=6, query_width=16)

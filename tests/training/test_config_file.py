@@ -10,9 +10,9 @@ import torch
 from cdl_deploy.cli import main
 from cdl_deploy.errors import OptionError
 from cdl_deploy.run.config import DataConfig, OptimConfig, RunConfig
+from cdl_deploy.run.config_file import layered_config, read_config_file
+from cdl_deploy.run.presets import PRESETS
 from cdl_deploy.training.backbones.loading import load_backbone
-from cdl_deploy.training.config_file import layered_config, read_config_file
-from cdl_deploy.training.presets import PRESETS
 from tests.training.test_cli import QUICK
 
 

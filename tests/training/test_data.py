@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
+from cdl_deploy.data.images import load_image
+from cdl_deploy.data.preprocessing import ResizeCrop
+from cdl_deploy.data.sources import digits, fingerprint, image_folder, open_source
 from cdl_deploy.errors import DataError
 from cdl_deploy.run.config import DataConfig
 from cdl_deploy.training.data.loading import LoadedImages, batches
-from cdl_deploy.training.data.sources import digits, fingerprint, image_folder, load_image, open_source
 from cdl_deploy.training.data.tasks import make_tasks
-from cdl_deploy.training.data.transforms import Preprocessing, evaluation_transform, training_transform
+from cdl_deploy.training.data.transforms import evaluation_transform, training_transform
 from tests.training.conftest import COLOURS, write_images
 
 
@@ -178,7 +180,7 @@ def test_evaluation_transform_is_torchvisions(photos):
     from torchvision import transforms
 
     image = load_image(photos / "train/cat/0.png").resize((41, 30))
-    ours = evaluation_transform(Preprocessing(size=16, resize=18, interpolation="bicubic"))(image)
+    ours = evaluation_transform(ResizeCrop.square(size=16, resize=18, interpolation="bicubic"))(image)
     classic = transforms.Compose(
         [
             transforms.Resize(18, transforms.InterpolationMode.BICUBIC),
@@ -192,7 +194,7 @@ def test_evaluation_transform_is_torchvisions(photos):
 
 def _batches(photos, workers=0, **changes):
     source = image_folder(photos)
-    transform = training_transform(Preprocessing(16, 16, "bicubic"), "photo")
+    transform = training_transform(ResizeCrop.square(16, 16, "bicubic"), "photo")
     options = {"seed": 0, "scope": (1, "student", 0), "shuffle": True, **changes}
     return list(batches(source.train.items, source.train.labels.tolist(), transform, 7, workers=workers, **options))
 
@@ -215,7 +217,7 @@ def test_batches_do_not_depend_on_who_loads_them(photos):
 def test_worker_processes_are_started_once_and_every_pass_is_what_a_fresh_loader_gives(photos):
     """Of another epoch, of the other learner, of an epoch that was stopped, and after a pass that was left halfway."""
     train = image_folder(photos).train
-    transform = training_transform(Preprocessing(32, 36, "bicubic"), "photo")
+    transform = training_transform(ResizeCrop.square(32, 36, "bicubic"), "photo")
     items, labels = list(train.items), train.labels.tolist()
     images = LoadedImages(items, labels, transform, 2)
     started = set()

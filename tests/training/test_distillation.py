@@ -7,12 +7,12 @@ import math
 import pytest
 import torch
 
+from cdl_deploy.training.backbones.protocol import TokenLayout
 from cdl_deploy.training.checkpoint import load_run
 from cdl_deploy.training.distillation import DISTILLATIONS
 from cdl_deploy.training.distillation.features import TokenMatch, shared_area
 from cdl_deploy.training.loop import resume, train
 from cdl_deploy.training.methods import METHODS
-from cdl_deploy.training.models.backbone import TokenLayout
 from cdl_deploy.training.models.learner import learner_logits
 from cdl_deploy.training.models.teacher_student import TeacherStudent
 from cdl_deploy.training.step import learning_rate, make_optimizer, stage_losses

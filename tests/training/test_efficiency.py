@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cdl_deploy.training import step as step_module
-from cdl_deploy.training.models.growing import Cached
+from cdl_deploy.training.growing import Cached
 from cdl_deploy.training.processes import Processes
 from cdl_deploy.training.step import stage_losses
 from tests.training.naive import naive_coda_weights

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from cdl_deploy.run.config import MethodConfig
+from cdl_deploy.training.backbones.protocol import Backbone
 from cdl_deploy.training.distillation.extra_token import ExtraToken
 from cdl_deploy.training.methods.coda import CodaPrompt
-from cdl_deploy.training.models.backbone import Backbone
 from cdl_deploy.training.models.learner import Role, learner_logits
 from cdl_deploy.training.models.teacher_student import TeacherStudent, build_teacher_student
 from cdl_deploy.training.step import make_optimizer, stage_losses

@@ -7,12 +7,12 @@ import torch
 
 from cdl_deploy.errors import OptionError
 from cdl_deploy.run.config import MethodConfig
+from cdl_deploy.training.backbones.protocol import NetworkShape
+from cdl_deploy.training.heads.cosine import CosineHead
 from cdl_deploy.training.methods import METHODS, build_head, build_method
 from cdl_deploy.training.methods.apt import AdditivePrompts
 from cdl_deploy.training.methods.dualprompt import DualPrompt
 from cdl_deploy.training.methods.l2p import L2P
-from cdl_deploy.training.models.backbone import NetworkShape
-from cdl_deploy.training.models.heads import NormalisedHead
 from cdl_deploy.training.models.learner import learner_logits
 from cdl_deploy.training.step import make_optimizer, stage_losses
 from tests.training.naive_methods import naive_head, naive_logits
@@ -247,14 +247,14 @@ def test_normalised_heads():
     torch.testing.assert_close(head(features), logits, msg="only the direction of a row counts")
     zeros = build_head(24, MethodConfig(method="apt"))
     zeros.begin_task(2, random())
-    assert isinstance(zeros, NormalisedHead)
+    assert isinstance(zeros, CosineHead)
     torch.testing.assert_close(zeros(features), torch.zeros(3, 2), atol=1e-5, rtol=0)
 
 
 def test_both_heads_of_an_apt_student_are_normalised():
     pair = make("apt")
     for head in (pair.teacher.class_head, pair.student.class_head, pair.student.distillation.head):
-        assert isinstance(head, NormalisedHead)
+        assert isinstance(head, CosineHead)
 
 
 # all of them

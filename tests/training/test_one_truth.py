@@ -15,6 +15,8 @@ import pytest
 import safetensors.torch
 import torch
 
+from cdl_deploy.data import sources
+from cdl_deploy.data.images import load_image
 from cdl_deploy.errors import CdlError, RunError
 from cdl_deploy.run.config import MethodConfig
 from cdl_deploy.training import loop
@@ -178,6 +180,27 @@ def test_a_directory_that_was_taken_while_images_were_checked_is_left_alone(phot
     with pytest.raises(RunError, match="already holds a run"):
         train(config(photos, "none", epochs=1), run, Meanwhile(lambda: train(config(photos, "none", epochs=1), run)))
     assert load_run(run)[0].finished
+
+
+def test_resume_decodes_what_is_still_to_be_learned(photos, tmp_path, monkeypatch):
+    """A bad image of the first task stays left out, though it is not looked at again."""
+    (photos / "train/ant/0.png").write_bytes(b"no image")
+    (photos / "test/bee/0.png").write_bytes(b"nor this")
+    skipping = config(photos, "none", epochs=1)
+    skipping = replace(skipping, data=replace(skipping.data, skip_bad=True))
+    whole, seen = train(skipping, tmp_path / "whole"), []
+    assert len(whole.skipped_images) == 2
+    with pytest.raises(KeyboardInterrupt):
+        train(skipping, tmp_path / "run", Interrupt(4))  # the first step of the second task
+
+    def load(path):
+        seen.append(path.parent.name)
+        return load_image(path)
+
+    monkeypatch.setattr(sources, "load_image", load)
+    assert resume(tmp_path / "run").matrices == whole.matrices
+    assert sorted(seen) == sorted(["cat", "dog"] * 9)
+    same(tmp_path / "run", tmp_path / "whole")
 
 
 HOLD = """

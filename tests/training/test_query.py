@@ -7,8 +7,8 @@ import torch
 
 from cdl_deploy.errors import OptionError
 from cdl_deploy.run.config import MethodConfig
+from cdl_deploy.training.backbones.protocol import Backbone
 from cdl_deploy.training.losses import similarity_distance
-from cdl_deploy.training.models.backbone import Backbone
 from cdl_deploy.training.models.learner import Role, learner_logits
 from cdl_deploy.training.models.teacher_student import build_teacher_student
 from cdl_deploy.training.step import stage_losses

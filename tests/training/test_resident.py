@@ -9,15 +9,16 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional
 
+from cdl_deploy.data.preprocessing import ResizeCrop
 from cdl_deploy.training.data.loading import batches
 from cdl_deploy.training.data.resident import ResidentImages, augment, crop
 from cdl_deploy.training.data.task_data import TaskImages
-from cdl_deploy.training.data.transforms import Preprocessing, evaluation_transform
+from cdl_deploy.training.data.transforms import evaluation_transform
 from cdl_deploy.training.loop import resume, train
 from tests.training.runs import Interrupt, config, weights
 
 CPU = torch.device("cpu")
-PREPROCESSING = Preprocessing(16, 18, "bicubic")
+PREPROCESSING = ResizeCrop.square(16, 18, "bicubic")
 
 
 def some_images(count: int = 11) -> TaskImages:

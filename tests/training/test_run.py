@@ -16,8 +16,8 @@ from cdl_deploy.errors import CdlError, DataError, OptionError, RunError
 from cdl_deploy.run.config import MethodConfig, ModelConfig, OptimConfig
 from cdl_deploy.training.checkpoint import load_heldout, load_run
 from cdl_deploy.training.evaluation import accuracy_row
+from cdl_deploy.training.growing import GrowingRows, carried_over, frozen_names
 from cdl_deploy.training.loop import resume, train
-from cdl_deploy.training.models.growing import GrowingRows, carried_over, frozen_names
 from cdl_deploy.training.models.learner import learner_logits
 from cdl_deploy.training.progress import Progress
 from cdl_deploy.training.run_directory import RunDirectory
@@ -247,13 +247,14 @@ def test_accuracy_is_a_percentage_of_every_image(photos, tmp_path):
             rows.zero_()
         head.bias.frozen.copy_(torch.tensor([5.0, 0.0]))  # always the first class
         head.bias.trainable.zero_()
-    from cdl_deploy.training.data.sources import image_folder
+    from cdl_deploy.data.preprocessing import ResizeCrop
+    from cdl_deploy.data.sources import image_folder
     from cdl_deploy.training.data.task_data import TaskImages
-    from cdl_deploy.training.data.transforms import Preprocessing, evaluation_transform
+    from cdl_deploy.training.data.transforms import evaluation_transform
 
     test = image_folder(photos).test
     tasks = [TaskImages(list(test.items[:6]), [0, 0, 0, 1, 1, 1]), TaskImages(list(test.items[6:]), [2] * 3 + [3] * 3)]
-    row = accuracy_row(pair.encoder, pair.student, tasks, evaluation_transform(Preprocessing(32, 32, "bicubic")))
+    row = accuracy_row(pair.encoder, pair.student, tasks, evaluation_transform(ResizeCrop.square(32, 32, "bicubic")))
     assert row == [50.0, 0.0]
     assert all(math.isfinite(value) for value in row)
 

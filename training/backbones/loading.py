@@ -15,8 +15,7 @@ from torch import Tensor
 
 from cdl_deploy.errors import WeightsError, nearest
 from cdl_deploy.run.record import BackboneInfo
-from cdl_deploy.training.backbones import hub, mini, small
-from cdl_deploy.training.models.backbone import Backbone
+from cdl_deploy.training.backbones import Backbone, build_backbone, hub, mini, small
 
 MISMATCHES_NAMED = 3
 
@@ -41,7 +40,7 @@ def load_backbone(
     data = timm.data.resolve_model_data_config(vit)
     if pixel_range == "unit":
         data |= {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
-    backbone = Backbone(vit, data["mean"], data["std"])
+    backbone = build_backbone(vit, data["mean"], data["std"])
     tag = cast(dict[str, Any], vit.pretrained_cfg).get("tag")
     full_name = model if "." in model or not tag else f"{model}.{tag}"
     info = BackboneInfo(
@@ -67,7 +66,7 @@ def rebuild_backbone(info: BackboneInfo, file: Path) -> Backbone:
         raise WeightsError(
             f"{file} does not hold the weights the run was trained on: its hash differs from the record's"
         )
-    return Backbone(vit, info.mean, info.std)
+    return build_backbone(vit, info.mean, info.std)
 
 
 def known_model(model: str) -> None:
@@ -89,7 +88,7 @@ def create_vit(model: str, image_size: int) -> VisionTransformer:
             network = timm.create_model(model, pretrained=False, num_classes=0, **_size(model, image_size))
     except (AssertionError, TypeError, ValueError, RuntimeError) as error:
         raise WeightsError(f"model '{model}' cannot be built for {image_size}x{image_size} images: {error}") from None
-    vit = cast(VisionTransformer, network)  # `Backbone` refuses what is none
+    vit = cast(VisionTransformer, network)  # `build_backbone` refuses what is none
     if image_size < vit.patch_embed.patch_size[0]:
         patch = vit.patch_embed.patch_size[0]
         raise WeightsError(
@@ -164,7 +163,7 @@ def _with_pretrained(model: str, image_size: int) -> VisionTransformer:
         with warnings.catch_warnings(), hub.quiet():
             warnings.simplefilter("ignore")
             network = timm.create_model(model, pretrained=True, **options)
-            return cast(VisionTransformer, network)  # `Backbone` refuses what is none
+            return cast(VisionTransformer, network)  # `build_backbone` refuses what is none
     except Exception as error:  # noqa: BLE001  hub, network and disk errors have no common base
         reason = " ".join(str(error).split())[:200]
         raise WeightsError(

@@ -5,13 +5,17 @@ from __future__ import annotations
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import cast
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from cdl_deploy.training.data.sources import Item, load_image
+from cdl_deploy.data.images import load_image
+from cdl_deploy.data.labelled import Item
+from cdl_deploy.errors import DataError
 from cdl_deploy.training.data.transforms import PixelTransform
 from cdl_deploy.training.seeds import derive_seed, generator
 
@@ -35,7 +39,17 @@ class PixelDataset(Dataset[tuple[Tensor, int]]):
         # seed those of every accelerator too, which takes longer than the image.
         torch.default_generator.manual_seed(seed)
         random.seed(seed)
-        return self.transform(load_image(self.items[index])), self.labels[index]
+        return self.transform(load_known(self.items[index])), self.labels[index]
+
+
+def load_known(item: Item) -> Image.Image:
+    """An image that could be read when the run began."""
+    try:
+        return load_image(item)
+    except DataError as error:
+        if isinstance(item, Path) and not item.exists():
+            raise DataError(f"{item} has vanished since the run began: restore it and continue with --resume") from None
+        raise DataError(f"cannot read image {error}") from None
 
 
 class SeededBatches(Sampler[list[Key]]):

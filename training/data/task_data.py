@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from cdl_deploy.data.folder import Files, find_splits
+from cdl_deploy.data.labelled import Item
+from cdl_deploy.data.sources import ImageSource, OnCheck, fingerprint, is_named, open_source
 from cdl_deploy.errors import DataError
 from cdl_deploy.run.record import FinishedTask, TaskPlan
-from cdl_deploy.training.data.sources import ImageSource, Item, OnCheck, fingerprint, open_source
 
 Heldout = Mapping[str, Tensor]
 """`task_1/images` [n, 3, height, width] uint8 and `task_1/labels` [n], by number: test images kept of a task."""
@@ -96,14 +97,14 @@ class TaskData:
         items: list[Item] = []
         labels: list[int] = []
         for name in plan.known_classes + plan.classes:
-            own = images.of_class(source.classes.index(name))
+            own = [item for item in images.of_class(name) if not (isinstance(item, Path) and str(item) in self.skipped)]
             items += own
             labels += [self.positions[name]] * len(own)
         return TaskImages(items, labels)
 
     def _listed(self, number: int, plan: TaskPlan, split: str) -> TaskImages | None:
         try:
-            if plan.data == "digits":
+            if is_named(plan.data):
                 return self._from_source(open_source(*plan.source_key), plan, split)
             if plan.source_key not in self.listings:
                 self.listings[plan.source_key] = find_splits(Path(plan.data), plan.holdout)
@@ -130,8 +131,8 @@ class TaskData:
 def open_sources(
     plans: list[TaskPlan], finished: int, on_check: OnCheck | None = None
 ) -> dict[tuple[str, float | None, bool], ImageSource]:
-    """Open the folder of every task that is still to be learned; every image is decoded once."""
-    return {
-        position: open_source(*position, on_check)
-        for position in dict.fromkeys(plan.source_key for plan in plans[finished:])
-    }
+    """Open the folder of every task that is still to be learned; every image of its classes is decoded once."""
+    left: dict[tuple[str, float | None, bool], set[str]] = {}
+    for plan in plans[finished:]:
+        left.setdefault(plan.source_key, set()).update(plan.classes + plan.known_classes)
+    return {key: open_source(*key, on_check, classes) for key, classes in left.items()}

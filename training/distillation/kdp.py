@@ -8,13 +8,13 @@ once and carried through all tasks: they are the teacher's memory.
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
 from cdl_deploy.errors import OptionError
-from cdl_deploy.run.config import MethodConfig
+from cdl_deploy.run.method_options import KDPConfig
+from cdl_deploy.training.backbones.protocol import BlockPrompt
 from cdl_deploy.training.distillation.extra_token import ExtraToken
-from cdl_deploy.training.models.backbone import BlockPrompt, NetworkShape
+from cdl_deploy.training.distillation.protocol import Networks
 
 
 class KDPrompts(ExtraToken):
@@ -27,16 +27,13 @@ class KDPrompts(ExtraToken):
     under them (docs/findings.md). `kd_token_start="uniform"` and `kd_lr_scale=1` are the paper's.
     """
 
-    def __init__(
-        self,
-        shape: NetworkShape,
-        class_token: Float[Tensor, "1 D"],
-        config: MethodConfig,
-        generator: torch.Generator,
-    ) -> None:
+    Config = KDPConfig
+
+    def __init__(self, networks: Networks, config: KDPConfig, generator: torch.Generator) -> None:
+        shape = networks.student
         uniform = torch.rand(1, shape.width, generator=generator)
-        token = {"uniform": uniform, "class-token": class_token.clone()}.get(config.kd_token_start)
-        super().__init__(token, shape.width, config)
+        token = {"uniform": uniform, "class-token": networks.class_token.clone()}.get(config.kd_token_start)
+        super().__init__(token, networks, config)
         self.first_prefix = shape.first_block + 1
         prefixes, length = shape.depth - self.first_prefix, config.kd_prompt_length
         if prefixes < 1:
@@ -50,6 +47,10 @@ class KDPrompts(ExtraToken):
         if config.kd_prompt_start == "orthogonal":
             start = torch.linalg.qr((start - 0.5).flatten(1, 2).mT)[0].mT.reshape(start.shape)
         self.prompts = nn.Parameter(start * config.kd_prompt_scale)
+
+    @classmethod
+    def build(cls, networks: Networks, config: KDPConfig, generator: torch.Generator) -> KDPrompts:
+        return cls(networks, config, generator)
 
     def block_prompts(self) -> dict[int, BlockPrompt]:
         pairs = enumerate(self.prompts.unbind(0), start=self.first_prefix)

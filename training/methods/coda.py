@@ -17,10 +17,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from cdl_deploy.errors import OptionError
-from cdl_deploy.run.config import MethodConfig
+from cdl_deploy.run.method_options import CodaConfig
+from cdl_deploy.training.backbones.protocol import BlockPrompt, NetworkShape
+from cdl_deploy.training.growing import Cached, GrowingRows
 from cdl_deploy.training.methods.protocol import ContinualMethod, Phase, PromptSelection, prompted_blocks
-from cdl_deploy.training.models.backbone import BlockPrompt, NetworkShape
-from cdl_deploy.training.models.growing import Cached, GrowingRows
 from cdl_deploy.training.shapes import Query, Similarities
 
 BLOCKS = 5
@@ -28,6 +28,8 @@ BLOCKS = 5
 
 class CodaPrompt(ContinualMethod):
     """Components in five blocks from the learner's first prompted block on."""
+
+    Config = CodaConfig
 
     def __init__(
         self, shape: NetworkShape, components_per_task: int = 10, prompt_length: int = 4, orthogonality: float = 0.0
@@ -41,7 +43,7 @@ class CodaPrompt(ContinualMethod):
         self.blocks = nn.ModuleDict({str(b): CodaBlock(shape, prompt_length) for b in blocks})
 
     @classmethod
-    def build(cls, shape: NetworkShape, config: MethodConfig, generator: torch.Generator) -> CodaPrompt:
+    def build(cls, shape: NetworkShape, config: CodaConfig, generator: torch.Generator) -> CodaPrompt:
         return cls(shape, config.components_per_task, config.prompt_length or 4, config.orthogonality)
 
     def own_blocks(self) -> dict[int, CodaBlock]:

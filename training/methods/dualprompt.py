@@ -20,10 +20,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cdl_deploy.run.config import MethodConfig
+from cdl_deploy.run.method_options import DualPromptConfig
+from cdl_deploy.training.backbones.protocol import BlockPrompt, NetworkShape
+from cdl_deploy.training.growing import GrowingRows
 from cdl_deploy.training.methods.protocol import ContinualMethod, Phase, PromptSelection, prompted_blocks
-from cdl_deploy.training.models.backbone import BlockPrompt, NetworkShape
-from cdl_deploy.training.models.growing import GrowingRows
 from cdl_deploy.training.shapes import Query, Similarities
 
 SHARED_BLOCKS = 2
@@ -32,6 +32,8 @@ TASK_BLOCKS = 3
 
 class DualPrompt(ContinualMethod):
     """Shared prompts [2, 2, r, D] (block; key, value) and the entries of three blocks, uniform in [0, 1)."""
+
+    Config = DualPromptConfig
 
     def __init__(
         self,
@@ -48,7 +50,7 @@ class DualPrompt(ContinualMethod):
         self.entries = nn.ModuleDict({str(b): TaskEntries(shape, prompt_length) for b in blocks[SHARED_BLOCKS:]})
 
     @classmethod
-    def build(cls, shape: NetworkShape, config: MethodConfig, generator: torch.Generator) -> DualPrompt:
+    def build(cls, shape: NetworkShape, config: DualPromptConfig, generator: torch.Generator) -> DualPrompt:
         return cls(shape, generator, config.shared_prompt_length, config.prompt_length or 10, config.key_loss_weight)
 
     def own_entries(self) -> dict[int, TaskEntries]:

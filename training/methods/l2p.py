@@ -13,14 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from cdl_deploy.run.config import MethodConfig
+from cdl_deploy.run.method_options import L2PConfig
+from cdl_deploy.training.backbones.protocol import BlockPrompt, NetworkShape
 from cdl_deploy.training.methods.protocol import ContinualMethod, Phase, PromptSelection, prompted_blocks
-from cdl_deploy.training.models.backbone import BlockPrompt, NetworkShape
 from cdl_deploy.training.shapes import Query, Similarities
 
 
 class L2P(ContinualMethod):
     """Keys [M, Q] and prompts [M, 2, p, D] (key prompts, value prompts), uniform in [0, 1) before the first task."""
+
+    Config = L2PConfig
 
     def __init__(
         self,
@@ -38,7 +40,7 @@ class L2P(ContinualMethod):
         self.prompts = nn.Parameter(torch.rand(pool_size, 2, prompt_length, shape.width, generator=generator))
 
     @classmethod
-    def build(cls, shape: NetworkShape, config: MethodConfig, generator: torch.Generator) -> L2P:
+    def build(cls, shape: NetworkShape, config: L2PConfig, generator: torch.Generator) -> L2P:
         return cls(shape, generator, config.pool_size, config.top_k, config.prompt_length or 10, config.key_loss_weight)
 
     def begin_task(self, generator: torch.Generator) -> None:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cdl_deploy.training.models.growing import ResizableBuffers
+from cdl_deploy.training.growing import ResizableBuffers
 from cdl_deploy.training.seeds import generator
 from cdl_deploy.training.shapes import Logits, Tokens
 

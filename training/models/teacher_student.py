@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from cdl_deploy.run.config import MethodConfig
+from cdl_deploy.training.backbones.protocol import Backbone, NetworkShape
 from cdl_deploy.training.distillation import Distillation, build_distillation
 from cdl_deploy.training.losses import similarity_distance
 from cdl_deploy.training.methods import build_head, build_method, build_student_head
-from cdl_deploy.training.models.backbone import Backbone, NetworkShape
 from cdl_deploy.training.models.calibration import TaskCalibration
 from cdl_deploy.training.models.learner import Learner, QueryEncoder, QueryResult, Role
 from cdl_deploy.training.seeds import generator

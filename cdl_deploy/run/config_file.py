@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import types
-import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from cdl_deploy.errors import OptionError
-from cdl_deploy.run.config import RunConfig, check_name
-from cdl_deploy.training.presets import PRESETS, Sections
+from cdl_deploy.run.config import SECTIONS, RunConfig, option_sections
+from cdl_deploy.run.options import Declared, check_name
+from cdl_deploy.run.presets import PRESETS, Sections
+from cdl_deploy.typed_json import short
 
 EXCLUSIVE = ("tasks", "classes_per_task", "task_file")
 """One of them displaces all of them in the layers below."""
@@ -49,6 +46,8 @@ def read_config_file(path: Path) -> Sections:
 
     Raises OptionError, naming the place, for what is no such file, unknown keys, and values that cannot be.
     """
+    import yaml
+
     try:
         text = path.read_text(encoding="utf-8")
         content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
@@ -58,40 +57,47 @@ def read_config_file(path: Path) -> Sections:
         kind = "JSON" if path.suffix == ".json" else "YAML"
         raise OptionError(f"--config {path} is not {kind}: {' '.join(str(error).split())}") from None
     try:
-        sections = _typed({} if content is None else content)
+        sections = typed_sections({} if content is None else content)
         RunConfig.from_dict(sections)
     except OptionError as error:
         raise OptionError(f"--config {path}: {error}") from None
     return sections
 
 
-def _typed(content: Any) -> Sections:
-    """`content` with every value checked against the type of its field; unknown keys are left to `RunConfig`."""
+def typed_sections(content: Any) -> Sections:
+    """`content` with every value checked against the type of its option; unknown keys are left to `RunConfig`."""
     if isinstance(content, Mapping):  # `optim:` with nothing below it is an empty section
         content = {name: {} if values is None else values for name, values in content.items()}
     if not isinstance(content, Mapping) or not all(isinstance(values, Mapping) for values in content.values()):
-        names = ", ".join(f.name for f in dataclasses.fields(RunConfig))
-        raise OptionError(f"expected sections ({names}), each with values by name, such as 'optim: {{epochs: 5}}'")
+        raise OptionError(
+            f"expected sections ({', '.join(SECTIONS)}), each with values by name, such as 'optim: {{epochs: 5}}'"
+        )
     sections: Sections = {str(name): {str(key): v for key, v in values.items()} for name, values in content.items()}
-    for name, section in typing.get_type_hints(RunConfig).items():
-        hints = typing.get_type_hints(section)
-        for key, value in sections.get(name, {}).items():
-            if key in hints:
-                sections[name][key] = _value(hints[key], value, f"{name}.{key}")
+    known = {name: {it.name for it in options} for name, options in option_sections().items()}
+    foreign = any(key not in known["method"] for key in sections.get("method", {}))
+    for name, options in option_sections(with_plugins=foreign).items():
+        given = sections.get(name, {})
+        for declared in options:
+            if declared.about.was in given:
+                if declared.name in given:
+                    raise OptionError(
+                        f"{name}.{declared.about.was} is the old name of {declared.name}: give one of them"
+                    )
+                given[declared.name] = given.pop(declared.about.was)
+            if declared.name in given:
+                given[declared.name] = _value(declared, given[declared.name], f"{name}.{declared.name}")
     return sections
 
 
-def _value(hint: Any, value: Any, where: str) -> Any:
-    """`value` as the type `hint` says. YAML reads 1e-3 as text, so text that is a number counts as one."""
-    optional = typing.get_origin(hint) is types.UnionType  # only `X | None` is used
-    kind = typing.get_args(hint)[0] if optional else hint
-    if value is None and optional:
+def _value(declared: Declared, value: Any, where: str) -> Any:
+    """`value` as the option's type. YAML reads 1e-3 as text, so text that is a number counts as one."""
+    if value is None and declared.optional:
         return None
-    if kind is float and not isinstance(value, bool):
+    if declared.kind is float and not isinstance(value, bool):
         try:
             return float(value)
         except (TypeError, ValueError):
             pass
-    elif type(value) is kind:
+    elif type(value) is declared.kind:
         return value
-    raise OptionError(f"{where} is {value!r}, expected {KINDS[kind]}")
+    raise OptionError(f"{where} is {short(repr(value))}, expected {KINDS[declared.kind]}")
