@@ -25,7 +25,7 @@ def test_every_block_of_the_tutorial_runs(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
         "cdl_deploy.training.loop.plot_run", lambda *_: None
-    )  # half of the time, and asked for elsewhere
+    )  # half of the time
     names: dict[str, object] = {}
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     assert len(blocks) == 9
