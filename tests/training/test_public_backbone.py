@@ -28,7 +28,7 @@ from cdl_deploy.training.backbones.registering import model_cfg
 from cdl_deploy.training.backbones.small import IMAGENET
 from cdl_deploy.training.data.sources import open_source
 from cdl_deploy.training.data.transforms import Preprocessing
-from cdl_deploy.training.models.backbone import check_plain
+from cdl_deploy.training.models.backbone import Backbone, check_plain
 from cdl_deploy.training.recipes import backbone_probes, distil_tokens, onnx_encoder, public_backbone, wheel_file
 from cdl_deploy.training.recipes.backbone_probes import choose, probe
 from cdl_deploy.training.recipes.distil_tokens import Distillation, Recipe, TeacherTokens
@@ -102,7 +102,7 @@ def wheel(tmp_path, content, monkeypatch):
     for name, value in {"WHEEL": made, "TEACHER": TEACHER, "STUDENT": STUDENT, "STUDENT_BLOCKS": 2}.items():
         monkeypatch.setattr(public_backbone, name, value)
     monkeypatch.setattr(public_backbone, "PATCH14_MODELS", (STUDENT, NARROW))
-    monkeypatch.setattr(public_backbone, "TEACHER_BLOCKS", (1,))
+    monkeypatch.setattr(public_backbone, "TEACHER_BLOCKS", (1, 2))
     return tmp_path / made.wheel
 
 
@@ -469,8 +469,12 @@ def test_the_whole_command(wheel, photos, tmp_path, capsys, monkeypatch):
     assert (record["train_images"], record["test_images"], record["train_a_class"]) == (20, 12, 5)
     assert list(record["models"]) == ["teacher", "student", "student-tuned"]
     rows = {(row["backbone"], row["blocks"], row["features"]): row for row in record["accuracy"]}
-    assert len(rows) == 3 * (2 + 1 + 1)
+    assert len(rows) == 3 * (3 + 1 + 1)
     assert all(0 <= row["slda"] <= 100 and 0 <= row["ncm"] <= 100 for row in rows.values())
+    rates = [model["images_per_second"] for model in record["models"].values()]
+    assert [rate is None for rate in rates] == [False, True, False], "the student's features are its teacher's"
+    for part in ("class", "patches"):
+        assert rows["student", 2, part]["slda"] == rows["teacher", 2, part]["slda"]
     tuned = json.loads((tmp_path / "student-tuned.json").read_text())
     assert tuned["tuning"]["images"] == 24
     assert "began as the teacher's first 2 blocks" in tuned["what"]
@@ -503,6 +507,15 @@ def test_features_are_those_of_timm_and_a_file_of_others_is_replaced(wheel, phot
         "block2_patches": half_tokens[:, 1:].mean(1),
     }.items():
         torch.testing.assert_close(torch.from_numpy(found[f"test_{name}"]), wanted, atol=1e-4, rtol=1e-4)
+    shorter = Backbone(half, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert backbone_probes.begins_with(backbone, shorter)
+    assert not backbone_probes.begins_with(shorter, backbone)
+    derived = backbone_probes.of_first_blocks(found, 2)
+    wanted_features, _ = backbone_probes.cached_features(
+        tmp_path / "half.npz", "h", shorter, {"test": source.test}, preprocessing
+    )
+    assert derived.keys() == wanted_features.keys() == {"test_class", "test_patches", "test_labels"}
+    assert all(np.array_equal(derived[name], wanted_features[name]) for name in derived)
     written = file.stat().st_mtime_ns
     backbone_probes.cached_features(file, "a", backbone, {"test": source.test}, preprocessing, (2,))
     assert file.stat().st_mtime_ns == written

@@ -121,10 +121,12 @@ def cached_features(
     preprocessing: Preprocessing,
     blocks: Sequence[int] = (),
     on_images: OnImages = lambda done, of: None,
+    known: Features | None = None,
 ) -> tuple[Features, dict[str, Any]]:
     """Features and labels of every split, named `train_class`, `train_labels`, …, and what they cost.
 
-    `file` keeps them: where it holds those of the same weights, images and preprocessing, nothing is computed.
+    `file` keeps them: where it holds those of the same weights, images and preprocessing, nothing is computed, nor
+    where they are `known` from a longer network.
     """
     about = {
         "weights_sha256": weights_sha256,
@@ -134,7 +136,11 @@ def cached_features(
     }
     if file.exists() and (kept := _read(file)) is not None and kept[1]["of"] == about:
         return kept
-    features: dict[str, npt.NDArray[Any]] = {}
+    if known is not None:
+        nothing = {"of": about, "seconds": None, "images_per_second": None}
+        _write(file, known, nothing)
+        return known, nothing
+    features: Features = {}
     began, count = time.perf_counter(), 0
     for name, split in splits.items():
         found = extract(backbone, split, preprocessing, blocks, on_images)
@@ -143,9 +149,31 @@ def cached_features(
         count += len(split.items)
     seconds = time.perf_counter() - began
     cost = {"of": about, "seconds": round(seconds, 1), "images_per_second": round(count / seconds, 1)}
-    content = {**features, "about": np.array(json.dumps(cost))}
-    write_atomic(file, lambda path: np.savez(path, allow_pickle=False, **content))
+    _write(file, features, cost)
     return features, cost
+
+
+def of_first_blocks(features: Features, count: int) -> Features:
+    """What a network has that is the first `count` blocks and the final norm of the one these features are of."""
+    labels = {name: values for name, values in features.items() if name.endswith("_labels")}
+    infix = f"_block{count}_"
+    kept = {
+        name.replace(infix, "_"): values
+        for name, values in features.items()
+        if infix in name and not name.endswith("_raw_patches")
+    }
+    return {**kept, **labels}
+
+
+def begins_with(longer: Backbone, shorter: Backbone) -> bool:
+    """Whether `shorter` is the first blocks and the final norm of `longer`, to the last bit."""
+    theirs = longer.vit.state_dict()
+    return all(name in theirs and torch.equal(value, theirs[name]) for name, value in shorter.vit.state_dict().items())
+
+
+def _write(file: Path, features: Features, about: dict[str, Any]) -> None:
+    content = {**features, "about": np.array(json.dumps(about))}
+    write_atomic(file, lambda path: np.savez(path, allow_pickle=False, **content))
 
 
 def _read(file: Path) -> tuple[Features, dict[str, Any]] | None:

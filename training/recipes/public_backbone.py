@@ -212,10 +212,14 @@ def probe(
         "test": backbone_probes.choose(source.test, choice.test_a_class, choice.seed, "test", source.classes),
     }
     rows, models = [], {}
+    longest: tuple[Backbone, backbone_probes.Features] | None = None
     for file in (out / "teacher.safetensors", out / "student.safetensors", *sorted(out.glob("*-tuned.safetensors"))):
         backbone, about = read_backbone(file, device)
         side = int(about["image_size"])
-        blocks = TEACHER_BLOCKS if file.stem == "teacher" else ()
+        blocks = TEACHER_BLOCKS if longest is None else ()
+        known = None
+        if longest and backbone.depth in TEACHER_BLOCKS and backbone_probes.begins_with(longest[0], backbone):
+            known = backbone_probes.of_first_blocks(longest[1], backbone.depth)
         features, cost = backbone_probes.cached_features(
             out / f"features_{file.stem}.npz",
             about["weights_sha256"],
@@ -224,7 +228,9 @@ def probe(
             Preprocessing(side, side, "bicubic"),
             blocks,
             lambda done, of, name=file.stem: say(f"{name}: {done}/{of} images") if done % 2000 == 0 else None,  # type: ignore[misc]
+            known,
         )
+        longest = longest or (backbone, features)
         names = ("model", "what", "warning", "weights_sha256", "image_size", "parameters")
         models[file.stem] = {name: about[name] for name in names} | {
             "seconds": cost["seconds"],
