@@ -469,7 +469,8 @@ def test_the_whole_command(wheel, photos, tmp_path, capsys, monkeypatch):
     assert (record["train_images"], record["test_images"], record["train_a_class"]) == (20, 12, 5)
     assert list(record["models"]) == ["teacher", "student", "student-tuned"]
     rows = {(row["backbone"], row["blocks"], row["features"]): row for row in record["accuracy"]}
-    assert len(rows) == 3 * (3 + 1 + 1)
+    assert len(rows) == 3 * (3 + 1 + 1) + 2
+    assert ("teacher", 3, "class + patches + patches after 1 and 2 blocks") in rows
     assert all(0 <= row["slda"] <= 100 and 0 <= row["ncm"] <= 100 for row in rows.values())
     rates = [model["images_per_second"] for model in record["models"].values()]
     assert [rate is None for rate in rates] == [False, True, False], "the student's features are its teacher's"

@@ -242,6 +242,12 @@ def probe(
                 after = int(prefix.removeprefix("block").rstrip("_") or backbone.depth)
                 rows.append({"backbone": file.stem, "blocks": after, "features": " + ".join(parts), **found})
                 say(f"{file.stem}, {after} blocks, {rows[-1]['features']}: {found['slda']} % (NCM {found['ncm']} %)")
+        for more in dict.fromkeys((blocks[-1:], blocks)) if blocks else ():
+            mixed = ("class", "patches", *(f"block{count}_patches" for count in more))
+            text = f"class + patches + patches after {' and '.join(map(str, more))} blocks"
+            found = backbone_probes.probe(features, mixed)
+            rows.append({"backbone": file.stem, "blocks": backbone.depth, "features": text, **found})
+            say(f"{file.stem}, {text}: {found['slda']} % (NCM {found['ncm']} %)")
     return {
         "format_version": FORMAT_VERSION,
         "data": Path(source.name).name,
