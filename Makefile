@@ -15,10 +15,10 @@ DEMO_BENCH   = cdl bench-latency $(DEMO)/run --batch 1,8 --time-limit 30 --save 
 DEMO_SUMMARY = cdl runs $(DEMO)/run --latency $(DEMO)/latency.json
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-install examples lint types check format build constraints clean
+.PHONY: help demo test test-fast slow-tests test-install examples lint types check format build release-check constraints clean
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 15
 
 demo: $(VENV)/.installed-all  ## install, then train, export and benchmark a small model
 	@rm -rf $(DEMO) && mkdir $(DEMO) && date +%s > $(DEMO)/.started
@@ -28,8 +28,18 @@ demo: $(VENV)/.installed-all  ## install, then train, export and benchmark a sma
 	$(if $(DEMO_SUMMARY),$(call show,$(DEMO_SUMMARY)))
 	@echo; echo "Done in $$(($$(date +%s) - $$(cat $(DEMO)/.started))) s. To type such commands: source $(BIN)/activate"
 
-test: $(VENV)/.installed-dev  ## run the whole test suite
-	$(BIN)/pytest -n $(JOBS) --maxprocesses 4 --dist worksteal $(ARGS)
+PYTEST = $(BIN)/pytest -n $(JOBS) --maxprocesses 4 --dist worksteal
+
+test: $(VENV)/.installed-dev  ## run the whole test suite: 5 minutes on two cores
+	$(PYTEST) $(ARGS)
+
+test-fast: $(VENV)/.installed-dev  ## the tests that are not marked slow: under a minute
+	$(PYTEST) -m "not slow and not network and not examples" $(ARGS)
+
+slow-tests: $(VENV)/.installed-dev  ## measure every test, and write tests/slow.txt, which says whom test-fast leaves out
+	rm -f .test-times.jsonl
+	CDL_TEST_TIMES=$(CURDIR)/.test-times.jsonl $(PYTEST)
+	CDL_TEST_TIMES=.test-times.jsonl $(BIN)/python -m tests.speed && rm .test-times.jsonl
 
 test-install: $(VENV)/.installed-dev  ## the wheel alone, with dependencies fetched into an empty environment
 	$(BIN)/pytest -m network tests/packaging
@@ -43,7 +53,7 @@ lint: $(VENV)/.installed-dev  ## ruff: lint, and whether `make format` would cha
 	$(BIN)/ruff format --check
 
 types: $(VENV)/.installed-dev  ## mypy, strict
-	$(BIN)/python tools/typecheck.py
+	$(BIN)/mypy
 
 check: lint types test test-install examples  ## exactly what CI runs
 
@@ -53,6 +63,9 @@ format: $(VENV)/.installed-dev  ## reformat, and mend what the linter can
 
 build: $(VENV)/.installed-dev  ## sdist and wheel into dist/
 	$(BIN)/python -m build --no-isolation
+
+release-check: $(VENV)/.installed-dev  ## whether version, citation and changelog agree: make release-check TAG=v0.1.0
+	$(BIN)/python tools/release_check.py $(TAG)
 
 constraints: | $(BIN)/python  ## upgrade everything here and write constraints.txt anew
 	$(PIP) install --upgrade --upgrade-strategy eager -e '.[dev,pretrain]'
@@ -79,7 +92,7 @@ define install
 endef
 
 # One stamp a set of extras: installed again when it is older than a file that says what to install.
-REQUIREMENTS := pyproject.toml setup.py constraints.txt
+REQUIREMENTS := pyproject.toml constraints.txt
 
 $(VENV)/.installed-all: $(REQUIREMENTS) | $(BIN)/python
 	$(call install,all)

@@ -234,8 +234,8 @@ def photographs(folder: Path, threads: int, runs: int = 20) -> list[dict[str, An
     import onnxruntime
     from PIL import Image
 
-    from cdl_deploy.bundle import decode_metadata
-    from cdl_deploy.images import to_crop
+    from cdl_deploy.data.images import to_crop
+    from cdl_deploy.runtime.bundle import decode_metadata
 
     path = folder / "block4.onnx"
     model = onnx.load(path)

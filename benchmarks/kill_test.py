@@ -26,10 +26,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from cdl_deploy.training.additions import Addition, add_task
-from cdl_deploy.training.config import DataConfig, MethodConfig, ModelConfig, OptimConfig, RunConfig
-from cdl_deploy.training.restore import load_run
-from cdl_deploy.training.run import resume, train
+from cdl_deploy.run.config import DataConfig, MethodConfig, ModelConfig, OptimConfig, RunConfig
+from cdl_deploy.training.checkpoint import load_run
+from cdl_deploy.training.loop import add_task, resume, train
+from cdl_deploy.training.preparation import Addition
 
 COLOURS = {"ant": (200, 30, 30), "bee": (30, 200, 30), "cat": (30, 30, 200), "dog": (200, 200, 30)}
 NEW = {"eel": (30, 200, 200), "fox": (200, 30, 200)}

@@ -46,14 +46,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from cdl_deploy.bench.machine import cpu_model, usable_cores
+from cdl_deploy.bench.machine import cpu_model
 from cdl_deploy.bench.watch import cpu_ticks
-from cdl_deploy.bundle import open_session
-from cdl_deploy.classifier import Classifier
+from cdl_deploy.data.paths import expand_paths
 from cdl_deploy.files import write_json
-from cdl_deploy.predict import predict_rows
-from cdl_deploy.row_file import RowFile
-from cdl_deploy.sources import expand_paths
+from cdl_deploy.rows.file import RowFile
+from cdl_deploy.runtime.bundle import open_session
+from cdl_deploy.runtime.classifier import Classifier
+from cdl_deploy.runtime.cores import usable_cores
+from cdl_deploy.runtime.predict import predict_rows
 
 BATCH = 16
 COUNT = 5_000

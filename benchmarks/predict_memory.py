@@ -22,7 +22,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from cdl_deploy.bench.machine import cpu_model, usable_cores
+from cdl_deploy.bench.machine import cpu_model
+from cdl_deploy.runtime.cores import usable_cores
 
 KINDS = 200
 ALLOWED = 1.1

@@ -26,9 +26,9 @@ from PIL import Image
 from sklearn.datasets import load_digits, load_sample_images
 
 from cdl_deploy.export import ExportOptions, export_run
-from cdl_deploy.training.data.transforms import Preprocessing, evaluation_transform
+from cdl_deploy.training.checkpoint import load_run
+from cdl_deploy.training.data.transforms import evaluation_transform
 from cdl_deploy.training.models.learner import learner_logits
-from cdl_deploy.training.restore import load_run
 
 BAR = 0.999
 SIDES = (32, 300)
@@ -72,7 +72,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     a = parser.parse_args()
     record, pair = load_run(a.run)
-    preprocessing = Preprocessing.from_record(record.preprocessing)
+    preprocessing = record.preprocessing.resize_crop
     transform = evaluation_transform(preprocessing)
     with tempfile.TemporaryDirectory(prefix="cdl-agreement-") as folder:
         export_run(a.run, Path(folder) / "out", ExportOptions(teacher=False))

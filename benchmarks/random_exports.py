@@ -17,18 +17,20 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from cdl_deploy.bundle import Bundle, Method, Preprocessing, RunRecord, Weights, encode_metadata
+from cdl_deploy.data.preprocessing import Preprocessing
 from cdl_deploy.export.fixed_selection import Select, fix_selection
 from cdl_deploy.export.graph import ExportGraph
 from cdl_deploy.export.onnx_file import export_onnx, save_onnx
 from cdl_deploy.export.preprocessing import PIXELS_NAME
 from cdl_deploy.export.quantise import calibrate, prepare, quantise_dynamic, quantise_static
-from cdl_deploy.training.config import MethodConfig
+from cdl_deploy.run.config import MethodConfig
+from cdl_deploy.runtime.bundle import Bundle, Method, RunOrigin, Weights, encode_metadata
+from cdl_deploy.training.backbones.plain import PlainViT
+from cdl_deploy.training.backbones.protocol import Backbone
 from cdl_deploy.training.distillation.kdp import KDPrompts
 from cdl_deploy.training.methods.coda import CodaPrompt
-from cdl_deploy.training.models.backbone import Backbone
 from cdl_deploy.training.models.learner import Learner, learner_logits
-from cdl_deploy.training.models.pair import Pair, build_pair
+from cdl_deploy.training.models.teacher_student import TeacherStudent, build_teacher_student
 
 SIZE, CLASSES = 224, 10
 MODEL = "vit_small_patch16_224"
@@ -86,15 +88,15 @@ def random_backbone(model: str, seed: int) -> Backbone:
     """A frozen ViT; biases and scales, which start as zeros and ones, are moved as well."""
     torch.manual_seed(seed)
     vit = cast(Any, timm.create_model(model, pretrained=False, num_classes=0))
-    backbone = Backbone(vit, HALF, HALF)
+    backbone = PlainViT(vit, HALF, HALF)
     for parameter in backbone.parameters():
         parameter.data.add_(0.02 * torch.randn_like(parameter))
     return backbone.requires_grad_(False)
 
 
-def random_pair(query: str, tasks: int, model: str, seed: int) -> Pair:
+def random_pair(query: str, tasks: int, model: str, seed: int) -> TeacherStudent:
     """A student after so many tasks of ten classes."""
-    pair = build_pair({"student": random_backbone(model, seed)}, MethodConfig(query=query), seed)
+    pair = build_teacher_student({"student": random_backbone(model, seed)}, MethodConfig(query=query), seed)
     for _ in range(tasks):
         pair.begin_task(CLASSES, seed)
         for parameter in pair.student.parameters():
@@ -127,7 +129,7 @@ def export_student(recipe: Recipe, path: Path, model: str, seed: int) -> None:
     save_onnx(graph, path, encode_metadata(bundle))
 
 
-def describe(pair: Pair, learner: Learner, recipe: Recipe, path: Path, model: str, seed: int) -> Bundle:
+def describe(pair: TeacherStudent, learner: Learner, recipe: Recipe, path: Path, model: str, seed: int) -> Bundle:
     """What the file of a real run would say, as far as a graph or its size depends on it."""
     classes = tuple(f"a class with a name {i}" for i in range(CLASSES * recipe.tasks))
     tasks = tuple(classes[i : i + CLASSES] for i in range(0, len(classes), CLASSES))
@@ -139,14 +141,14 @@ def describe(pair: Pair, learner: Learner, recipe: Recipe, path: Path, model: st
         preprocessing=Preprocessing(SIZE, SIZE, SIZE, "bicubic", HALF, HALF, "image"),
         method=Method("coda", "kdp", recipe.query, recipe.select, "selected"),
         weights=Weights(model),
-        run=RunRecord(seed=seed, tasks=recipe.tasks, fingerprint="random"),
+        run=RunOrigin(seed=seed, tasks=recipe.tasks, fingerprint="random"),
         parameters=sum(value.numel() for value in learner.parameters()),
         top_k=5,
     )
     return bundle if recipe.select == "in-graph" else replace(bundle, method=replace(bundle.method, query=None))
 
 
-def check(path: Path, pair: Pair, learner: Learner, images: Tensor, feed: np.ndarray) -> None:
+def check(path: Path, pair: TeacherStudent, learner: Learner, images: Tensor, feed: np.ndarray) -> None:
     """Raise SystemExit where a logit for `images`, fed as `feed`, is off by more than 1e-4."""
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     with torch.no_grad():
@@ -206,7 +208,7 @@ class AsTheReference(nn.Module):
     and every block of the prompted pass computes every token; class head and KD head stand apart.
     """
 
-    def __init__(self, pair: Pair) -> None:
+    def __init__(self, pair: TeacherStudent) -> None:
         super().__init__()
         student = pair.student
         assert isinstance(student.method, CodaPrompt)
@@ -237,7 +239,7 @@ class AsTheReference(nn.Module):
     def run_block(self, index: int, tokens: Tensor, before: Tensor | None, constant: Any) -> Tensor:
         """timm's block with prefix rows; every token comes out."""
         backbone = self.backbone
-        block, attention = backbone.block(index), backbone.attention(index)
+        block, attention = backbone.vit.blocks[index], backbone.vit.blocks[index].attn
         batch, count, width = tokens.shape
         qkv = attention.qkv(block.norm1(tokens)).reshape(batch, count, 3, backbone.heads, -1).permute(2, 0, 3, 1, 4)
         query, key, value = qkv.unbind(0)
@@ -249,10 +251,10 @@ class AsTheReference(nn.Module):
             rows = before.shape[1] // 2
             key = torch.cat([by_head(before[:, :rows]), key], dim=2)
             value = torch.cat([by_head(before[:, rows:]), value], dim=2)
-        if constant is not None and constant.after is not None:
+        if constant is not None and constant.suffix is not None:
             size = (batch, -1, -1, -1)
-            key = torch.cat([key, by_head(constant.after[0]).expand(size)], dim=2)
-            value = torch.cat([value, by_head(constant.after[1]).expand(size)], dim=2)
+            key = torch.cat([key, by_head(constant.suffix[0]).expand(size)], dim=2)
+            value = torch.cat([value, by_head(constant.suffix[1]).expand(size)], dim=2)
         scores = (query @ key.transpose(-2, -1)) * attention.scale
         mixed = (scores.softmax(dim=-1) @ value).transpose(1, 2).reshape(batch, count, width)
         tokens = tokens + attention.proj(mixed)

@@ -18,30 +18,30 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.optim import Optimizer
 
+from cdl_deploy.training.backbones.protocol import Backbone
 from cdl_deploy.training.losses import distillation_loss, masked_cross_entropy
 from cdl_deploy.training.methods.coda import CodaPrompt
-from cdl_deploy.training.models.backbone import Backbone
 from cdl_deploy.training.models.learner import Learner, Role
-from cdl_deploy.training.models.pair import Pair
+from cdl_deploy.training.models.teacher_student import TeacherStudent
 
 Rows = tuple[Tensor, Tensor]
-"""Key rows and value rows, each [B or 1, p, D]."""
+"""key prompts and value prompts, each [B or 1, p, D]."""
 
 
-def collect_backbone_gradients(pair: Pair) -> None:
+def collect_backbone_gradients(pair: TeacherStudent) -> None:
     """Let every weight of both backbones ask for a gradient, as a backbone does that nobody has frozen."""
     for learner in pair.learners.values():
         learner.backbone.vit.requires_grad_(True)
 
 
-def reference_step(pair: Pair, role: Role, optimizer: Optimizer, images: Tensor, labels: Tensor) -> None:
+def reference_step(pair: TeacherStudent, role: Role, optimizer: Optimizer, images: Tensor, labels: Tensor) -> None:
     """One step of a learner; gradients of the backbones stay where they are."""
     optimizer.zero_grad()
     torch.stack(list(reference_losses(pair, role, images, labels).values())).sum().backward()
     optimizer.step()
 
 
-def reference_losses(pair: Pair, role: Role, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+def reference_losses(pair: TeacherStudent, role: Role, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
     """The terms that `stage_losses` gives."""
     learner, first = pair.learners[role], pair.learners[role].first_class
     if role == "teacher":
@@ -60,7 +60,7 @@ def reference_losses(pair: Pair, role: Role, images: Tensor, labels: Tensor) -> 
     return {"cross_entropy": (1 - alpha) * cross_entropy, "distillation": alpha * soft}
 
 
-def _forward(pair: Pair, learner: Learner, images: Tensor) -> tuple[Tensor, Tensor | None]:
+def _forward(pair: TeacherStudent, learner: Learner, images: Tensor) -> tuple[Tensor, Tensor | None]:
     """Class logits [B, C] and those of the KD head, by a query pass of the learner's own and a prompted pass."""
     with torch.no_grad():
         encoder = pair.student.backbone
@@ -71,12 +71,12 @@ def _forward(pair: Pair, learner: Learner, images: Tensor) -> tuple[Tensor, Tens
         attended = query[:, None] * block.attentions.all()
         weights = F.cosine_similarity(attended, block.keys.all()[None], dim=2)
         rows = torch.einsum("bm,mpd->bpd", weights, block.prompts.all())
-        key_rows, value_rows = rows.chunk(2, dim=1)
-        before[index] = key_rows, value_rows
+        key_prompts, value_prompts = rows.chunk(2, dim=1)
+        before[index] = key_prompts, value_prompts
     after: dict[int, Rows] = {}
     for index, prompt in learner.distillation.block_prompts().items():
-        assert prompt.after is not None
-        after[index] = prompt.after
+        assert prompt.suffix is not None
+        after[index] = prompt.suffix
     tokens = learner.distillation.append_token(learner.backbone.embed(images))
     normalised = learner.backbone.final_norm(_blocks(learner.backbone, tokens, before, after))
     return learner.class_head(normalised[:, 0]), learner.distillation.extra_logits(normalised)
@@ -86,7 +86,7 @@ def _blocks(backbone: Backbone, tokens: Tensor, before: dict[int, Rows], after: 
     """Tokens [B, N, D] through all blocks."""
     correlations = []
     for index in range(backbone.depth):
-        block, attention = backbone.block(index), backbone.attention(index)
+        block, attention = backbone.vit.blocks[index], backbone.vit.blocks[index].attn
         batch, count, width = tokens.shape
         normalised = block.norm1(tokens)
         query, key, value = attention.qkv(normalised).chunk(3, dim=-1)

@@ -25,7 +25,7 @@ sys.path.insert(0, str(PROJECT))
 
 from benchmarks.split_cifar import RESULTS, commit, hashes  # noqa: E402
 from cdl_deploy.export import ExportOptions, Shrink, export_run  # noqa: E402
-from cdl_deploy.update import make_update  # noqa: E402
+from cdl_deploy.update.patch import make_update  # noqa: E402
 
 
 @dataclass(frozen=True)

@@ -33,9 +33,9 @@ from benchmarks.split_cifar import METHODS, RESULTS, STUDENT_OF, Setup, commit, 
 ABLATION = {
     "alpha-0.25": ("--alpha", "0.25"),
     "alpha-0.75": ("--alpha", "0.75"),
-    "head-only": ("--kd-token-start", "none", "--kd-prompt-rows", "0"),
-    "token-only": ("--kd-prompt-rows", "0"),
-    "length-12": ("--kd-prompt-rows", "6"),
+    "head-only": ("--kd-token-start", "none", "--kd-prompt-length", "0"),
+    "token-only": ("--kd-prompt-length", "0"),
+    "length-12": ("--kd-prompt-length", "6"),
     "depth-2": ("--kd-prompt-blocks", "2"),
     "as-published": ("--kd-token-start", "uniform", "--kd-lr-scale", "1"),
 }
@@ -81,24 +81,22 @@ def answers_of(root: Path) -> dict[str, dict[str, list[float]]]:
     right after that task (`diagonal`), and on each after the last (`last`)."""
     import torch
 
-    from cdl_deploy.training.answers import settle_answers
-    from cdl_deploy.training.data.task_data import TaskData, TaskImages, TaskPlan
-    from cdl_deploy.training.data.transforms import Preprocessing, evaluation_transform
+    from cdl_deploy.training.checkpoint import load_run
+    from cdl_deploy.training.data.task_data import TaskData, TaskImages
+    from cdl_deploy.training.data.transforms import evaluation_transform
     from cdl_deploy.training.distillation.extra_token import ExtraToken, mixed
-    from cdl_deploy.training.evaluation import evaluation_batches
-    from cdl_deploy.training.models.calibration import Calibration
+    from cdl_deploy.training.evaluation import evaluation_batches, fit_prediction_head
+    from cdl_deploy.training.models.calibration import TaskCalibration
     from cdl_deploy.training.models.learner import learner_output
     from cdl_deploy.training.processes import Processes
-    from cdl_deploy.training.restore import load_run
     from cdl_deploy.training.run_directory import RunDirectory
 
     directory = RunDirectory(root)
     whole = directory.read_record()
-    plans = [TaskPlan.from_dict(plan) for plan in whole.plans]
-    data = TaskData(plans, whole.tasks, {}, directory.load_heldout, whole.skipped_images)
-    transform = evaluation_transform(Preprocessing.from_record(whole.preprocessing))
-    calibration, found = Calibration(), dict[str, dict[str, list[float]]]()
-    for number, plan in enumerate(plans, start=1):
+    data = TaskData(whole.plans, whole.tasks, {}, directory.load_heldout, whole.skipped_images)
+    transform = evaluation_transform(whole.preprocessing.resize_crop)
+    calibration, found = TaskCalibration(), dict[str, dict[str, list[float]]]()
+    for number, plan in enumerate(whole.plans, start=1):
         _, pair = load_run(root, after=number)
         student = pair.student
         student.calibration = calibration
@@ -106,8 +104,8 @@ def answers_of(root: Path) -> dict[str, dict[str, list[float]]]:
         images = data.kept_training(number)
         if images is None:
             raise SystemExit(f"the images of task {number} of {root} are gone: {plan.data}")
-        settle_answers(pair, images, TaskImages([], []), transform, whole.config["optim"]["seed"], 0)
-        for task in range(1 if number == len(plans) else number, number + 1):
+        fit_prediction_head(pair, images, TaskImages([], []), transform, whole.config.optim.seed, 0)
+        for task in range(1 if number == len(whole.plans) else number, number + 1):
             tests, right = data.test(task), dict[str, int]()
             for pixels, labels in evaluation_batches(tests, transform, 0, Processes(torch.device("cpu"))):
                 with torch.no_grad():
@@ -123,7 +121,7 @@ def answers_of(root: Path) -> dict[str, dict[str, list[float]]]:
                 accuracy, rows = round(100 * count / len(tests.labels), 2), found.setdefault(name, {})
                 if task == number:
                     rows.setdefault("diagonal", []).append(accuracy)
-                if number == len(plans):
+                if number == len(whole.plans):
                     rows.setdefault("last", []).append(accuracy)
     return found
 

@@ -53,16 +53,17 @@ from benchmarks.reference_step import (  # noqa: E402  found once the line above
     reference_losses,
     reference_step,
 )
-from cdl_deploy.training.additions import Addition, add_task  # noqa: E402
+from cdl_deploy.run.config import DataConfig, MethodConfig, OptimConfig, RunConfig  # noqa: E402
 from cdl_deploy.training.backbones.loading import create_vit  # noqa: E402
-from cdl_deploy.training.config import DataConfig, MethodConfig, OptimConfig, RunConfig  # noqa: E402
+from cdl_deploy.training.backbones.plain import PlainViT  # noqa: E402
+from cdl_deploy.training.backbones.protocol import Backbone  # noqa: E402
+from cdl_deploy.training.loop import add_task, train  # noqa: E402
 from cdl_deploy.training.machine import in_precision  # noqa: E402
-from cdl_deploy.training.models.backbone import Backbone  # noqa: E402
 from cdl_deploy.training.models.learner import Role  # noqa: E402
-from cdl_deploy.training.models.pair import Pair, build_pair  # noqa: E402
+from cdl_deploy.training.models.teacher_student import TeacherStudent, build_teacher_student  # noqa: E402
+from cdl_deploy.training.preparation import Addition  # noqa: E402
 from cdl_deploy.training.processes import Processes  # noqa: E402
-from cdl_deploy.training.run import train  # noqa: E402
-from cdl_deploy.training.stage import make_optimizer, stage_losses, take_step  # noqa: E402
+from cdl_deploy.training.step import make_optimizer, stage_losses, take_step  # noqa: E402
 
 MODELS: dict[Role, str] = {"teacher": "vit_base_patch16_224", "student": "vit_small_patch16_224"}
 ROLES: tuple[Role, ...] = ("teacher", "student")
@@ -76,13 +77,13 @@ PARTS = ("all", "agreement", "speed", "memory", "task-steps", "whole-tasks")
 # ---- a process that takes steps --------------------------------------------------------------------------------------
 
 
-def make_pair(query: str, tasks: int, classes: int, device: str) -> Pair:
+def make_pair(query: str, tasks: int, classes: int, device: str) -> TeacherStudent:
     """Both learners in the last of `tasks` tasks, backbones and all with random values."""
     backbones: dict[Role, Backbone] = {}
     for role, name in MODELS.items():
         torch.manual_seed(0)
-        backbones[role] = Backbone(create_vit(name, 224), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    pair = build_pair(backbones, MethodConfig(query=query), seed=0)
+        backbones[role] = PlainViT(create_vit(name, 224), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    pair = build_teacher_student(backbones, MethodConfig(query=query), seed=0)
     for _ in range(tasks):
         pair.begin_task(classes, seed=0)
     for learner in pair.learners.values():
@@ -356,7 +357,7 @@ def whole_task(what: str, data: str, run: str, tasks: str, threads: str, epochs:
     began = time.perf_counter()
     record = add_task(Path(run), Addition(data, optim={"epochs": int(epochs), "batch_size": 16}))
     seconds = time.perf_counter() - began
-    spent = record.tasks[-1]["seconds"]
+    spent = record.tasks[-1].seconds
     say(
         {
             "seconds": seconds - spent["evaluation"],

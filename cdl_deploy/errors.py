@@ -46,7 +46,7 @@ class ParityError(CdlError):
 
 
 class QuantisationError(CdlError):
-    """A model that cannot be quantised, or that answers too differently once it is."""
+    """A model that cannot be quantised, or that predicts too differently once it is."""
 
 
 class MissingExtraError(CdlError):

@@ -1,6 +1,24 @@
 """Run directory → folded ONNX bundle (torch, onnx)."""
 
+import sys
+from types import ModuleType
+from typing import Any
+
 from cdl_deploy.export.export import Exported, ExportOptions, export_run
 from cdl_deploy.export.variants import Shrink
 
 __all__ = ["ExportOptions", "Exported", "Shrink", "export_run"]
+
+
+class _Callable(ModuleType):
+    """Importing this package gives `cdl_deploy` the attribute `export`, which the function `cdl_deploy.export` was
+    until then: so that it can be called before and after, the module is called as the function is.
+    """
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        from cdl_deploy.api import export
+
+        return export(*args, **options)
+
+
+sys.modules[__name__].__class__ = _Callable

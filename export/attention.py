@@ -1,9 +1,9 @@
 """A block's attention with its constants folded in: what remains is products of tokens, a softmax and two additions.
 
     scale   the query's rows are multiplied by it beforehand
-    bₖ      adds the same to every score of a query, which a softmax does not see: left out, and taken off prompt rows
+    bₖ      adds the same to every score of a query, which a softmax does not see: left out, and taken off prompts
     bᵥ      shares add up to 1, so it comes out of the mixture as it is: Wₚ bᵥ + bₚ is the projection's bias, and it is
-            taken off prompt rows
+            taken off prompts
 
 Query, key and value have a matrix each. Together in one product, as the training model has them, they would have to be
 moved apart again, which takes longer than three products instead of one.
@@ -11,14 +11,16 @@ moved apart again, which takes longer than three products instead of one.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cdl_deploy.training.models.backbone import Backbone
+from cdl_deploy.training.backbones.protocol import Backbone, OutputTokens
 
 HeadRows = tuple[Float[Tensor, "b H p d"], Float[Tensor, "b H p d"]]
-"""Key rows and value rows, split into heads."""
+"""key prompts and value prompts, split into heads."""
 Projected = tuple[Float[Tensor, "B H N d"], Float[Tensor, "B H N d"], Float[Tensor, "B H N d"]]
 """Query, key and value of tokens."""
 
@@ -47,43 +49,39 @@ class FoldedAttention(nn.Module):
 
     def __init__(self, backbone: Backbone, index: int) -> None:
         super().__init__()
-        attention, self.heads = backbone.attention(index), backbone.heads
-        query, key, value = attention.qkv.weight.detach().chunk(3)
-        bias = attention.qkv.bias
-        shifts = (torch.zeros(3 * backbone.width) if bias is None else bias.detach()).chunk(3)
-        self.q_norm, self.k_norm = attention.q_norm, attention.k_norm
-        self.key_is_product = isinstance(self.k_norm, nn.Identity)
-        """Otherwise keys are normalised, and no bias of theirs can be left out."""
-        scale = attention.scale if isinstance(self.q_norm, nn.Identity) else 1.0
-        self.later_scale = attention.scale / scale
-        self.q = Product(query * scale, shifts[0] * scale)
-        self.k = Product(key, None if self.key_is_product else shifts[1])
-        self.v = Product(value)
-        project = attention.proj.weight.detach()
-        own = 0 if attention.proj.bias is None else attention.proj.bias.detach()
-        self.proj = Product(project, own + project @ shifts[2])
-        left_out = shifts[1] if self.key_is_product else torch.zeros_like(shifts[1])
-        for name, shift in (("key_shift", left_out), ("value_shift", shifts[2])):
+        self.heads, weights = backbone.heads, backbone.attention_weights(index)
+        self.position = partial(backbone.position, index)
+        self.can_be_absorbed = backbone.keys_and_values_can_be_absorbed
+        scale = weights.scale if backbone.scale_can_be_folded else 1.0
+        self.later_scale = weights.scale / scale
+        self.q = Product(weights.query * scale, weights.query_bias * scale)
+        dropped = backbone.key_bias_can_be_dropped
+        self.k = Product(weights.key, None if dropped else weights.key_bias)
+        self.v = Product(weights.value)
+        own = 0 if weights.output_bias is None else weights.output_bias
+        self.proj = Product(weights.output, own + weights.output @ weights.value_bias)
+        left_out = weights.key_bias if dropped else torch.zeros_like(weights.key_bias)
+        for name, shift in (("key_shift", left_out), ("value_shift", weights.value_bias)):
             self.register_buffer(name, shift.view(1, self.heads, 1, -1).clone(), persistent=False)
 
     def shifted(self, rows: HeadRows) -> HeadRows:
-        """Prompt rows as this attention wants them: without what its own keys and values have been left without."""
+        """Prompts as this attention wants them: without what its own keys and values have been left without."""
         return rows[0] - self.key_shift, rows[1] - self.value_shift
 
-    def queries(self, normed: Float[Tensor, "B n D"]) -> Float[Tensor, "B H n d"]:
-        """What tokens ask, times the scale."""
-        query = self.q_norm(split_heads(self.q(normed), self.heads))
+    def queries(self, normed: Float[Tensor, "B n D"], at: OutputTokens = None) -> Float[Tensor, "B H n d"]:
+        """What tokens ask, times the scale: all of them, or those at the positions `at`."""
+        query = self.position(split_heads(self.q(normed), self.heads), False, at)
         return query if self.later_scale == 1 else query * self.later_scale
 
-    def keys(self, normed: Float[Tensor, "B N D"]) -> Float[Tensor, "B H N d"]:
-        return self.k_norm(split_heads(self.k(normed), self.heads))
+    def keys(self, normed: Float[Tensor, "B N D"], at: OutputTokens = None) -> Float[Tensor, "B H N d"]:
+        return self.position(split_heads(self.k(normed), self.heads), True, at)
 
     def values(self, normed: Float[Tensor, "B N D"]) -> Float[Tensor, "B H N d"]:
         return split_heads(self.v(normed), self.heads)
 
-    def project(self, normed: Float[Tensor, "B N D"]) -> Projected:
+    def project(self, normed: Float[Tensor, "B N D"], at: OutputTokens = None) -> Projected:
         """Query, key and value of normalised tokens."""
-        return self.queries(normed), self.keys(normed), self.values(normed)
+        return self.queries(normed, at), self.keys(normed, at), self.values(normed)
 
     def output(self, mixed: Float[Tensor, "B H n d"]) -> Float[Tensor, "B n D"]:
         """The projection of what was gathered."""

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 from jaxtyping import Float
-from timm.layers import PatchEmbed
 from torch import Tensor, nn
 
-from cdl_deploy.training.models.backbone import Backbone
+from cdl_deploy.training.backbones.protocol import Backbone, PatchProjection
 from cdl_deploy.training.shapes import Tokens
 
 
@@ -25,31 +22,29 @@ class FoldedEmbedding(nn.Module):
     position: Tensor | None
     prefix: Tensor
 
-    def __init__(self, backbone: Backbone, mean: Float[Tensor, "1 3 1 1"], std: Float[Tensor, "1 3 1 1"]) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        patches: PatchProjection,
+        mean: Float[Tensor, "1 3 1 1"],
+        std: Float[Tensor, "1 3 1 1"],
+    ) -> None:
         super().__init__()
-        vit = backbone.vit
-        embed = cast(PatchEmbed, vit.patch_embed)
-        projection = embed.proj
-        self.stride = projection.stride
-        self.norm, self.norm_pre = embed.norm, vit.norm_pre
+        self.stride, self.norm, self.norm_pre = patches.stride, patches.norm, patches.norm_pre
         scale = (std / backbone.std).double()
         shift = ((mean - backbone.mean) / backbone.std).double()
-        weight = projection.weight.detach().double()
+        weight = patches.weight.double()
         bias = (weight * shift).sum(dim=(1, 2, 3))
-        if projection.bias is not None:
-            bias = bias + projection.bias.detach().double()
-        tokens = [token.detach() for token in (vit.cls_token, vit.reg_token) if token is not None]
-        prefix, position = torch.cat(tokens, dim=1), None if vit.pos_embed is None else vit.pos_embed.detach()
-        if position is not None and not vit.no_embed_class:
-            own = prefix.shape[1]
-            prefix, position = prefix + position[:, :own], position[:, own:]
+        if patches.bias is not None:
+            bias = bias + patches.bias.double()
+        position = patches.position
         folded = position is not None and isinstance(self.norm, nn.Identity)
         if position is not None and folded:
             position = (position.double() + bias).float()
         self.register_buffer("weight", (weight * scale).float().contiguous())
         self.register_buffer("bias", None if folded else bias.float())
         self.register_buffer("position", position)
-        self.register_buffer("prefix", prefix)
+        self.register_buffer("prefix", patches.prefix_tokens)
 
     def forward(self, image: Float[Tensor, "B 3 height width"]) -> Tokens:
         """Class token, register tokens and patches, in timm's order."""
@@ -79,6 +74,5 @@ class PlainEmbedding(nn.Module):
 
 def fold_embedding(backbone: Backbone, mean: Tensor, std: Tensor) -> FoldedEmbedding | PlainEmbedding:
     """The embedding of images that were normalised with `mean` and `std` [1, 3, 1, 1]."""
-    embed = backbone.vit.patch_embed
-    plain = type(embed) is PatchEmbed and embed.flatten and not embed.dynamic_img_pad
-    return FoldedEmbedding(backbone, mean, std) if plain else PlainEmbedding(backbone, mean, std)
+    patches = backbone.patch_projection()
+    return PlainEmbedding(backbone, mean, std) if patches is None else FoldedEmbedding(backbone, patches, mean, std)

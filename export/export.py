@@ -14,19 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cdl_deploy.bundle import (
-    INPUTS,
-    MAX_TOP_K,
-    Accuracy,
-    Bundle,
-    Method,
-    Preprocessing,
-    RunRecord,
-    Weights,
-    description,
-    description_file,
-    encode_metadata,
-)
+from cdl_deploy.data.preprocessing import INPUTS, Preprocessing
 from cdl_deploy.errors import OptionError, RunError, nearest
 from cdl_deploy.export.fixed_selection import BATCH, Select, check_select, fix_selection, load_images
 from cdl_deploy.export.graph import ExportGraph
@@ -38,12 +26,23 @@ from cdl_deploy.export.preprocessing import check_filter
 from cdl_deploy.export.updates import MadeUpdate, make_updates, older_models
 from cdl_deploy.export.variants import Shrink, write_variants
 from cdl_deploy.files import write_json
-from cdl_deploy.training import metrics
-from cdl_deploy.training.data import transforms
+from cdl_deploy.run import metrics
+from cdl_deploy.run.migrations import first_config
+from cdl_deploy.run.record import RunRecord
+from cdl_deploy.runtime.bundle import (
+    MAX_TOP_K,
+    Accuracy,
+    Bundle,
+    Method,
+    RunOrigin,
+    Weights,
+    description,
+    description_file,
+    encode_metadata,
+)
+from cdl_deploy.training.checkpoint import load_heldout, load_run
 from cdl_deploy.training.models.learner import Learner
-from cdl_deploy.training.models.pair import Pair
-from cdl_deploy.training.restore import load_heldout, load_run
-from cdl_deploy.training.run_directory import Record
+from cdl_deploy.training.models.teacher_student import TeacherStudent
 
 OnStep = Callable[[str], None]
 """Told what is being done, in a few words."""
@@ -130,7 +129,7 @@ def export_run(
     record, pair = load_run(run, after)
     images, labels = load_heldout(run, record)
     select = options.selection
-    check_select(select, type(pair.student.method), record.config["method"]["method"], len(record.tasks))
+    check_select(select, type(pair.student.method), record.config.method.method, len(record.tasks))
     learners = [pair.student]
     if options.teacher and pair.teacher is not None:
         learners.append(pair.teacher)
@@ -139,7 +138,7 @@ def export_run(
         samples = _samples(select, record, images, labels)
         learners = [fix_selection(learner, pair.encoder, select.task, samples) for learner in learners]
     if options.input == "image":
-        check_filter(record.preprocessing["interpolation"])
+        check_filter(record.preprocessing.interpolation)
     older = older_models(options.update_from, [learner.role for learner in learners])
     if out.exists() and not out.is_dir():
         raise RunError(f"--out {out} is a file, expected a folder: choose another")
@@ -164,20 +163,20 @@ def _with_updates(item: Exported, older: Sequence[Path], on_step: OnStep) -> Exp
     return replace(item, updates=make_updates(item.bundle.path, older))
 
 
-def _samples(select: Select, record: Record, images: Tensor, labels: Tensor) -> list[Tensor]:
+def _samples(select: Select, record: RunRecord, images: Tensor, labels: Tensor) -> list[Tensor]:
     """Batches of the images that select: a folder's, or those the run holds out of a task."""
     if select.images is not None:
-        return load_images(select.images, transforms.Preprocessing.from_record(record.preprocessing))
+        return load_images(select.images, record.preprocessing.resize_crop)
     assert select.task is not None
-    own = record.tasks[select.task - 1]["classes"]
+    own = record.tasks[select.task - 1].classes
     positions = torch.tensor([record.classes.index(name) for name in own])
     return list(images[torch.isin(labels, positions)].split(BATCH))
 
 
 def _export_learner(
     run: Path,
-    record: Record,
-    pair: Pair,
+    record: RunRecord,
+    pair: TeacherStudent,
     learner: Learner,
     images: Tensor,
     folder: Path,
@@ -224,54 +223,48 @@ def check_large(path: Path, options: ExportOptions) -> None:
             )
 
 
-def describe(record: Record, learner: Learner, path: Path, options: ExportOptions, graph: ExportGraph) -> Bundle:
+def describe(record: RunRecord, learner: Learner, path: Path, options: ExportOptions, graph: ExportGraph) -> Bundle:
     """What the file says about itself."""
     role, select = learner.role, options.selection
     matrix = record.matrices[role]
     info = record.backbones[role]
     preprocessing = record.preprocessing
-    trained = sum(value.numel() for name, value in learner.trained_state().items() if is_exported(learner, name))
+    trained = sum(value.numel() for value in learner.prediction_state().values())
     uses_query = learner.method.uses_query
     return Bundle(
         path=path,
         role=role,
         classes=tuple(record.classes),
-        tasks=tuple(tuple(task["classes"]) for task in record.tasks),
+        tasks=tuple(tuple(task.classes) for task in record.tasks),
         preprocessing=Preprocessing(
-            height=preprocessing["size"],
-            width=preprocessing["size"],
-            resize=preprocessing["resize"],
-            interpolation=preprocessing["interpolation"],
-            mean=tuple(info["mean"]),
-            std=tuple(info["std"]),
+            height=preprocessing.size,
+            width=preprocessing.size,
+            resize=preprocessing.resize,
+            interpolation=preprocessing.interpolation,
+            mean=info.mean,
+            std=info.std,
             input=options.input,
         ),
         method=Method(
-            continual=record.config["method"]["method"],
-            distillation=record.config["method"]["distill"] if role == "student" else None,
-            query=record.config["method"].get("query", "full") if uses_query else None,
+            continual=record.config.method.method,
+            distillation=record.config.method.distill if role == "student" else None,
+            query=record.config.method.query if uses_query else None,
             select=select.name if uses_query or not select.in_graph else None,
             task_scores="selected" if graph.selection.by_task else None,
         ),
-        weights=Weights(model=info["model"], sha256=info["sha256"]),
-        run=RunRecord(
-            seed=record.config["optim"]["seed"], tasks=len(record.tasks), fingerprint=run_fingerprint(record)
-        ),
-        parameters=info["parameters"] + trained,
+        weights=Weights(model=info.model, sha256=info.sha256),
+        run=RunOrigin(seed=record.config.optim.seed, tasks=len(record.tasks), fingerprint=run_fingerprint(record)),
+        parameters=info.parameters + trained,
         top_k=min(MAX_TOP_K, len(record.classes)),
         accuracy=Accuracy(metrics.final_average_accuracy(matrix), metrics.forgetting(matrix)),
     )
 
 
-def is_exported(learner: Learner, name: str) -> bool:
-    """Whether the trained tensor `name` has a part in the answer; projections of a distillation have none."""
-    part, _, rest = name.partition(".")
-    if part == "method":
-        return rest not in learner.method.training_only
-    return part != "distillation" or learner.distillation.answers
-
-
-def run_fingerprint(record: Record) -> str:
+def run_fingerprint(record: RunRecord) -> str:
     """Hash of what the run was made from: configuration, backbones, and the images of every task."""
-    content = [record.config, record.backbones, [task["data_fingerprint"] for task in record.tasks]]
+    content = [
+        first_config(record.recorded_config()),
+        record.recorded_backbones(),
+        [task.data_fingerprint for task in record.tasks],
+    ]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

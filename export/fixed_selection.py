@@ -17,18 +17,20 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float
+from PIL import Image
 from torch import Tensor
 
-from cdl_deploy.errors import OptionError, nearest
-from cdl_deploy.image_folder import images_below
-from cdl_deploy.training.config import MethodConfig
-from cdl_deploy.training.data.sources import load_image
-from cdl_deploy.training.data.transforms import Preprocessing, evaluation_transform
-from cdl_deploy.training.methods import ContinualMethod, Phase, Selection
+from cdl_deploy.data.folder import images_below
+from cdl_deploy.data.images import load_image
+from cdl_deploy.data.preprocessing import ResizeCrop
+from cdl_deploy.errors import DataError, OptionError, nearest
+from cdl_deploy.run.config import MethodConfig
+from cdl_deploy.training.backbones.protocol import BlockPrompt, NetworkShape
+from cdl_deploy.training.data.transforms import evaluation_transform
+from cdl_deploy.training.methods import ContinualMethod, Phase, PromptSelection
 from cdl_deploy.training.methods.coda import CodaPrompt
 from cdl_deploy.training.methods.dualprompt import DualPrompt
 from cdl_deploy.training.methods.l2p import L2P
-from cdl_deploy.training.models.backbone import BlockPrompt, NetworkShape
 from cdl_deploy.training.models.learner import Learner, QueryEncoder
 from cdl_deploy.training.shapes import Pixels, Query, Similarities
 
@@ -77,10 +79,10 @@ class FixedPrompts(ContinualMethod):
     def __init__(self, prompts: dict[int, BlockPrompt], task_scores: Float[Tensor, "1 T"] | None) -> None:
         """`task_scores`: None where prompts belong to no task."""
         super().__init__()
-        self.places = tuple(prompts)
+        self.block_indices = tuple(prompts)
         for index, prompt in prompts.items():
-            assert prompt.before is not None
-            self.register_buffer(f"rows_{index}", torch.stack(prompt.before).detach())
+            assert prompt.prefix is not None
+            self.register_buffer(f"rows_{index}", torch.stack(prompt.prefix).detach())
         self.task_scores = task_scores
 
     @classmethod
@@ -90,9 +92,9 @@ class FixedPrompts(ContinualMethod):
     def begin_task(self, generator: torch.Generator) -> None:
         raise NotImplementedError("nothing is learned any more")
 
-    def forward(self, query: Query | None, phase: Phase) -> Selection:
-        pairs = {index: self.get_buffer(f"rows_{index}") for index in self.places}
-        return Selection({index: BlockPrompt(before=(pair[0], pair[1])) for index, pair in pairs.items()})
+    def forward(self, query: Query | None, phase: Phase) -> PromptSelection:
+        pairs = {index: self.get_buffer(f"rows_{index}") for index in self.block_indices}
+        return PromptSelection({index: BlockPrompt(prefix=(pair[0], pair[1])) for index, pair in pairs.items()})
 
 
 def check_select(select: Select, method: type[ContinualMethod], name: str, tasks: int) -> None:
@@ -126,11 +128,18 @@ def fix_selection(learner: Learner, encoder: QueryEncoder, task: int | None, ima
     return made.eval()
 
 
-def load_images(folder: Path, preprocessing: Preprocessing) -> list[Pixels]:
+def load_images(folder: Path, preprocessing: ResizeCrop) -> list[Pixels]:
     """Every image below `folder`, as evaluation sees it, in batches. Raises OptionError where there is none."""
     transform = evaluation_transform(preprocessing)
-    pixels = torch.stack([transform(load_image(path)) for path in _find(folder)])
+    pixels = torch.stack([transform(_load(path)) for path in _find(folder)])
     return list(pixels.split(BATCH))
+
+
+def _load(path: Path) -> Image.Image:
+    try:
+        return load_image(path)
+    except DataError as error:
+        raise DataError(f"cannot read image {error}") from None
 
 
 def _find(folder: Path) -> Iterator[Path]:
@@ -154,8 +163,8 @@ def _mean_of_coda(method: CodaPrompt, queries: Query, tasks: int) -> FixedPrompt
     for index, block in method.own_blocks().items():
         weights = block.weights(queries).mean(dim=0)
         rows = (weights @ block.prompts.all().flatten(1)).view(1, *block.prompts.shape)
-        key_rows, value_rows = rows.chunk(2, dim=1)
-        prompts[index] = BlockPrompt(before=(key_rows, value_rows))
+        key_prompts, value_prompts = rows.chunk(2, dim=1)
+        prompts[index] = BlockPrompt(prefix=(key_prompts, value_prompts))
         strengths += weights.abs().view(tasks, -1).sum(dim=1)
     return FixedPrompts(prompts, (strengths / strengths.sum())[None])
 
@@ -168,7 +177,7 @@ def _entries_of_dualprompt(method: DualPrompt, queries: Query, task: int | None,
         nearest_keys = block.similarity(queries).argmax(dim=1)
         chosen = task - 1 if task is not None else int(torch.bincount(nearest_keys, minlength=tasks).argmax())
         rows = block.prompts.all()[chosen]
-        prompts[index] = BlockPrompt(before=(rows[0:1], rows[1:2]))
+        prompts[index] = BlockPrompt(prefix=(rows[0:1], rows[1:2]))
         shares[0, chosen] += 1 / len(entries)
     return FixedPrompts(prompts, shares)
 
@@ -180,5 +189,5 @@ def _majority_of_l2p(method: L2P, queries: Query) -> FixedPrompts:
     votes = torch.bincount(chosen.flatten(), minlength=similarity.shape[1]).tolist()
     mean = similarity.mean(dim=0).tolist()
     best = sorted(range(len(votes)), key=lambda i: (-votes[i], -mean[i]))[: method.top_k]
-    key_rows, value_rows = method.prompts[best].transpose(0, 1).flatten(1, 2).unsqueeze(1)
-    return FixedPrompts({method.block: BlockPrompt(before=(key_rows, value_rows))}, None)
+    key_prompts, value_prompts = method.prompts[best].transpose(0, 1).flatten(1, 2).unsqueeze(1)
+    return FixedPrompts({method.block: BlockPrompt(prefix=(key_prompts, value_prompts))}, None)

@@ -4,7 +4,7 @@ Five things differ from the training model, and none changes a logit by more tha
 
 * only what is read is computed: the last block of the query pass ends in the class token alone, the last block of the
   prompted pass in the class token and, where there is one, the distillation's token. For so few tokens that ask, keys
-  and values of all the others are not worth computing: `FewAsking` brings the question to the tokens instead;
+  and values of all the others are not worth computing: `AbsorbedKVAttention` brings the question to the tokens instead;
 * an attention's biases and scale are part of other constants (`cdl_deploy.export.attention`);
 * tokens that enter block 0 of both passes are normalised and projected there once;
 * a method's selection is folded by `cdl_deploy.export.selection` (key norms, A∘K̂ and A² are constants), and what is
@@ -21,15 +21,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from cdl_deploy.export.attention import FoldedAttention, Projected, as_blocks, fold_attentions
-from cdl_deploy.export.block import ConstantPrompt, FewAsking, run_block
+from cdl_deploy.export.block import AbsorbedKVAttention, ConstantPrompt, run_block
 from cdl_deploy.export.embedding import fold_embedding
 from cdl_deploy.export.heads import fold_heads
 from cdl_deploy.export.selection import fold_selection
+from cdl_deploy.training.backbones.protocol import Backbone, OutputTokens
 from cdl_deploy.training.distillation import Distillation
-from cdl_deploy.training.distillation.extra_token import ExtraToken
-from cdl_deploy.training.models.backbone import Backbone
-from cdl_deploy.training.models.learner import Learner, merge
-from cdl_deploy.training.models.pair import Pair
+from cdl_deploy.training.models.learner import CLASS, Learner, merge
+from cdl_deploy.training.models.teacher_student import TeacherStudent
 
 
 class ExportGraph(nn.Module):
@@ -39,7 +38,7 @@ class ExportGraph(nn.Module):
     With the query of `block:K` the student is one pass: its first K blocks give the query, and it goes on from there.
     """
 
-    def __init__(self, pair: Pair, learner: Learner, pixels: bool = False) -> None:
+    def __init__(self, pair: TeacherStudent, learner: Learner, pixels: bool = False) -> None:
         super().__init__()
         self.query_backbone = pair.encoder.backbone
         self.backbone = learner.backbone
@@ -81,11 +80,14 @@ class ExportGraph(nn.Module):
         last = self.backbone.depth - 1
         for index in range(self.first_block, self.backbone.depth):
             constant = cast(ConstantPrompt, self.constants[str(index)]) if str(index) in self.constants else None
-            read = self.head.tokens_read if index == last else None
+            output_tokens = self.head.output_tokens if index == last else None
             first = projected if index == self.first_block else None
             attention, chosen = self.attentions[index], prompts.get(index)
-            tokens = run_block(self.backbone, attention, index, tokens, chosen, constant, read, self.last, first)
-        logits = self.head(self.backbone.final_norm(tokens))
+            tokens = run_block(
+                self.backbone, attention, index, tokens, chosen, constant, output_tokens, self.last, first
+            )
+        read = self.head.output_tokens is not None
+        logits = self.head(self.backbone.final_norm(tokens) if read else self.backbone.pool(tokens, self.head.computed))
         return logits, logits.softmax(dim=1), task_scores.expand(image.shape[0], -1)
 
     def query(self, image: Tensor, tokens: Tensor, entry: Projected | None = None) -> Float[Tensor, "B Q"]:
@@ -94,25 +96,30 @@ class ExportGraph(nn.Module):
         `entry`: what these become there, where that is known already.
         """
         backbone, attentions = self.query_backbone, self.attentions if self.shared else self.query_attentions
+        output = backbone.output_tokens(CLASS)
         if self.shared and self.query_block:
-            return backbone.final_norm(tokens[:, 0])
+            return backbone.final_norm(tokens[:, 0]) if output else backbone.pool(tokens, CLASS)[:, 0]
         if not self.shared:
             tokens = self.query_embedding(image)
         count, few = self.query_block or backbone.depth, self.last if self.shared else self.query_last
         for index in range(count):
-            read, first = (0,) if index == count - 1 else None, entry if index == 0 else None
-            tokens = run_block(backbone, attentions[index], index, tokens, read=read, few=few, projected=first)
-        return backbone.final_norm(tokens[:, 0])
+            output_tokens, first = output if index == count - 1 else None, entry if index == 0 else None
+            tokens = run_block(
+                backbone, attentions[index], index, tokens, output_tokens=output_tokens, few=few, projected=first
+            )
+        return backbone.final_norm(tokens[:, 0]) if output else backbone.pool(tokens, CLASS)[:, 0]
 
 
-def last_block(attention: FoldedAttention) -> FewAsking | None:
-    """Not where keys are normalised, which is no product."""
-    return FewAsking(attention) if attention.key_is_product else None
+def last_block(attention: FoldedAttention) -> AbsorbedKVAttention | None:
+    """Not where keys are more than a product of the tokens."""
+    return AbsorbedKVAttention(attention) if attention.can_be_absorbed else None
 
 
-def enter(backbone: Backbone, attention: FoldedAttention, tokens: Float[Tensor, "B N D"]) -> Projected:
-    """What tokens become where they enter block 0."""
-    return attention.project(backbone.block(0).norm1(tokens))
+def enter(
+    backbone: Backbone, attention: FoldedAttention, tokens: Float[Tensor, "B N D"], at: OutputTokens = None
+) -> Projected:
+    """What tokens become where they enter block 0: all of them, or those at the positions `at`."""
+    return attention.project(backbone.norm(0, tokens), at)
 
 
 class SharedEntry(nn.Module):
@@ -123,10 +130,10 @@ class SharedEntry(nn.Module):
 
     def __init__(self, backbone: Backbone, attention: FoldedAttention, distillation: Distillation) -> None:
         super().__init__()
-        token = distillation.token if isinstance(distillation, ExtraToken) else None
+        token = distillation.extra_tokens()
         self.has_token = token is not None
         if token is not None:
-            parts = enter(backbone, attention, token.detach()[None])
+            parts = enter(backbone, attention, token.detach()[None], tuple(range(-len(token), 0)))
             for name, part in zip(("query", "key", "value"), parts, strict=True):
                 self.register_buffer(f"token_{name}", part.contiguous())
 

@@ -6,44 +6,43 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cdl_deploy.training.distillation.extra_token import ExtraToken
-from cdl_deploy.training.models.heads import NormalisedHead
+from cdl_deploy.training.backbones.protocol import OutputTokens
+from cdl_deploy.training.features import POSITIONS, in_order
+from cdl_deploy.training.heads import FoldedHead
 from cdl_deploy.training.models.learner import Learner
 
 
 class FoldedHeads(nn.Module):
-    """logits = [tokens read, side by side] · Wᵀ + b; with `normalise` each token passes a bare LayerNorm before."""
+    """logits = φ(features read, side by side) · Wᵀ + b, as `FoldedHead` says."""
 
     weight: Tensor
     bias: Tensor
+    projection: Tensor | None
 
-    def __init__(self, weight: Tensor, bias: Tensor, tokens_read: tuple[int, ...], normalise: bool = False) -> None:
+    def __init__(self, folded: FoldedHead, output_tokens: OutputTokens) -> None:
+        """`output_tokens`: what the last block has to produce."""
         super().__init__()
-        self.normalise = normalise
-        self.tokens_read = tokens_read
-        """Positions of the tokens the last block has to produce; −1 is the last."""
-        self.register_buffer("weight", weight.detach().contiguous())
-        self.register_buffer("bias", bias.detach().contiguous())
+        self.normalise, self.output_tokens, self.computed = folded.normalise, output_tokens, in_order(folded.features)
+        self.positions = tuple(POSITIONS[name] for name in folded.features)
+        self.all_in_order = folded.features == self.computed
+        self.register_buffer("weight", folded.weight.detach().contiguous())
+        self.register_buffer("bias", folded.bias.detach().contiguous())
+        projection = folded.projection
+        self.register_buffer("projection", None if projection is None else projection.detach().T.contiguous())
 
-    def forward(self, tokens: Float[Tensor, "B n D"]) -> Float[Tensor, "B C"]:
+    def forward(self, computed: Float[Tensor, "B n D"]) -> Float[Tensor, "B C"]:
+        """From the features in `computed`."""
+        if not self.all_in_order:
+            computed = torch.stack([computed[:, position] for position in self.positions], dim=1)
         if self.normalise:
-            tokens = nn.functional.layer_norm(tokens, tokens.shape[-1:])
-        return nn.functional.linear(tokens.flatten(1), self.weight, self.bias)
+            computed = nn.functional.layer_norm(computed, computed.shape[-1:])
+        rows = computed.flatten(1)
+        if self.projection is not None:
+            rows = (rows @ self.projection).relu()
+        return nn.functional.linear(rows, self.weight, self.bias)
 
 
 def fold_heads(learner: Learner) -> FoldedHeads:
-    """Class head alone, or, for KDP and DeiT, (1 − α) of it beside α of the KD head; calibrated if the learner is."""
-    weight, bias = learner.class_head.rows(), learner.class_head.bias.all()
-    distillation, calibration = learner.distillation, learner.calibration
-    if isinstance(distillation, ExtraToken):
-        alpha = torch.as_tensor(distillation.mixing).to(bias)
-        share = alpha[..., None]
-        parts = [(1 - share) * weight, share * distillation.head.rows()]
-        weight = parts[0] + parts[1] if distillation.token is None else torch.cat(parts, dim=1)
-        bias = (1 - alpha) * bias + alpha * distillation.head.bias.all()
-    elif distillation.answers:
-        raise NotImplementedError(f"no folded heads for {type(distillation).__name__}")
-    if calibration is not None:
-        weight, bias = weight * calibration.scale[:, None], bias * calibration.scale + calibration.offset
-    normalise = isinstance(learner.class_head, NormalisedHead)
-    return FoldedHeads(weight, bias, distillation.reads if distillation.answers else (0,), normalise)
+    """Class head and the distillation's, with their shares in the prediction, and calibrated if the learner is."""
+    folded = learner.fold_heads()
+    return FoldedHeads(folded, learner.backbone.output_tokens(folded.features))

@@ -15,19 +15,19 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from cdl_deploy.bundle import INPUT_NAME, Preprocessing
+from cdl_deploy.data.folder import images_below
+from cdl_deploy.data.images import SUFFIXES, load_image, to_tensor
+from cdl_deploy.data.labelled import Item
+from cdl_deploy.data.preprocessing import Preprocessing
 from cdl_deploy.errors import DataError
 from cdl_deploy.export.parity import graph_input
 from cdl_deploy.export.quantise import Feeds
-from cdl_deploy.image_folder import images_below
-from cdl_deploy.images import SUFFIXES, load_image, to_tensor
-from cdl_deploy.training.data.sources import Item
-from cdl_deploy.training.data.sources import load_image as load_item
-from cdl_deploy.training.data.task_data import TaskData, TaskPlan
-from cdl_deploy.training.data.transforms import Preprocessing as Evaluation
+from cdl_deploy.run.record import RunRecord
+from cdl_deploy.runtime.bundle import INPUT_NAME
+from cdl_deploy.training.checkpoint import load_heldout
+from cdl_deploy.training.data.task_data import TaskData
 from cdl_deploy.training.data.transforms import evaluation_transform
-from cdl_deploy.training.restore import load_heldout
-from cdl_deploy.training.run_directory import Record, RunDirectory
+from cdl_deploy.training.run_directory import RunDirectory
 
 CALIBRATION_IMAGES = 128
 """More change the ranges little: they are the extremes of some 25,000 tokens of a ViT at 224."""
@@ -38,7 +38,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Calibration:
+class CalibrationImages:
     """Images for `calibrate`, each decoded when its turn comes: photographs in full size take much memory."""
 
     items: Sequence[Item]
@@ -73,33 +73,36 @@ class HeldOut:
                 yield {INPUT_NAME: inputs[start : start + BATCH]}
 
 
-def calibration_images(root: Path, record: Record, preprocessing: Preprocessing, folder: Path | None) -> Calibration:
+def calibration_images(
+    root: Path, record: RunRecord, preprocessing: Preprocessing, folder: Path | None
+) -> CalibrationImages:
     """Up to 128 images, spread evenly over the tasks. Raises DataError for a `folder` without images."""
     if folder is not None:
         items: list[Item] = list(spread(given_images(folder), CALIBRATION_IMAGES))
-        return Calibration(items, preprocessing, str(folder))
+        return CalibrationImages(items, preprocessing, str(folder))
     data = _task_data(root, record)
     trained = [data.kept_training(number) for number in range(1, len(record.tasks) + 1)]
     items = [item for task in trained if task for item in spread(task.items, CALIBRATION_IMAGES // len(trained) or 1)]
     if items:
-        return Calibration(items, preprocessing, f"training images of {', '.join(_places(record))}")
+        return CalibrationImages(items, preprocessing, f"training images of {', '.join(_places(record))}")
     kept, _ = load_heldout(root, record)
     chosen = [image.permute(1, 2, 0).numpy() for image in spread(list(kept), CALIBRATION_IMAGES)]
-    return Calibration(chosen, preprocessing, "held-out images that the run keeps, its training images being gone")
+    return CalibrationImages(
+        chosen, preprocessing, "held-out images that the run keeps, its training images being gone"
+    )
 
 
-def held_out_images(root: Path, record: Record, preprocessing: Preprocessing) -> HeldOut:
+def held_out_images(root: Path, record: RunRecord, preprocessing: Preprocessing) -> HeldOut:
     """All held-out images, up to 1,000, where their folders are still there; otherwise those that the run keeps."""
     data = _task_data(root, record)
-    sizes = record.preprocessing
-    transform = evaluation_transform(Evaluation(sizes["size"], sizes["resize"], sizes["interpolation"]))
+    transform = evaluation_transform(record.preprocessing.resize_crop)
     share = max(1, TEST_IMAGES // len(record.tasks))
     tasks = []
     for number in range(1, len(record.tasks) + 1):
         test = data.test(number)
         positions = spread(range(len(test.labels)), share)
         if test.pixels is None:
-            pixels = torch.stack([transform(load_item(test.items[i])) for i in positions])
+            pixels = torch.stack([transform(load_image(test.items[i])) for i in positions])
         else:
             pixels = test.pixels[list(positions)]
         tasks.append((graph_input(pixels, preprocessing), [test.labels[i] for i in positions]))
@@ -123,10 +126,10 @@ def spread(items: Sequence[T], count: int) -> list[T]:
     return [items[len(items) * i // count] for i in range(count)] if len(items) > count else list(items)
 
 
-def _task_data(root: Path, record: Record) -> TaskData:
+def _task_data(root: Path, record: RunRecord) -> TaskData:
     directory = RunDirectory(root)
     return TaskData(
-        [TaskPlan.from_dict(plan) for plan in record.plans],
+        record.plans,
         record.tasks,
         {},
         directory.load_heldout,
@@ -134,6 +137,6 @@ def _task_data(root: Path, record: Record) -> TaskData:
     )
 
 
-def _places(record: Record) -> list[str]:
+def _places(record: RunRecord) -> list[str]:
     """Where the tasks' images come from, each place once."""
-    return list(dict.fromkeys(str(task["data"]) for task in record.tasks))
+    return list(dict.fromkeys(task.data for task in record.tasks))

@@ -6,8 +6,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from cdl_deploy.bundle import LOGITS_NAME, PROBABILITIES_NAME, TOPK_LABEL_NAME, TOPK_PROBABILITY_NAME, Bundle
 from cdl_deploy.export.nodes import Nodes
+from cdl_deploy.runtime.bundle import LOGITS_NAME, PROBABILITIES_NAME, TOPK_LABEL_NAME, TOPK_PROBABILITY_NAME, Bundle
 
 LABELS_NAME = "labels/names"
 

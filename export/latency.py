@@ -8,7 +8,8 @@ from statistics import median
 
 import numpy as np
 
-from cdl_deploy.bundle import INPUT_NAME, Preprocessing, open_session
+from cdl_deploy.data.preprocessing import Preprocessing
+from cdl_deploy.runtime.bundle import INPUT_NAME, open_session
 
 RUNS, SECONDS = 20, 2.0
 """At most so many runs, and no more once so many seconds have passed."""

@@ -19,11 +19,11 @@ import torch
 from onnx.external_data_helper import set_external_data
 from torch import Tensor, nn
 
-from cdl_deploy.bundle import INPUT_NAME, LOGITS_NAME, PROBABILITIES_NAME, TASK_SCORES_NAME, Bundle
 from cdl_deploy.errors import OptionError
 from cdl_deploy.export.labels import label_graph, label_outputs
 from cdl_deploy.export.preprocessing import PIXELS_NAME, image_input, preprocessing_graph
 from cdl_deploy.files import write_atomic
+from cdl_deploy.runtime.bundle import INPUT_NAME, LOGITS_NAME, PROBABILITIES_NAME, TASK_SCORES_NAME, Bundle
 
 OPSET = 20
 LOWEST_OPSET = 18

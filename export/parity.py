@@ -9,9 +9,10 @@ import numpy as np
 import onnxruntime
 import torch
 
-from cdl_deploy.bundle import INPUT_NAME, LOGITS_NAME, Parity, Preprocessing
+from cdl_deploy.data.images import crop_offset
+from cdl_deploy.data.preprocessing import Preprocessing
 from cdl_deploy.errors import ParityError
-from cdl_deploy.images import crop_offset
+from cdl_deploy.runtime.bundle import INPUT_NAME, LOGITS_NAME, Parity
 from cdl_deploy.training.models.learner import Learner, QueryEncoder, learner_logits
 from cdl_deploy.training.shapes import Logits, Pixels
 

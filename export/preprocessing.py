@@ -27,9 +27,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from cdl_deploy.bundle import INPUT_NAME, Preprocessing
+from cdl_deploy.data.preprocessing import Preprocessing
 from cdl_deploy.errors import OptionError
 from cdl_deploy.export.nodes import Nodes
+from cdl_deploy.runtime.bundle import INPUT_NAME
 
 PIXELS_NAME = "pixels"
 

@@ -42,7 +42,7 @@ Feeds = Mapping[str, npt.NDArray[Any]]
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedModel:
     """A float model whose layers stand ready to be quantised."""
 
     model: onnx.ModelProto
@@ -53,7 +53,7 @@ class Prepared:
         return [node for layer in self.layers if layer.name not in keep for node in layer.nodes]
 
 
-def prepare(model: onnx.ModelProto, static: bool) -> Prepared:
+def prepare(model: onnx.ModelProto, static: bool) -> PreparedModel:
     """A copy of `model` with its layers written out, for `quantise_static` or `quantise_dynamic`.
 
     Raises QuantisationError where there are none.
@@ -66,10 +66,10 @@ def prepare(model: onnx.ModelProto, static: bool) -> Prepared:
     if static:
         bias_inside(copy, layers)
     drop_unused(copy)
-    return Prepared(onnx.shape_inference.infer_shapes(copy), tuple(layers))
+    return PreparedModel(onnx.shape_inference.infer_shapes(copy), tuple(layers))
 
 
-def calibrate(prepared: Prepared, batches: Iterable[Feeds]) -> TensorsData:
+def calibrate(prepared: PreparedModel, batches: Iterable[Feeds]) -> TensorsData:
     """The least and the greatest value that every layer's input takes over `batches` of calibration images."""
     with tempfile.TemporaryDirectory(prefix="cdl-calibrate-") as folder, _silent():
         path = Path(folder) / "model.onnx"
@@ -87,7 +87,7 @@ def calibrate(prepared: Prepared, batches: Iterable[Feeds]) -> TensorsData:
 
 
 def quantise_static(
-    prepared: Prepared, ranges: TensorsData, keep: Collection[str] = (), exact: Collection[str] = ()
+    prepared: PreparedModel, ranges: TensorsData, keep: Collection[str] = (), exact: Collection[str] = ()
 ) -> onnx.ModelProto:
     """QDQ: U8 activations within `ranges`, S8 weights. Layers named in `keep` stay float.
 
@@ -122,7 +122,7 @@ def quantise_static(
     return _finished(quantizer.model.model, prepared, keep)
 
 
-def quantise_dynamic(prepared: Prepared, keep: Collection[str] = ()) -> onnx.ModelProto:
+def quantise_dynamic(prepared: PreparedModel, keep: Collection[str] = ()) -> onnx.ModelProto:
     """Activations scaled as the batch at hand needs, S8 weights. Layers named in `keep` stay float."""
     copy = onnx.ModelProto()
     copy.CopyFrom(prepared.model)
@@ -145,7 +145,7 @@ def quantise_dynamic(prepared: Prepared, keep: Collection[str] = ()) -> onnx.Mod
 
 
 def check_quantised(
-    model: onnx.ModelProto, prepared: Prepared, keep: Collection[str] = (), types: Collection[int] = FLOATS
+    model: onnx.ModelProto, prepared: PreparedModel, keep: Collection[str] = (), types: Collection[int] = FLOATS
 ) -> int:
     """Count, in the model alone, what was quantised. Returns the number of products.
 
@@ -172,7 +172,7 @@ def check_quantised(
     return len(meant)
 
 
-def _finished(model: onnx.ModelProto, prepared: Prepared, keep: Collection[str]) -> onnx.ModelProto:
+def _finished(model: onnx.ModelProto, prepared: PreparedModel, keep: Collection[str]) -> onnx.ModelProto:
     drop_unused(model)
     check_quantised(model, prepared, keep)
     store_half(model)

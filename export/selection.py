@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from cdl_deploy.export.attention import FoldedAttention, HeadRows, split_heads
 from cdl_deploy.export.fixed_selection import FixedPrompts
+from cdl_deploy.training.backbones.protocol import BlockPrompt
 from cdl_deploy.training.methods import ContinualMethod
 from cdl_deploy.training.methods.coda import CodaPrompt
 from cdl_deploy.training.methods.dualprompt import DualPrompt
 from cdl_deploy.training.methods.l2p import L2P
-from cdl_deploy.training.models.backbone import BlockPrompt
 from cdl_deploy.training.shapes import Query
 
 Attentions = Mapping[int, FoldedAttention]
@@ -52,13 +52,13 @@ class FoldedSelection(nn.Module):
         assert self.method is not None
         found = {}
         for index, prompt in self.method(query, "test").prompts.items():
-            assert prompt.before is not None
+            assert prompt.prefix is not None
             attention = self.attentions[index]
-            key, value = prompt.before
+            key, value = prompt.prefix
             rows = (split_heads(key, attention.heads), split_heads(value, attention.heads))
-            key_rows, value_rows = attention.shifted(rows)
+            key_prompts, value_prompts = attention.shifted(rows)
             size = (query.shape[0], -1, -1, -1)
-            found[index] = (key_rows.expand(size), value_rows.expand(size))
+            found[index] = (key_prompts.expand(size), value_prompts.expand(size))
         return Chosen(found, self.scores)
 
 
@@ -94,8 +94,8 @@ class FoldedL2P(FoldedSelection):
     def forward(self, query: Query) -> Chosen:
         chosen = (query @ self.keys).topk(self.top_k, dim=1).indices
         rows = F.embedding(chosen, self.prompts).unflatten(2, self.parts)  # [B, k, 2, H, p, d]
-        key_rows, value_rows = rows.permute(2, 0, 3, 1, 4, 5).flatten(3, 4).unbind(0)
-        return Chosen({self.block: (key_rows, value_rows)}, self.scores)
+        key_prompts, value_prompts = rows.permute(2, 0, 3, 1, 4, 5).flatten(3, 4).unbind(0)
+        return Chosen({self.block: (key_prompts, value_prompts)}, self.scores)
 
 
 class FoldedDualPrompt(FoldedSelection):
@@ -127,8 +127,8 @@ class FoldedDualPrompt(FoldedSelection):
         prompts = {}
         # Compared for all blocks at once, [B, blocks, T]: an argmax each would be as many small nodes.
         nearest = (query @ self.keys).unflatten(1, (len(self.indices), self.tasks)).argmax(dim=2)
-        for place, index in enumerate(self.indices):
-            rows = F.embedding(nearest[:, place], self.get_buffer(f"prompts_{index}")).unflatten(1, self.parts)
+        for position, index in enumerate(self.indices):
+            rows = F.embedding(nearest[:, position], self.get_buffer(f"prompts_{index}")).unflatten(1, self.parts)
             prompts[index] = (rows[:, 0], rows[:, 1])
         return Chosen(prompts, (nearest.unsqueeze(2) == self.numbers).float().mean(dim=1))
 
@@ -150,7 +150,7 @@ class FoldedCoda(FoldedSelection):
         self.method = None
         blocks = method.own_blocks()
         self.indices = tuple(blocks)
-        self.heads, self.rows = attentions[self.indices[0]].heads, method.prompt_rows
+        self.heads, self.prompt_length = attentions[self.indices[0]].heads, method.prompt_length
         masks = torch.cat([block.attentions.all() for block in blocks.values()])
         keys = torch.cat([F.normalize(block.keys.all(), dim=1) for block in blocks.values()])
         self.register_buffer("numerator", (masks * keys).T.contiguous())
@@ -168,14 +168,14 @@ class FoldedCoda(FoldedSelection):
         prompts = {}
         for index, own in zip(self.indices, weights.chunk(len(self.indices), dim=1), strict=True):
             rows = own @ self.get_buffer(f"prompts_{index}") + self.get_buffer(f"shift_{index}")
-            parts = rows.unflatten(1, (2, self.heads, self.rows, -1))
+            parts = rows.unflatten(1, (2, self.heads, self.prompt_length, -1))
             prompts[index] = (parts[:, 0], parts[:, 1])
         strengths = weights.abs().unflatten(1, (len(self.indices), self.tasks, -1)).sum(dim=(1, 3))
         return Chosen(prompts, strengths / strengths.sum(dim=1, keepdim=True).clamp_min(1e-12))
 
 
 def split_parts(prompts: Float[Tensor, "M 2 p D"], heads: int) -> Float[Tensor, "M 2 H p d"]:
-    """Key rows and value rows of many prompts, split into heads."""
+    """key prompts and value prompts of many prompts, split into heads."""
     return prompts.unflatten(3, (heads, -1)).transpose(2, 3)
 
 

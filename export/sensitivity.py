@@ -9,10 +9,10 @@ import numpy.typing as npt
 import onnx
 import onnxruntime
 
-from cdl_deploy.bundle import LOGITS_NAME
 from cdl_deploy.errors import QuantisationError
 from cdl_deploy.export.images_of_run import HeldOut
-from cdl_deploy.export.quantise import Feeds, Prepared
+from cdl_deploy.export.quantise import Feeds, PreparedModel
+from cdl_deploy.runtime.bundle import LOGITS_NAME
 
 Quantise = Callable[[Collection[str]], onnx.ModelProto]
 """The quantised model, but for the layers named, which stay float."""
@@ -30,7 +30,7 @@ def accuracy(logits: npt.NDArray[np.float32], held_out: HeldOut) -> float:
     return sum(shares) / len(shares)
 
 
-def most_sensitive(prepared: Prepared, quantise: Quantise, feeds: Iterable[Feeds]) -> list[str]:
+def most_sensitive(prepared: PreparedModel, quantise: Quantise, feeds: Iterable[Feeds]) -> list[str]:
     """Layers by what quantising each alone does to the logits, the worst first.
 
         harm of a layer = mean over images and classes of |logit with that layer alone quantised − float logit|

@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cdl_deploy.bundle import ROLES, read_bundle
 from cdl_deploy.errors import OptionError
-from cdl_deploy.update import make_update
-from cdl_deploy.update_file import SUFFIX
+from cdl_deploy.runtime.bundle import ROLES, read_bundle
+from cdl_deploy.update.file import SUFFIX
+from cdl_deploy.update.patch import make_update
 
 
 @dataclass(frozen=True)

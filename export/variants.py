@@ -15,7 +15,17 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from cdl_deploy.bundle import (
+from cdl_deploy.errors import OptionError, nearest
+from cdl_deploy.export.fp16 import beyond_half, to_fp16
+from cdl_deploy.export.images_of_run import CalibrationImages, HeldOut, calibration_images, held_out_images
+from cdl_deploy.export.left_float import left_float
+from cdl_deploy.export.onnx_file import save_onnx
+from cdl_deploy.export.preprocessing import PIXELS_NAME
+from cdl_deploy.export.quantise import calibrate, prepare, quantise_dynamic, quantise_static
+from cdl_deploy.export.sensitivity import Quantise, accuracy, logits_of, most_sensitive, within_drop
+from cdl_deploy.files import write_json
+from cdl_deploy.run.record import RunRecord
+from cdl_deploy.runtime.bundle import (
     QUANTIZATIONS,
     Bundle,
     Parity,
@@ -24,20 +34,10 @@ from cdl_deploy.bundle import (
     description_file,
     encode_metadata,
 )
-from cdl_deploy.errors import OptionError, nearest
-from cdl_deploy.export.half import beyond_half, halve
-from cdl_deploy.export.images_of_run import Calibration, HeldOut, calibration_images, held_out_images
-from cdl_deploy.export.left_float import left_float
-from cdl_deploy.export.onnx_file import save_onnx
-from cdl_deploy.export.preprocessing import PIXELS_NAME
-from cdl_deploy.export.quantise import calibrate, prepare, quantise_dynamic, quantise_static
-from cdl_deploy.export.sensitivity import Quantise, accuracy, logits_of, most_sensitive, within_drop
-from cdl_deploy.files import write_json
-from cdl_deploy.training.run_directory import Record
 
 MAX_DROP = 0.5
 RANKING_IMAGES = 32
-"""Calibration images that layers are ranked on: one session a layer makes more of them slow."""
+"""CalibrationImages images that layers are ranked on: one session a layer makes more of them slow."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,12 @@ class Variant:
 
 
 def write_variants(
-    root: Path, record: Record, model: onnx.ModelProto, bundle: Bundle, shrink: Shrink, on_step: Callable[[str], None]
+    root: Path,
+    record: RunRecord,
+    model: onnx.ModelProto,
+    bundle: Bundle,
+    shrink: Shrink,
+    on_step: Callable[[str], None],
 ) -> list[Variant]:
     """Write each variant of `model`, whose file is `bundle.path`, beside it.
 
@@ -106,7 +111,7 @@ def _write(
     expected: npt.NDArray[np.float32],
     bundle: Bundle,
     kind: str,
-    calibration: Calibration,
+    calibration: CalibrationImages,
     held_out: HeldOut,
     shrink: Shrink,
     on_step: Callable[[str], None],
@@ -123,7 +128,7 @@ def _write(
         quantise = partial(quantise_dynamic, prepared)
     else:
         always = beyond_half(prepared)
-        quantise = partial(halve, prepared, always=always)
+        quantise = partial(to_fp16, prepared, always=always)
 
     def ranking() -> list[str]:
         on_step(f"{path.name}: looking for the layers that suffer most")

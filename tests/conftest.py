@@ -18,6 +18,7 @@ from jaxtyping import config as jaxtyping_config
 from jaxtyping import install_import_hook
 
 import tests.shape_checker  # noqa: F401  jaxtyping finds it as an attribute of the package
+from tests.speed import pytest_collection_modifyitems, pytest_runtest_call  # noqa: F401  hooks
 
 install_import_hook("cdl_deploy.training", "tests.shape_checker.checked")
 MadeOnce = Callable[[str, Callable[[Path], None]], Path]
@@ -58,8 +59,8 @@ def made_once(tmp_path_factory: pytest.TempPathFactory, testrun_uid: str) -> Mad
 @pytest.fixture(scope="session")
 def small_run(made_once: MadeOnce) -> Path:
     """Two tasks of two classes, KDP, a real teacher of another width and depth."""
-    from cdl_deploy.training.config import DataConfig, MethodConfig, ModelConfig, OptimConfig, RunConfig
-    from cdl_deploy.training.run import train
+    from cdl_deploy.run.config import DataConfig, MethodConfig, ModelConfig, OptimConfig, RunConfig
+    from cdl_deploy.training.loop import train
     from tests.training.conftest import COLOURS, write_images
 
     def make(root: Path) -> None:

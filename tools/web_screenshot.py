@@ -19,9 +19,9 @@ import numpy as np
 from PIL import Image, ImageEnhance
 
 from cdl_deploy.export import ExportOptions, export_run
-from cdl_deploy.training.config import DataConfig, MethodConfig, ModelConfig, OptimConfig, RunConfig
-from cdl_deploy.training.run import train
-from cdl_deploy.web_page import write_page
+from cdl_deploy.run.config import DataConfig, MethodConfig, ModelConfig, OptimConfig, RunConfig
+from cdl_deploy.runtime.web_page import write_page
+from cdl_deploy.training.loop import train
 from tests.examples.browser import chromium, host
 
 IMAGES = Path(__file__).resolve().parent.parent / "docs" / "images"

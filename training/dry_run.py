@@ -15,20 +15,21 @@ import torch
 from torch import Tensor
 
 from cdl_deploy.errors import OptionError
-from cdl_deploy.training.config import OptimConfig, RunConfig, default_batch_size
+from cdl_deploy.run.config import OptimConfig, RunConfig, default_batch_size
+from cdl_deploy.run.record import RunRecord
 from cdl_deploy.training.data.loading import TrainingImages, to_device
 from cdl_deploy.training.data.resident import training_images
 from cdl_deploy.training.data.task_data import TaskData, TaskImages
-from cdl_deploy.training.data.transforms import Preprocessing, evaluation_transform
+from cdl_deploy.training.data.transforms import evaluation_transform
 from cdl_deploy.training.evaluation import accuracy_row
 from cdl_deploy.training.machine import compile_blocks, in_precision
 from cdl_deploy.training.models.learner import Learner, Role
-from cdl_deploy.training.models.pair import Pair
+from cdl_deploy.training.models.teacher_student import TeacherStudent
 from cdl_deploy.training.preparation import never, prepare
 from cdl_deploy.training.processes import Processes, connected
 from cdl_deploy.training.progress import Progress, Stop, Stopped
-from cdl_deploy.training.run_directory import Record, RunDirectory
-from cdl_deploy.training.stage import make_optimizer, take_step
+from cdl_deploy.training.run_directory import RunDirectory
+from cdl_deploy.training.step import make_optimizer, take_step
 
 STEPS = 3
 """Steps of each learner that are timed, after one that is not."""
@@ -77,7 +78,7 @@ class Estimate:
 class Plan:
     """What `cdl train --dry-run` shows."""
 
-    record: Record
+    record: RunRecord
     """As the run would begin with it: the resolved configuration, the models, and no finished task."""
     tasks: list[PlannedTask]
     parameters: dict[str, dict[str, int]]
@@ -92,9 +93,9 @@ class Plan:
             "tasks": [asdict(task) for task in self.tasks],
             "parameters": self.parameters,
             "estimate": asdict(self.estimate),
-            "config": record.config,
-            "preprocessing": record.preprocessing,
-            "backbones": record.backbones,
+            "config": record.config.to_dict(),
+            "preprocessing": asdict(record.preprocessing),
+            "backbones": record.recorded_backbones(),
             "skipped_images": record.skipped_images,
         }
 
@@ -113,8 +114,8 @@ def plan_run(config: RunConfig, out: Path | None = None, progress: Progress | No
         prepared = prepare(config, processes, progress or Progress(), stop)
         checking = time.perf_counter() - began
         record, plans, pair = prepared.record, prepared.plans, prepared.pair
-        optim = RunConfig.from_dict(record.config).optim
-        data = TaskData(plans, [], {plans[0].place: prepared.source}, lambda number: {}, record.skipped_images)
+        optim = record.config.optim
+        data = TaskData(plans, [], {plans[0].source_key: prepared.source}, lambda number: {}, record.skipped_images)
         tasks = []
         for number, plan in enumerate(plans, start=1):
             images, tests = len(data.train(number).items), len(data.test(number).items)
@@ -138,7 +139,7 @@ def plan_run(config: RunConfig, out: Path | None = None, progress: Progress | No
     images_learned = sum(optim.epochs * task.train_images for task in tasks)
     images_tested = sum(sum(task.test_images for task in tasks[: number + 1]) for number in range(len(tasks)))
     learned = {str(role): images_learned / speeds[role] for role in pair.learners}
-    if prepared.taught:
+    if prepared.precomputed:
         learned["teacher"] = 0.0
     parts = {"checking": checking, **learned}
     parts["tests"] = images_tested / speeds["tests"]
@@ -168,12 +169,18 @@ class Measurement:
     """A few steps and tests of learners in their first task."""
 
     def __init__(
-        self, pair: Pair, record: Record, optim: OptimConfig, task: PlannedTask, processes: Processes, stop: Stop
+        self,
+        pair: TeacherStudent,
+        record: RunRecord,
+        optim: OptimConfig,
+        task: PlannedTask,
+        processes: Processes,
+        stop: Stop,
     ) -> None:
         self.pair, self.processes, self.stop = pair, processes, stop
         self.optim = replace(optim, batch_size=task.batch_size)
-        self.preprocessing = Preprocessing.from_record(record.preprocessing)
-        self.augmentation = record.preprocessing["augmentation"]
+        self.preprocessing = record.preprocessing.resize_crop
+        self.augmentation = record.preprocessing.augmentation
 
     def learning(self, role: Role, images: TaskImages) -> tuple[int, float]:
         """Steps that were timed, and images a second, loading included."""

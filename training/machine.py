@@ -9,15 +9,15 @@ from dataclasses import replace
 
 import torch
 
-from cdl_deploy.training.config import OptimConfig
-from cdl_deploy.training.models.packed import can_pack
-from cdl_deploy.training.models.pair import Pair
+from cdl_deploy.run.config import OptimConfig
+from cdl_deploy.training.backbones.packed import can_pack
+from cdl_deploy.training.models.teacher_student import TeacherStudent
 
 MAX_WORKERS = 8
 
 
-def settle(optim: OptimConfig, device: torch.device, in_memory: bool, processes: int = 1) -> OptimConfig:
-    """`optim` with precision and workers settled; `in_memory`: the images need no file to be read or decoded."""
+def resolve_auto(optim: OptimConfig, device: torch.device, in_memory: bool, processes: int = 1) -> OptimConfig:
+    """`optim` with precision and workers resolved; `in_memory`: the images need no file to be read or decoded."""
     precision = optim.precision
     if precision == "auto":
         precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
@@ -30,8 +30,8 @@ def settle(optim: OptimConfig, device: torch.device, in_memory: bool, processes:
 
 
 @contextmanager
-def in_precision(pair: Pair, precision: str) -> Iterator[None]:
-    """While it lasts, the matrix products of both backbones run in `precision`, which is settled; in fp32 on a CPU with
+def in_precision(pair: TeacherStudent, precision: str) -> Iterator[None]:
+    """While it lasts, the matrix products of both backbones run in `precision`, `fp32` or `bf16`; in fp32 on a CPU with
     packed weights, unless they are compiled.
 
     Selection, heads, losses and parameters are fp32 in any case: they are small, and the last digits can decide which
@@ -50,7 +50,7 @@ def in_precision(pair: Pair, precision: str) -> Iterator[None]:
                 backbone.bf16 = False
 
 
-def compile_blocks(pair: Pair, backend: str = "inductor") -> None:
+def compile_blocks(pair: TeacherStudent, backend: str = "inductor") -> None:
     """Compile what nearly all time is spent in, the blocks of both backbones, as `--compile` asks.
 
     The rest stays as it is: it is small, and its shapes change with every task.

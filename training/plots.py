@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from cdl_deploy.files import write_atomic
-from cdl_deploy.training.metrics import Matrix, final_average_accuracy, forgetting, forgetting_by_task
+from cdl_deploy.run.metrics import Matrix, final_average_accuracy, forgetting, forgetting_by_task
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,6 +26,9 @@ DASHES = {"student": "-", "teacher": "--"}
 HATCHES = {"student": "", "teacher": "////"}
 NUMBERED = 12
 """Up to so many tasks every cell of a matrix carries its number; beyond, the numbers would run into one another."""
+
+PICTURES = ("accuracy_matrix", "accuracy_over_tasks", "forgetting")
+"""What a run draws, by name."""
 
 Matrices = dict[str, list[list[float]]]
 
@@ -105,9 +108,9 @@ def _forgetting(figure: Figure, matrices: Matrices) -> None:
     """Bars side by side; below zero is what improved later. Their mean is the run's forgetting."""
     axis = figure.subplots()
     width = 0.8 / len(matrices)
-    for place, (role, matrix) in enumerate(matrices.items()):
+    for position, (role, matrix) in enumerate(matrices.items()):
         drops = forgetting_by_task(matrix)
-        centres = [task + (place - (len(matrices) - 1) / 2) * width for task in range(1, len(drops) + 1)]
+        centres = [task + (position - (len(matrices) - 1) / 2) * width for task in range(1, len(drops) + 1)]
         label = f"{role}, mean {forgetting(matrix):.1f} points"
         bars: dict[str, Any] = {"color": COLOURS[role], "hatch": HATCHES[role], "edgecolor": "white", "linewidth": 0.3}
         axis.bar(centres, drops, width, label=label, **bars)

@@ -1,46 +1,46 @@
-"""What a run is made of before it learns anything: images, tasks, learners and the record, all of it checked."""
+"""What a run, or a task that is added to one, begins with: images, classes, learners and the record, all checked."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from cdl_deploy.training.backbones.loading import BackboneInfo, load_backbone
-from cdl_deploy.training.config import RunConfig, check_name
-from cdl_deploy.training.data.sources import ImageSource, OnCheck, open_source
-from cdl_deploy.training.data.task_data import TaskPlan
+from cdl_deploy.data.sources import ImageSource, OnCheck, open_source
+from cdl_deploy.errors import DataError, OptionError, RunError, nearest
+from cdl_deploy.run.config import OptimConfig, RunConfig, check_name
+from cdl_deploy.run.record import BackboneInfo, RecordedPreprocessing, RunRecord, TaskPlan
+from cdl_deploy.training.backbones.loading import load_backbone
+from cdl_deploy.training.backbones.protocol import Backbone
 from cdl_deploy.training.data.tasks import make_tasks
-from cdl_deploy.training.data.transforms import Preprocessing
 from cdl_deploy.training.distillation import DISTILLATIONS, needs_teacher
-from cdl_deploy.training.machine import settle
+from cdl_deploy.training.machine import resolve_auto
 from cdl_deploy.training.methods import METHODS
-from cdl_deploy.training.models.backbone import Backbone
 from cdl_deploy.training.models.learner import Role
-from cdl_deploy.training.models.pair import Pair, build_pair
+from cdl_deploy.training.models.teacher_student import TeacherStudent, build_teacher_student
+from cdl_deploy.training.precomputed_teacher import PrecomputedTeacher, open_precomputed_teacher
 from cdl_deploy.training.processes import Processes
 from cdl_deploy.training.progress import Progress, Stop, Stopped
-from cdl_deploy.training.run_directory import Record
-from cdl_deploy.training.taught_teacher import TaughtTeacher, open_taught_teacher
+from cdl_deploy.training.run_directory import RunDirectory
 from cdl_deploy.training.trackers import check_trackers
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedRun:
     """A run that may begin."""
 
-    record: Record
+    record: RunRecord
     """With the resolved configuration; no task is finished."""
     source: ImageSource
     plans: list[TaskPlan]
     backbones: dict[Role, Backbone]
-    pair: Pair
+    pair: TeacherStudent
     """Learners that have seen no task, on the CPU."""
-    taught: TaughtTeacher | None
+    precomputed: PrecomputedTeacher | None
     """Takes the place of the teacher's stages, where the configuration names a run that has one."""
 
 
-def prepare(config: RunConfig, processes: Processes, progress: Progress, stop: Stop) -> Prepared:
+def prepare(config: RunConfig, processes: Processes, progress: Progress, stop: Stop) -> PreparedRun:
     """Open the images, deal out the classes, load the backbones; nothing is written.
 
     Raises CdlError for whatever cannot be.
@@ -55,17 +55,17 @@ def prepare(config: RunConfig, processes: Processes, progress: Progress, stop: S
         for classes in make_tasks(source.classes, data, config.optim.seed)
     ]
     backbones, infos = load_backbones(config)
-    pair = build_pair(backbones, config.method, config.optim.seed)
+    pair = build_teacher_student(backbones, config.method, config.optim.seed)
     optim = replace(config.optim, device=processes.device_name)
-    config = replace(config, optim=settle(optim, processes.device, in_memory(source), processes.count_here))
-    record = Record(
-        config=config.to_dict(),
+    config = replace(config, optim=resolve_auto(optim, processes.device, in_memory(source), processes.count_here))
+    record = RunRecord(
+        config=config,
         preprocessing=resolve_preprocessing(config, infos["student"], source),
-        backbones={role: info.to_dict() for role, info in infos.items()},
-        plans=[plan.to_dict() for plan in plans],
+        backbones=dict(infos),
+        plans=list(plans),
         skipped_images=list(source.skipped),
     )
-    return Prepared(record, source, plans, backbones, pair, open_taught_teacher(config, record))
+    return PreparedRun(record, source, plans, backbones, pair, open_precomputed_teacher(config, record))
 
 
 def never() -> bool:
@@ -102,11 +102,105 @@ def in_memory(source: ImageSource) -> bool:
     return not any(isinstance(item, Path) for item in source.train.items)
 
 
-def resolve_preprocessing(config: RunConfig, student: BackboneInfo, source: ImageSource) -> dict[str, Any]:
+def resolve_preprocessing(config: RunConfig, student: BackboneInfo, source: ImageSource) -> RecordedPreprocessing:
     """The evaluation transform, from the student's own data configuration, and the training augmentation."""
     size = student.image_size
-    preprocessing = Preprocessing(size, int(size / student.crop_pct), student.interpolation)
     chosen = config.data.augmentation
     if chosen == "auto":
         chosen = "photo" if source.photographs else "gentle"
-    return {**asdict(preprocessing), "augmentation": chosen}
+    return RecordedPreprocessing(size, int(size / student.crop_pct), student.interpolation, chosen)
+
+
+FIXED = ("seed",)
+"""Fields of OptimConfig that a run keeps."""
+
+
+@dataclass(frozen=True)
+class Addition:
+    """What to add."""
+
+    data: str
+    """Image folder, as `cdl train --data` takes it."""
+    classes: tuple[str, ...] = ()
+    """Which of its classes, in the order of their logits; by default all, in alphabetical order."""
+    holdout: float | None = None
+    """Share held out where the folder has no splits; by default what the run was made with."""
+    skip_bad: bool = False
+    allow_known: bool = False
+    """Train known classes on with the images there are of them, instead of refusing them."""
+    optim: dict[str, Any] = field(default_factory=dict)
+    """Fields of OptimConfig that differ from the run's for this task."""
+
+
+@dataclass(frozen=True)
+class PreparedTask:
+    """A task that may be added."""
+
+    record: RunRecord
+    """The run's, with the task among its plans."""
+    source: ImageSource
+    plan: TaskPlan
+
+
+def prepare_task(
+    directory: RunDirectory, addition: Addition, processes: Processes, progress: Progress, stop: Stop
+) -> PreparedTask:
+    """Open the images of `addition` and find its classes; nothing is written.
+
+    Raises CdlError for whatever cannot be.
+    """
+    record = directory.latest_record()
+    if not record.finished:
+        raise RunError(
+            f"{directory.root} has tasks left to learn: finish it first with cdl train {directory.root} --resume"
+        )
+    optim = task_optim(record, addition)
+    check_trackers(optim.trackers)
+    holdout = addition.holdout
+    if holdout is None and not (Path(addition.data) / "train").is_dir():
+        holdout = record.config.data.holdout
+    source = open_source(addition.data, holdout, addition.skip_bad, checking(progress, stop, processes))
+    new, known = split_classes(source, record, addition)
+    changed = {name: value for name, value in addition.optim.items() if value != getattr(record.config.optim, name)}
+    plan = TaskPlan(new, addition.data, holdout, addition.skip_bad, known, changed)
+    models = replace(record.config.models, teacher_run=None)  # from here on its teacher learns by itself
+    record = replace(
+        record,
+        config=replace(record.config, models=models),
+        plans=[*record.plans, plan],
+        skipped_images=[*record.skipped_images, *source.skipped],
+    )
+    return PreparedTask(record, source, plan)
+
+
+def task_optim(record: RunRecord, addition: Addition) -> OptimConfig:
+    """The run's optimisation with what differs for the task to add. Raises OptionError for what a run keeps."""
+    for name in FIXED:
+        if name in addition.optim:
+            raise OptionError(f"--{name} cannot change in the middle of a run: leave it out")
+    return replace(record.config.optim, **addition.optim)
+
+
+def split_classes(
+    source: ImageSource, record: RunRecord, addition: Addition
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The new and the known among the classes to add. Raises DataError for those that cannot be."""
+    for name in addition.classes:
+        if name not in source.classes:
+            raise DataError(f"--classes: no class '{name}' in {addition.data}{nearest(name, source.classes)}")
+    chosen = tuple(dict.fromkeys(addition.classes)) or source.classes
+    taught = {name: task.number for task in record.tasks for name in task.classes}
+    new = tuple(name for name in chosen if name not in taught)
+    known = tuple(name for name in chosen if name in taught)
+    if known and not addition.allow_known:
+        names = ", ".join(f"'{name}' (task {taught[name]})" for name in known)
+        raise DataError(
+            f"{addition.data} has classes that the run knows: {names}; leave them out with --classes, "
+            "or train them on with --allow-known"
+        )
+    if len(chosen) < 2:
+        raise DataError(
+            f"one class, '{chosen[0]}', cannot be a task: what is learned is to tell a task's classes apart; "
+            "add another, or new images of a known one with --allow-known"
+        )
+    return new, known

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -61,7 +61,7 @@ class Processes:
 
     def directory(self, root: Path) -> RunDirectory:
         """The run directory, which only the main process changes."""
-        return RunDirectory(root) if self.is_main else Onlooker(root)
+        return RunDirectory(root) if self.is_main else ReadOnlyRunDirectory(root)
 
     def add_up(self, parameters: Iterable[Tensor], values: Tensor) -> Tensor:
         """Replace every gradient by its sum over the processes; returns the sum of `values`. One exchange does both."""
@@ -106,6 +106,14 @@ class Processes:
         if failed:
             raise PeerError(f"process {failed[0]} of {self.count} ended: {messages[failed[0]]}")
 
+    @contextmanager
+    def holding(self, directory: RunDirectory) -> Iterator[None]:
+        """While it lasts, no other command writes to the run; what is read of it now stays true."""
+        with ExitStack() as held:
+            with self.agreed():
+                held.enter_context(directory.lock())
+            yield
+
     def wait(self) -> None:
         """Until all processes are here."""
         if self.state is not None:
@@ -117,7 +125,7 @@ class Processes:
         return _talk(lambda: reduce(values, "sum"))
 
 
-class Onlooker(RunDirectory):
+class ReadOnlyRunDirectory(RunDirectory):
     """The run directory in the eyes of a process that does not write."""
 
     def check_free(self) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from cdl_deploy.run.record import RunRecord
 from cdl_deploy.training.models.learner import Role
-from cdl_deploy.training.run_directory import Record
 
 Stop = Callable[[], bool]
 """Asked after every step whether the run is to stop there."""
@@ -41,7 +41,7 @@ class Progress:
     def checking(self, done: int, total: int) -> None:
         """Images of a folder are being decoded once."""
 
-    def planned(self, record: Record) -> None:
+    def planned(self, record: RunRecord) -> None:
         """The run directory exists; nothing has been learned yet, or the run is being resumed."""
 
     def stage_started(self, stage: Stage, first_epoch: int, first_step: int) -> None:
@@ -59,11 +59,11 @@ class Progress:
     def evaluating(self, task: int, role: Role, done: int, total: int) -> None:
         """Test images of the tasks seen are being classified."""
 
-    def evaluated(self, record: Record) -> None:
+    def evaluated(self, record: RunRecord) -> None:
         """The last entry of `record.tasks` is new, and so is the last row of every matrix; neither is saved yet."""
 
     def saving(self) -> None:
         """A checkpoint is about to be written: a run that goes on from it will not tell again what was told so far."""
 
-    def task_finished(self, record: Record) -> None:
+    def task_finished(self, record: RunRecord) -> None:
         """Everything that a finished task leaves is saved."""

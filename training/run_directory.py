@@ -3,7 +3,7 @@
     RUN/run.json                     configuration, tasks, models, accuracy matrices, metrics
     RUN/backbones/<role>.safetensors the frozen weights
     RUN/checkpoints/task-01.safetensors …   everything trained, after each task
-    RUN/checkpoints/last.safetensors what has changed since, up to the last finished epoch, with optimiser moments
+    RUN/checkpoints/last.safetensors what has changed since, up to the last finished epoch, with optimizer state
     RUN/heldout/task-01.safetensors … a few held-out test images of each task, for export to compare on
     RUN/logs/                        curves for TensorBoard or Weights & Biases, where --log asks for them
     RUN/accuracy_<role>.csv, RUN/accuracy_matrix.png, RUN/accuracy_over_tasks.png, RUN/forgetting.png
@@ -16,92 +16,22 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import safetensors.torch
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 from cdl_deploy.errors import RunError
-from cdl_deploy.files import TEMPORARY, write_atomic, write_json, write_text
-from cdl_deploy.version import __version__
-
-FORMAT_VERSION = 1
-
-
-@dataclass
-class Record:
-    """The run's JSON record."""
-
-    config: dict[str, Any]
-    """`RunConfig.to_dict()`, resolved."""
-    preprocessing: dict[str, Any]
-    """`Preprocessing`, and the augmentation that `auto` resolved to."""
-    backbones: dict[str, Any]
-    """`BackboneInfo.to_dict()` by role."""
-    plans: list[dict[str, Any]]
-    """`TaskPlan.to_dict()` of every task."""
-    tasks: list[dict[str, Any]] = field(default_factory=list)
-    """One entry a finished task: number, classes, image counts, data fingerprint, seconds by stage."""
-    matrices: dict[str, list[list[float]]] = field(default_factory=dict)
-    """Accuracy matrix by role."""
-    skipped_images: list[str] = field(default_factory=list)
-    """Unreadable images that --skip-bad left out."""
-
-    @property
-    def planned_tasks(self) -> list[list[str]]:
-        """New classes by task."""
-        return [plan["classes"] for plan in self.plans]
-
-    @property
-    def finished(self) -> bool:
-        """Whether every planned task is done."""
-        return len(self.tasks) == len(self.planned_tasks)
-
-    @property
-    def classes(self) -> list[str]:
-        """Class names of the finished tasks, in the order of the logits."""
-        return [name for task in self.tasks for name in task["classes"]]
-
-    def to_dict(self) -> dict[str, Any]:
-        """What run.json holds: the record and, for each role, matrix and metrics."""
-        from cdl_deploy.training import metrics
-
-        roles: dict[str, Any] = {"student": None, "teacher": None}
-        for role, matrix in self.matrices.items():
-            if matrix:
-                roles[role] = {**metrics.summary(matrix), "accuracy_matrix": matrix}
-        return {
-            "format_version": FORMAT_VERSION,
-            "kind": "cdl-deploy run",
-            "producer": {"name": "cdl-deploy", "version": __version__},
-            "status": "finished" if self.finished else "unfinished",
-            **roles,
-            "tasks": self.tasks,
-            "plans": self.plans,
-            "config": self.config,
-            "preprocessing": self.preprocessing,
-            "backbones": self.backbones,
-            "skipped_images": self.skipped_images,
-        }
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Record:
-        """The inverse of `to_dict`."""
-        roles = {role: values[role] for role in ("student", "teacher") if values.get(role)}
-        return cls(
-            config=values["config"],
-            preprocessing=values["preprocessing"],
-            backbones=values["backbones"],
-            plans=values["plans"],
-            tasks=values["tasks"],
-            matrices={role: entry["accuracy_matrix"] for role, entry in roles.items()},
-            skipped_images=values["skipped_images"],
-        )
+from cdl_deploy.files import TEMPORARY, write_atomic, write_text
+from cdl_deploy.run.migrations import current_tensor_name
+from cdl_deploy.run.record import FORMAT_VERSION, RunRecord, check_format, parse_record, read_record, write_record
 
 
 class RunDirectory:
@@ -148,31 +78,25 @@ class RunDirectory:
         except OSError as error:
             raise RunError(f"cannot create {self.root}: {error.strerror}") from None
 
-    def read_record(self) -> Record:
+    def read_record(self) -> RunRecord:
         """The record of run.json. Raises RunError where it is missing, damaged, or of a newer format."""
-        try:
-            values = json.loads(self.record_file.read_text(encoding="utf-8"))
-        except (FileNotFoundError, NotADirectoryError):
-            raise RunError(f"{self.root} is no run directory: it has no run.json; make one with cdl train") from None
-        except (OSError, ValueError) as error:
-            raise RunError(f"cannot read {self.record_file}: {error}") from None
-        return _checked_record(values, self.record_file)
+        return read_record(self.root)
 
-    def latest_record(self) -> Record:
+    def latest_record(self) -> RunRecord:
         """The record of the last checkpoint, which run.json follows; that of run.json where there is no checkpoint.
 
         Raises RunError like `read_record`.
         """
         record = self.read_record()
         if self.last_checkpoint.exists():
-            record = Record.from_dict(self.load_header(self.last_checkpoint)["record"])
+            record = parse_record(self.load_header(self.last_checkpoint)["record"], self.last_checkpoint)
         return record
 
-    def write_record(self, record: Record) -> None:
+    def write_record(self, record: RunRecord) -> None:
         """One CSV of accuracies for each role, then run.json."""
         for role, matrix in record.matrices.items():
             write_text(self.root / f"accuracy_{role}.csv", matrix_csv(matrix))
-        write_json(self.record_file, record.to_dict())
+        write_record(self.root, record)
 
     def save_tensors(self, path: Path, tensors: dict[str, Tensor], header: dict[str, Any] | None = None) -> None:
         """A safetensors file with `header` as JSON in its metadata, atomically."""
@@ -187,7 +111,7 @@ class RunDirectory:
         """Tensors and header of a file that `save_tensors` wrote."""
         with self._open(path) as (file, header):
             names = file.keys()  # the file itself cannot be iterated over
-            return {name: file.get_tensor(name) for name in names}, header
+            return {current_tensor_name(name): file.get_tensor(name) for name in names}, header
 
     def load_header(self, path: Path) -> dict[str, Any]:
         """The header alone."""
@@ -207,25 +131,40 @@ class RunDirectory:
             raise RunError(f"cannot read {path}: {error}") from None
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the run for one writer. Raises RunError where another process is writing to it."""
-        import fcntl
+    def readable(self, path: Path) -> Iterator[None]:
+        """Around what makes learners of a file of this run: raises RunError where it does not fit them."""
+        try:
+            yield
+        except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+            reason = " ".join(str(error.args[0] if error.args else error).split())
+            raise RunError(
+                f"{path} does not fit the run of {self.root}, it is damaged or another run's: {reason[:200]}"
+            ) from None
 
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run for one writer. Raises RunError, which says who it is, where another process holds it.
+
+        The system lets go of the lock when its process ends, however it ends.
+        """
         path = self.root / ".lock"
-        with path.open("w") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if not os.path.samestat(os.fstat(handle.fileno()), path.stat()):
-                    raise BlockingIOError  # another process has just removed this file and locked a new one
-            except (BlockingIOError, FileNotFoundError):
-                raise RunError(
-                    f"{self.root} is in use by another process: wait for it, or choose another --out"
-                ) from None
-            try:
-                self._remove_leftovers()
-                yield
-            finally:
-                path.unlink()
+        lock = FileLock(path, blocking=False)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise RunError(
+                f"{self.root} is in use by another process{_holder(path)}: wait for it, or choose another --out"
+            ) from None
+        except OSError as error:
+            raise RunError(f"cannot write {path}: {error.strerror or error}") from None
+        try:
+            with suppress(OSError):  # for the message alone
+                path.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+            self._remove_leftovers()
+            yield
+        finally:
+            path.unlink(missing_ok=True)  # while it is held: whoever waits for this file finds that it has gone
+            lock.release()
 
     def _remove_leftovers(self) -> None:
         """Temporary files of a process that was killed in the middle of a write."""
@@ -234,28 +173,18 @@ class RunDirectory:
                 path.unlink(missing_ok=True)
 
 
+def _holder(lock: Path) -> str:
+    """The process that a lock file names."""
+    try:
+        named = lock.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        named = ""
+    return f" ({named})" if re.fullmatch(r"process \d+ on [\w.-]+", named) else ""
+
+
 def _is_ours(path: Path) -> bool:
     """Whether it may lie in a directory whose run was killed before it had a record."""
     return path.name in (".lock", "backbones", "checkpoints") or path.match(TEMPORARY)
-
-
-def check_format(version: int, path: Path) -> None:
-    """Raise RunError for a format this version of the package does not know."""
-    if version > FORMAT_VERSION:
-        raise RunError(
-            f"{path} has format version {version}, this cdl-deploy {__version__} reads up to {FORMAT_VERSION}: "
-            "upgrade cdl-deploy"
-        )
-
-
-def _checked_record(values: Any, path: Path) -> Record:
-    if not isinstance(values, dict) or not isinstance(values.get("format_version"), int):
-        raise RunError(f"{path} is no run record: it has no format_version")
-    check_format(values["format_version"], path)
-    try:
-        return Record.from_dict(values)
-    except (KeyError, TypeError) as error:
-        raise RunError(f"{path} is damaged: {error} is missing") from None
 
 
 def matrix_csv(matrix: list[list[float]]) -> str:

@@ -13,6 +13,6 @@ from cdl_deploy.seeds import derive_seed
 __all__ = ["derive_seed", "generator"]
 
 
-def generator(seed: int, *place: str | int) -> torch.Generator:
+def generator(seed: int, *scope: str | int) -> torch.Generator:
     """A CPU generator seeded for one place in a run; parameters are drawn on the CPU whatever the device."""
-    return torch.Generator().manual_seed(derive_seed(seed, *place))
+    return torch.Generator().manual_seed(derive_seed(seed, *scope))

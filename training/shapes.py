@@ -3,7 +3,7 @@
 B   batch             N   tokens (class token + patches, plus the KD token where there is one)
 D   width             Q   width of the query (the student's width)
 H   heads             L   depth (number of blocks)
-p   prompt rows       M   components or pool entries
+p   prompt length     M   components or pool entries
 C   classes seen      K   classes of the current task
 """
 
@@ -14,11 +14,11 @@ from torch import Tensor
 
 Tokens = Float[Tensor, "B N D"]
 Query = Float[Tensor, "B Q"]
-Rows = Float[Tensor, "b p D"]  # b is B, or 1 where every image gets the same rows
+PromptVectors = Float[Tensor, "b p D"]  # b is B, or 1 where every image gets the same rows
 Logits = Float[Tensor, "B C"]
 Labels = Int64[Tensor, "B"]
 Pixels = UInt8[Tensor, "B 3 height width"]
 Similarities = Float[Tensor, "B M"]
 Scalar = Float[Tensor, ""]
 
-__all__ = ["Labels", "Logits", "Pixels", "Query", "Rows", "Scalar", "Similarities", "Tokens"]
+__all__ = ["Labels", "Logits", "Pixels", "PromptVectors", "Query", "Scalar", "Similarities", "Tokens"]

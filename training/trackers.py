@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from cdl_deploy.errors import MissingExtraError, OptionError, RunError
 from cdl_deploy.files import write_text
-from cdl_deploy.training.run_directory import Record
+from cdl_deploy.run.record import RunRecord
 
 
 class Tracker(Protocol):
@@ -37,7 +37,7 @@ class TensorBoard:
     Each begins with the number it continues at, from which on TensorBoard forgets what earlier files say.
     """
 
-    def __init__(self, run: Path, record: Record, first: int) -> None:
+    def __init__(self, run: Path, record: RunRecord, first: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self.writer = SummaryWriter(str(run / "logs" / "tensorboard"), purge_step=first)
@@ -60,7 +60,7 @@ class WeightsAndBiases:
     first counts. Offline (WANDB_MODE=offline) every process leaves a folder, which `wandb sync` uploads.
     """
 
-    def __init__(self, run: Path, record: Record, first: int) -> None:
+    def __init__(self, run: Path, record: RunRecord, first: int) -> None:
         import wandb
 
         try:
@@ -70,7 +70,7 @@ class WeightsAndBiases:
                 id=stable_id(run / "logs" / "wandb-id"),
                 resume="allow",
                 dir=str(run / "logs"),
-                config=record.config,
+                config=record.recorded_config(),
                 settings=wandb.Settings(console="off", silent=True),
             )
         except wandb.errors.Error as error:

@@ -16,15 +16,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cdl_deploy.errors import RunError
-from cdl_deploy.training.metrics import final_average_accuracy, forgetting
+from cdl_deploy.run.metrics import final_average_accuracy, forgetting
+from cdl_deploy.run.record import RunRecord
 from cdl_deploy.training.models.learner import Role
 from cdl_deploy.training.progress import Progress, Stage
-from cdl_deploy.training.run_directory import Record
 from cdl_deploy.training.trackers import TRACKERS, Tracker
 
 
 @contextmanager
-def tracked(progress: Progress, names: Sequence[str], run: Path, record: Record) -> Iterator[Progress]:
+def tracked(progress: Progress, names: Sequence[str], run: Path, record: RunRecord) -> Iterator[Progress]:
     """`progress`, with the trackers called `names` listening in; they are closed at the end, whatever it is."""
     if not names:
         yield progress
@@ -41,7 +41,7 @@ def tracked(progress: Progress, names: Sequence[str], run: Path, record: Record)
 class Tracking(Progress):
     """Passes everything on to `progress`, and values to trackers, which are opened with the first of them."""
 
-    def __init__(self, progress: Progress, names: Sequence[str], run: Path, record: Record) -> None:
+    def __init__(self, progress: Progress, names: Sequence[str], run: Path, record: RunRecord) -> None:
         self.progress, self.names, self.run, self.record = progress, names, run, record
         self.trackers: list[Tracker] = []
         self.opened_at: int | None = None
@@ -53,7 +53,7 @@ class Tracking(Progress):
     def checking(self, done: int, total: int) -> None:
         self.progress.checking(done, total)
 
-    def planned(self, record: Record) -> None:
+    def planned(self, record: RunRecord) -> None:
         self.progress.planned(record)
 
     def stage_started(self, stage: Stage, first_epoch: int, first_step: int) -> None:
@@ -78,7 +78,7 @@ class Tracking(Progress):
     def evaluating(self, task: int, role: Role, done: int, total: int) -> None:
         self.progress.evaluating(task, role, done, total)
 
-    def evaluated(self, record: Record) -> None:
+    def evaluated(self, record: RunRecord) -> None:
         self.write(numbers_taken(record) - 1, accuracies(record))
         self.progress.evaluated(record)
 
@@ -88,7 +88,7 @@ class Tracking(Progress):
                 tracker.flush()
         self.progress.saving()
 
-    def task_finished(self, record: Record) -> None:
+    def task_finished(self, record: RunRecord) -> None:
         self.progress.task_finished(record)
 
     def write(self, number: int, values: Mapping[str, float]) -> None:
@@ -120,21 +120,21 @@ class Tracking(Progress):
             raise RunError(f"cannot write {self.run / 'logs'}: {reason}; the last checkpoint is intact") from None
 
 
-def roles(record: Record) -> list[Role]:
+def roles(record: RunRecord) -> list[Role]:
     """In the order in which they learn."""
     return ["teacher", "student"] if "teacher" in record.backbones else ["student"]
 
 
-def numbers_taken(record: Record) -> int:
+def numbers_taken(record: RunRecord) -> int:
     """By the steps and tests of all finished tasks."""
     taken = 0
     for task in record.tasks:
-        steps = -(-task["train_images"] // task["optim"]["batch_size"])
-        taken += len(roles(record)) * task["optim"]["epochs"] * steps + 1
+        steps = -(-task.train_images // task.optim.batch_size)
+        taken += len(roles(record)) * task.optim.epochs * steps + 1
     return taken
 
 
-def accuracies(record: Record) -> dict[str, float]:
+def accuracies(record: RunRecord) -> dict[str, float]:
     """What the last row of every matrix says."""
     values: dict[str, float] = {}
     for role, matrix in record.matrices.items():

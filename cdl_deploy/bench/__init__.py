@@ -9,7 +9,7 @@ How it measures, and why:
 * Every model (at every thread count, and from every stage) runs in a process of its own, because two onnxruntime
   sessions in one process spoil each other: the idle thread pool spins on the cores that the other needs.
 * onnxruntime keeps its defaults, spinning included, so the numbers are those of a plain `session.run` loop. A pool
-  still spins for a while after its last run (25 to 50 ms here, onnxruntime 1.32); a worker therefore answers only when
+  still spins for a while after its last run (25 to 50 ms here, onnxruntime 1.32); a worker therefore replies only when
   its own CPU clock has stood still for a moment, and then blocks on its standard input. While one model is measured,
   the others use no CPU.
 * The models take turns in short bursts, in random order, over many rounds: a disturbance hits all of them alike. The
@@ -24,15 +24,16 @@ How it measures, and why:
 
 from cdl_deploy.bench.baseline import Baseline
 from cdl_deploy.bench.machine import Machine, describe_machine
+from cdl_deploy.bench.models import find_models
 from cdl_deploy.bench.options import BenchOptions, Condition, ModelSpec
-from cdl_deploy.bench.report import BenchReport, Change, Comparison, Measurement, ModelRecord, Progress
+from cdl_deploy.bench.report import BenchProgress, BenchReport, Change, Comparison, Measurement, ModelRecord
 from cdl_deploy.bench.rounds import bench_latency
-from cdl_deploy.bench.sources import find_models
 from cdl_deploy.bench.watch import Watch
 
 __all__ = [
     "Baseline",
     "BenchOptions",
+    "BenchProgress",
     "BenchReport",
     "Change",
     "Comparison",
@@ -41,7 +42,6 @@ __all__ = [
     "Measurement",
     "ModelRecord",
     "ModelSpec",
-    "Progress",
     "Watch",
     "bench_latency",
     "describe_machine",

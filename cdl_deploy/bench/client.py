@@ -55,8 +55,8 @@ class WorkerClient:
 
     def warm(self, batch: int, streams: int, seconds: float) -> tuple[bool, int | None]:
         """Run until steady or for `seconds`: (whether it became steady, peak memory so far in bytes)."""
-        answer = self._ask(do="warm", batch=batch, streams=streams, seconds=seconds)
-        return bool(answer["steady"]), answer["peak_bytes"]
+        reply = self._ask(do="warm", batch=batch, streams=streams, seconds=seconds)
+        return bool(reply["steady"]), reply["peak_bytes"]
 
     def burst(self, batch: int, streams: int, seconds: float) -> list[float]:
         """Milliseconds of each run of one burst."""
@@ -64,8 +64,8 @@ class WorkerClient:
 
     def usage(self) -> tuple[float, int]:
         """(processor seconds so far, how often it was taken from the processor for another program)."""
-        answer = self._ask(do="usage")
-        return float(answer["cpu_seconds"]), int(answer["switched"] or 0)
+        reply = self._ask(do="usage")
+        return float(reply["cpu_seconds"]), int(reply["switched"] or 0)
 
     def _ask(self, **request: Any) -> dict[str, Any]:
         assert self._process.stdin is not None and self._process.stdout is not None
@@ -77,10 +77,10 @@ class WorkerClient:
             line = ""
         if not line:
             raise BundleError(f"{self.model.path}: the process measuring it ended: {self._last_words()}")
-        answer: dict[str, Any] = json.loads(line)
-        if "error" in answer:
-            raise BundleError(f"{self.model.path}: {answer['error']}" if "unexpected" in answer else answer["error"])
-        return answer
+        reply: dict[str, Any] = json.loads(line)
+        if "error" in reply:
+            raise BundleError(f"{self.model.path}: {reply['error']}" if "unexpected" in reply else reply["error"])
+        return reply
 
     def _last_words(self) -> str:
         code = self._process.wait()

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
+from cdl_deploy.data.folder import images_below
+from cdl_deploy.data.images import load_image
 from cdl_deploy.errors import BundleError, DataError
-from cdl_deploy.image_folder import images_below
-from cdl_deploy.images import load_image
 
 TYPES: dict[str, type[np.generic]] = {
     "tensor(float)": np.float32,
@@ -43,7 +43,7 @@ class Node(Protocol):
 
 @dataclass(frozen=True)
 class Declared:
-    """One input with every free size but the batch settled."""
+    """One input with every free size but the batch filled in."""
 
     name: str
     """Its name."""
@@ -76,11 +76,13 @@ def declare(path: Path, nodes: Sequence[Node], size: tuple[int, int] | None) -> 
             found.append(Declared(node.name, node.type, (), None, batched=False))
             continue
         batch = sizes[0] if isinstance(sizes[0], int) and sizes[0] > 0 else None
-        found.append(Declared(node.name, node.type, _settled(path, node, size or (FOREIGN_SIZE,) * 2), batch))
+        found.append(
+            Declared(node.name, node.type, _shape_without_batch(path, node, size or (FOREIGN_SIZE,) * 2), batch)
+        )
     return found
 
 
-def _settled(path: Path, node: Node, size: tuple[int, int]) -> tuple[int, ...]:
+def _shape_without_batch(path: Path, node: Node, size: tuple[int, int]) -> tuple[int, ...]:
     """Shape of an input without the batch: free dimensions of an image are its channels, height and width."""
     sizes = [value if isinstance(value, int) and value > 0 else None for value in node.shape]
     width, height = size

@@ -1,14 +1,15 @@
-"""The machine a benchmark runs on: what it is, in every detail that can move a time. Standard library only."""
+"""The machine a benchmark runs on: what it is, in every detail that can move a time."""
 
 from __future__ import annotations
 
-import math
 import os
 import platform
 import sys
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
+
+from cdl_deploy.runtime.cores import usable_cores
 
 VERSIONS = ("cdl-deploy", "onnxruntime", "numpy", "pillow", "torch", "torchvision", "timm")
 INSTRUCTIONS = (
@@ -56,17 +57,6 @@ class Machine:
             for name in names
             if getattr(self, name) != getattr(other, name)
         ]
-
-
-def usable_cores() -> int:
-    """Cores this process may use, at least 1. onnxruntime looks at the host's instead, whatever a container allows."""
-    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()[:2]
-        limit = math.ceil(int(quota) / int(period))
-    except (OSError, ValueError):  # no cgroup v2, or "max": no limit
-        limit = affinity
-    return max(1, min(affinity, limit))
 
 
 def cpu_model() -> str:
@@ -117,7 +107,7 @@ def describe_machine() -> Machine:
         versions=_versions(),
         memory_bytes=_memory(),
         instructions=_instructions(),
-        governor=_read(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")),
+        governor=_setting(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")),
         settings={name: os.environ[name] for name in SETTINGS if name in os.environ},
     )
 
@@ -140,7 +130,7 @@ def _memory() -> int | None:
 
 
 def _instructions() -> tuple[str, ...]:
-    text = _read(Path("/proc/cpuinfo")) or ""
+    text = _setting(Path("/proc/cpuinfo")) or ""
     for line in text.splitlines():
         if line.lower().startswith(("flags", "features")):
             known = set(line.partition(":")[2].split())
@@ -148,7 +138,7 @@ def _instructions() -> tuple[str, ...]:
     return ()
 
 
-def _read(path: Path) -> str | None:
+def _setting(path: Path) -> str | None:
     try:
         return path.read_text(errors="replace").strip()
     except OSError:

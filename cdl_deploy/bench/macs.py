@@ -106,8 +106,8 @@ def node_macs(operator: str, inputs: Sequence[Shape], outputs: Sequence[Shape]) 
 
 def _weight(operator: str, inputs: Sequence[Shape]) -> Shape | None:
     """The weight is the second input, or the fourth where each quantised tensor is followed by scale and zero point."""
-    place = 3 if operator == "QLinearConv" else 1
-    return inputs[place] if len(inputs) > place and len(inputs[place]) > 2 else None
+    position = 3 if operator == "QLinearConv" else 1
+    return inputs[position] if len(inputs) > position and len(inputs[position]) > 2 else None
 
 
 def _shapes(described: Sequence[Mapping[str, Shape]]) -> list[Shape]:

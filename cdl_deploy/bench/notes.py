@@ -9,7 +9,7 @@ from cdl_deploy.bench.options import BenchOptions
 from cdl_deploy.bench.report import Measurement, ModelRecord
 from cdl_deploy.bench.statistics import MIN_ROUNDS
 from cdl_deploy.bench.watch import Watch
-from cdl_deploy.bundle import Bundle
+from cdl_deploy.runtime.bundle import Bundle
 
 BUSY = 0.1
 """Share of the processor in other hands that is worth a note."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from cdl_deploy.bench.machine import usable_cores
 from cdl_deploy.errors import OptionError, nearest
+from cdl_deploy.runtime.cores import usable_cores
 
 STAGES = ("graph", "jpeg")
 """Where a measurement starts: at what the graph takes, or at an image file on the disk."""

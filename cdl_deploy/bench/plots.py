@@ -33,7 +33,7 @@ DASHES = ("-", "--", ":", "-.")
 COLUMNS = 2
 CROWDED = 4
 """So many names find room in a picture of one column."""
-PLACES = ((0, 17), (0, -17), (18, 0), (-18, 0), (9, 17), (9, -17), (-9, 17), (-9, -17), (0, 44), (0, -44))
+OFFSETS = ((0, 17), (0, -17), (18, 0), (-18, 0), (9, 17), (9, -17), (-9, 17), (-9, -17), (0, 44), (0, -44))
 """Where a label may stand: points to the right of what it names, and above."""
 WIDE = 2.5
 """Decades of an axis from which on only powers of ten are named: more would run into one another."""
@@ -92,7 +92,7 @@ def _accuracy_against_latency(axis: Axes, report: BenchReport, condition: str) -
         axis.annotate(
             f"{model.name}\n{short_time(m.p50_ms)} ms, {file_size(model.file_bytes)}",
             (m.p50_ms, model.accuracy),
-            xytext=PLACES[0],
+            xytext=OFFSETS[0],
             textcoords="offset points",
             ha="center",
             fontsize="small",
@@ -119,19 +119,19 @@ def _spread_labels(axis: Axes) -> None:
     for label, (own_x, own_y) in points.items():
         others = [(x, y) for x, y in points.values() if (x, y) != (own_x, own_y)]
         taken = [*placed, *(Bbox.from_bounds(x - 9, y - 9, 18, 18) for x, y in others)]
-        boxes = {place: _put(label, place) for place in PLACES}
+        boxes = {offset: _put(label, offset) for offset in OFFSETS}
         in_the_way = {
-            place: box.count_overlaps(taken) + len(points) * (box.union([box, inside]).bounds != inside.bounds)
-            for place, box in boxes.items()
+            offset: box.count_overlaps(taken) + len(points) * (box.union([box, inside]).bounds != inside.bounds)
+            for offset, box in boxes.items()
         }
-        placed.append(_put(label, min(PLACES, key=in_the_way.__getitem__)))
+        placed.append(_put(label, min(OFFSETS, key=in_the_way.__getitem__)))
 
 
-def _put(label: Annotation, place: tuple[int, int]) -> Bbox:
+def _put(label: Annotation, offset: tuple[int, int]) -> Bbox:
     """Move a label; where its text stands then, in pixels."""
-    label.set_position(place)
-    label.set_horizontalalignment("center" if not place[0] else "left" if place[0] > 0 else "right")
-    label.set_verticalalignment("center" if not place[1] else "bottom" if place[1] > 0 else "top")
+    label.set_position(offset)
+    label.set_horizontalalignment("center" if not offset[0] else "left" if offset[0] > 0 else "right")
+    label.set_verticalalignment("center" if not offset[1] else "bottom" if offset[1] > 0 else "top")
     label.get_window_extent()  # with the line to its point; it also brings what follows up to date
     return Text.get_window_extent(label)
 

@@ -17,7 +17,7 @@ REPORT_VERSION = 2
 
 
 @dataclass(frozen=True)
-class Progress:
+class BenchProgress:
     """Where a running benchmark is; given to `on_progress` between measurements, never during one."""
 
     phase: str
@@ -118,7 +118,7 @@ class Measurement:
     spread_percent: float
     """Width of the middle half of the rounds' medians, in percent of their median: how noisy the machine was."""
     steady: bool
-    """Whether warm-up ended because times had settled, rather than because its time was up."""
+    """Whether warm-up ended because times were steady, rather than because its time was up."""
     peak_bytes: int | None
     """Peak memory of the process after running this and all smaller batch sizes."""
     round_medians_ms: tuple[float, ...]

@@ -21,10 +21,10 @@ from cdl_deploy.bench.inputs import photos_in, write_photos
 from cdl_deploy.bench.machine import describe_machine
 from cdl_deploy.bench.notes import make_notes
 from cdl_deploy.bench.options import PHOTO_SIZE, BenchOptions, ModelSpec
-from cdl_deploy.bench.report import BenchReport, ModelRecord, Progress
+from cdl_deploy.bench.report import BenchProgress, BenchReport, ModelRecord
 from cdl_deploy.bench.watch import Watcher
-from cdl_deploy.bundle import FORMAT_KEY, Bundle, decode_metadata
 from cdl_deploy.errors import BundleError, OptionError
+from cdl_deploy.runtime.bundle import FORMAT_KEY, Bundle, decode_metadata
 
 BURST_SECONDS = 0.05
 LOADS = 3
@@ -54,7 +54,7 @@ class _Model:
 def bench_latency(
     models: Sequence[ModelSpec],
     options: BenchOptions | None = None,
-    on_progress: Callable[[Progress], object] | None = None,
+    on_progress: Callable[[BenchProgress], object] | None = None,
 ) -> BenchReport:
     """Measure every model under every condition; see `cdl_deploy.bench` for how and why.
 
@@ -109,7 +109,7 @@ class _Bench:
     """The state of one benchmark."""
 
     def __init__(
-        self, options: BenchOptions, on_progress: Callable[[Progress], object] | None, photos: Sequence[Path]
+        self, options: BenchOptions, on_progress: Callable[[BenchProgress], object] | None, photos: Sequence[Path]
     ) -> None:
         self._options, self._on_progress, self._photos = options, on_progress, photos
         self._begin = time.monotonic()
@@ -242,10 +242,10 @@ class _Bench:
             rounds += 1
             self._rounds += 1
             if rounds >= check:
-                unfinished = [number for number in unfinished if not self._settled(conditions[number])]
+                unfinished = [number for number in unfinished if not self._precise_enough(conditions[number])]
                 check = int(rounds * CHECK_GROWTH) + 1
 
-    def _settled(self, cells: list[Cell]) -> bool:
+    def _precise_enough(self, cells: list[Cell]) -> bool:
         """Whether the medians are precise enough, and the models told apart or known to be alike."""
         for cell in cells:
             found = cell.interval(self._options.seed)
@@ -265,7 +265,7 @@ class _Bench:
         if self._on_progress is not None:
             precise = sum(within <= self._options.precision for within in self._within.values())
             medians = len(self.models) * len(self._options.groups) * len(self._options.conditions("graph", 1))
-            self._on_progress(Progress(phase, detail, self.elapsed(), self._rounds, precise, medians))
+            self._on_progress(BenchProgress(phase, detail, self.elapsed(), self._rounds, precise, medians))
 
 
 def _record(model: _Model) -> ModelRecord:

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from cdl_deploy.bench.inputs import TYPES, Declared, declare, fixed_batch, make_feed
 from cdl_deploy.bench.macs import count_macs
 from cdl_deploy.bench.weights import file_bytes, read_weights
-from cdl_deploy.bundle import FORMAT_KEY, decode_metadata, open_session
+from cdl_deploy.data.images import load_image
 from cdl_deploy.errors import BundleError
-from cdl_deploy.images import load_image
+from cdl_deploy.runtime.bundle import FORMAT_KEY, decode_metadata, open_session
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 Run = Callable[[], object]
@@ -76,7 +76,7 @@ class GraphRunner:
     def __init__(self, job: Job) -> None:
         import onnxruntime  # noqa: F401  (imported now, not while loading is timed)
 
-        import cdl_deploy.classifier  # noqa: F401
+        import cdl_deploy.runtime.classifier  # noqa: F401
 
         self.job, self.path = job, Path(job.model)
 
@@ -87,7 +87,7 @@ class GraphRunner:
 
     @property
     def inputs(self) -> list[Declared]:
-        """Its inputs, with every free size settled."""
+        """Its inputs, with every free size filled in."""
         size = self.job.size
         if size is None and FORMAT_KEY in self.metadata:
             side = decode_metadata(self.path, self.metadata).preprocessing.resize
@@ -132,7 +132,7 @@ class PhotoRunner(GraphRunner):
 
     def load(self) -> None:
         """Open the session, or the classifier that holds it."""
-        from cdl_deploy.classifier import Classifier
+        from cdl_deploy.runtime.classifier import Classifier
 
         self.classifier = Classifier(self.path, threads=self.job.threads) if self.job.ours else None
         if self.classifier is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from itertools import count
 from pathlib import Path
 from typing import Any, cast
@@ -13,11 +12,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from cdl_deploy.bench.runners import Job, Run
+from cdl_deploy.data.images import load_image
 from cdl_deploy.errors import BundleError
-from cdl_deploy.images import load_image
-from cdl_deploy.training.data.transforms import Preprocessing, evaluation_transform
-from cdl_deploy.training.models.learner import Role, learner_logits
-from cdl_deploy.training.restore import load_run
+from cdl_deploy.run.metrics import final_average_accuracy
+from cdl_deploy.run.record import Role
+from cdl_deploy.training.checkpoint import load_run
+from cdl_deploy.training.data.transforms import evaluation_transform
+from cdl_deploy.training.models.learner import learner_logits
 from cdl_deploy.training.run_directory import RunDirectory
 
 
@@ -35,11 +36,11 @@ class TorchRunner:
         if role not in self.pair.learners:
             raise BundleError(f"{self.root} has no {role}: it was trained alone")
         self.learner = self.pair.learners[role].eval()
-        self.preprocessing = Preprocessing.from_record(self.record.preprocessing)
+        self.preprocessing = self.record.preprocessing.resize_crop
 
     def run_of(self, batch: int) -> Run:
         """One batch of random pixels, or of the next photographs."""
-        encoder, learner, side = self.pair.encoder, self.learner, self.preprocessing.size
+        encoder, learner, side = self.pair.encoder, self.learner, self.preprocessing.height
         if not self.job.photos:
             random = np.random.default_rng(self.job.seed)
             pixels = torch.from_numpy(random.integers(0, 256, (batch, 3, side, side), dtype=np.uint8))
@@ -61,9 +62,9 @@ class TorchRunner:
 
     def inspect(self, batch: int) -> dict[str, Any]:
         """What the record says, and the products that PyTorch counts."""
-        role, directory = cast(str, self.job.role), RunDirectory(self.root)
-        side = self.preprocessing.size
-        files = [directory.backbone_file(cast(Role, role)), directory.task_checkpoint(len(self.record.tasks))]
+        role, directory = cast(Role, self.job.role), RunDirectory(self.root)
+        side = self.preprocessing.height
+        files = [directory.backbone_file(role), directory.task_checkpoint(len(self.record.tasks))]
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # the fused kernel is not counted
             self.run_of(1)()
         trained = sum(value.numel() for value in self.learner.trained_state().values())
@@ -73,9 +74,9 @@ class TorchRunner:
             "fixed_batch": None,
             "file_bytes": sum(file.stat().st_size for file in files),
             "sha256": None,
-            "parameters": self.record.backbones[role]["parameters"] + trained,
+            "parameters": self.record.backbones[role].parameters + trained,
             "macs": counter.get_total_flops() // 2,
             "uncounted": [],
-            "accuracy": json.loads((self.root / "run.json").read_text())[role]["final_average_accuracy"],
+            "accuracy": final_average_accuracy(self.record.matrices[role]),
             "classes": len(self.record.classes),
         }

@@ -26,7 +26,7 @@ Value = int | memoryview
 
 
 @dataclass(frozen=True)
-class Weights:
+class StoredWeights:
     """What a model file holds."""
 
     parameters: int
@@ -35,7 +35,7 @@ class Weights:
     """Names of the files beside it that hold weights."""
 
 
-def read_weights(path: Path) -> Weights | None:
+def read_weights(path: Path) -> StoredWeights | None:
     """Count the parameters of an `.onnx` file; None for a file of another kind, such as `.ort`."""
     parameters, external = 0, set()
     try:
@@ -46,7 +46,7 @@ def read_weights(path: Path) -> Weights | None:
             external |= {location} if location else set()
     except (ValueError, IndexError):
         return None
-    return Weights(parameters, tuple(sorted(external)))
+    return StoredWeights(parameters, tuple(sorted(external)))
 
 
 def file_bytes(path: Path) -> int:

@@ -61,7 +61,7 @@ class Worker:
     def first(self, batch: int) -> dict[str, Any]:
         """The first run at this batch size, in milliseconds."""
         milliseconds = _run(self._run_of(batch))
-        settle()  # the next worker is about to be loaded and timed
+        wait_until_idle()  # the next worker is about to be loaded and timed
         return {"ms": milliseconds}
 
     def warm(self, batch: int, streams: int, seconds: float) -> dict[str, Any]:
@@ -73,7 +73,7 @@ class Worker:
             steady = before is not None and abs(median / before - 1) < STEADY
             before = median
         self._last_ms[batch, streams] = before or 0.0
-        settle()
+        wait_until_idle()
         return {"steady": steady, "peak_bytes": peak_memory()}
 
     def burst(self, batch: int, streams: int, seconds: float) -> dict[str, Any]:
@@ -86,7 +86,7 @@ class Worker:
             milliseconds = timed(run, seconds, streams)
         finally:
             gc.enable()
-        settle()
+        wait_until_idle()
         return {"ms": milliseconds}
 
     def usage(self) -> dict[str, Any]:
@@ -107,14 +107,14 @@ def timed(run: Run, seconds: float, streams: int) -> list[float]:
     failures: list[BaseException] = []
     together = threading.Barrier(streams)
 
-    def stream(place: int) -> None:
+    def stream(number: int) -> None:
         try:
             together.wait()
-            found[place] = _loop(run, time.perf_counter() + seconds)
-        except BaseException as error:  # noqa: BLE001  raised again below, in the thread that answers
+            found[number] = _loop(run, time.perf_counter() + seconds)
+        except BaseException as error:  # noqa: BLE001  raised again below, in the thread that replies
             failures.append(error)
 
-    threads = [threading.Thread(target=stream, args=(place,)) for place in range(streams)]
+    threads = [threading.Thread(target=stream, args=(number,)) for number in range(streams)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -137,7 +137,7 @@ def _run(run: Run) -> float:
     return (time.perf_counter_ns() - begin) / 1e6
 
 
-def settle(quiet: float = 0.01, limit: float = 1.0) -> None:
+def wait_until_idle(quiet: float = 0.01, limit: float = 1.0) -> None:
     """Return when this process has used no CPU twice for `quiet` seconds: onnxruntime's pool has stopped spinning.
 
     Once is not enough on a loaded machine, where a thread that spins may wait for its turn that long.
@@ -150,10 +150,10 @@ def settle(quiet: float = 0.01, limit: float = 1.0) -> None:
 
 
 def main() -> None:
-    """Answer requests until standard input ends."""
+    """Reply to requests until standard input ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then closes our standard input
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # nothing that native code prints may come between the answers
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # nothing that native code prints may come between the replies
     worker = Worker()
     actions: dict[str, Callable[..., dict[str, Any]]] = {
         "prepare": worker.prepare,
@@ -166,14 +166,14 @@ def main() -> None:
     }
     for line in sys.stdin:
         request = json.loads(line)
-        answer: dict[str, Any]
+        reply: dict[str, Any]
         try:
-            answer = actions[request.pop("do")](**request)
+            reply = actions[request.pop("do")](**request)
         except CdlError as error:
-            answer = {"error": str(error)}
+            reply = {"error": str(error)}
         except Exception as error:  # noqa: BLE001  onnxruntime's share no base class; the parent shows the text
-            answer = {"error": f"{type(error).__name__}: {' '.join(str(error).split())}", "unexpected": True}
-        print(json.dumps(answer), file=answers, flush=True)
+            reply = {"error": f"{type(error).__name__}: {' '.join(str(error).split())}", "unexpected": True}
+        print(json.dumps(reply), file=replies, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """The command line. One file a command; this one registers them and turns the errors a user can cause into one line.
 
 A command's file defines `command`, a function with typer's annotations whose docstring is the help, and `EXAMPLES`, the
-lines that end it. It imports nothing heavy (numpy, onnxruntime, torch) at its top: `cdl --help` imports all of them.
+lines that end it; where it needs another, `CLASS`, typer's class for the command. It imports nothing heavy (numpy,
+onnxruntime, torch) at its top: `cdl --help` imports all of them.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ def _root(
 for _name, _module in COMMANDS.items():
     if importlib.util.find_spec(f"{__name__}.{_module}") is not None:
         _loaded = importlib.import_module(f"{__name__}.{_module}")
-        app.command(_name, epilog=_examples(_loaded.EXAMPLES))(_loaded.command)
+        app.command(_name, epilog=_examples(_loaded.EXAMPLES), cls=getattr(_loaded, "CLASS", None))(_loaded.command)
 
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
@@ -88,6 +89,10 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     baseline; 130 Ctrl-C.
     """
     try:
+        if list(args if args is not None else sys.argv[1:])[:1] == ["train"]:
+            from cdl_deploy.cli import train
+
+            train.offer_options(with_plugins=True)
         code = app(args=list(args) if args is not None else None, prog_name="cdl", standalone_mode=False)
     except CdlError as error:
         # Every process of a run reads the same options and finds the same fault in them: the first one speaks.

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cdl_deploy.cli.missing import needs
 from cdl_deploy.errors import OptionError
+from cdl_deploy.require_extra import require_extra
 
 if TYPE_CHECKING:
-    from cdl_deploy.bench import BenchReport, Progress
+    from cdl_deploy.bench import BenchProgress, BenchReport
 
 EXAMPLES = """
 cdl bench-latency runs/digits
@@ -110,7 +110,7 @@ def command(
     median is narrow enough or the time is up. The table has p50, p90, p95, p99, images/s and the speed-up over the
     teacher (or the last model), size, parameters, MACs, memory and load time; what cannot be trusted is noted under it.
     """
-    with needs("cdl bench-latency"):
+    with require_extra("cdl bench-latency"):
         from cdl_deploy.bench import Baseline, BenchOptions, bench_latency, describe_machine, find_models
     options = BenchOptions(
         batches=_numbers("--batch", batch),
@@ -132,7 +132,7 @@ def command(
         earlier.check(specs, options)
     write_plot = _plotter(plot)
     if torch:
-        with needs("cdl bench-latency --torch", "train"):
+        with require_extra("cdl bench-latency --torch", "train"):
             import torch as _torch  # noqa: F401  (before anything is measured: is it there?)
     with _progress(time_limit) as show:
         report = bench_latency(specs, options, show)
@@ -177,7 +177,7 @@ def _plotter(file: Path | None) -> Callable[[BenchReport], None]:
     """A function that draws a report into `file`. What could go wrong is found now, before anything is measured."""
     if file is None:
         return lambda report: None
-    with needs("cdl bench-latency --plot", "plot"):
+    with require_extra("cdl bench-latency --plot", "plot"):
         from cdl_deploy.bench.plots import FORMATS, plot_report
     if file.suffix.lower() not in FORMATS:
         raise OptionError(f"--plot {file}: expected a name that ends in {', '.join(FORMATS)}")
@@ -215,7 +215,7 @@ def _size(text: str | None) -> tuple[int, int] | None:
 
 
 @contextmanager
-def _progress(time_limit: float) -> Iterator[Callable[[Progress], None] | None]:
+def _progress(time_limit: float) -> Iterator[Callable[[BenchProgress], None] | None]:
     """A bar on a terminal's standard error, redrawn only between measurements: a thread that redraws would disturb."""
     if not sys.stderr.isatty():
         yield None
@@ -232,7 +232,7 @@ def _progress(time_limit: float) -> Iterator[Callable[[Progress], None] | None]:
     with Bar(*columns, console=Console(stderr=True), transient=True, auto_refresh=False) as bar:
         task = bar.add_task("", total=time_limit, seconds=0.0)
 
-        def show(progress: Progress) -> None:
+        def show(progress: BenchProgress) -> None:
             done = f", round {progress.rounds + 1}, {progress.precise} of {progress.medians} medians precise"
             text = f"{progress.phase} {progress.detail}{done if progress.phase == 'measure' else ''}"
             seconds = min(progress.elapsed, time_limit)

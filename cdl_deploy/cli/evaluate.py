@@ -12,8 +12,8 @@ import typer
 
 from cdl_deploy.cli.image_progress import image_progress
 from cdl_deploy.cli.labelled import BatchSize, Holdout, SkipUnknown, Threads, open_labelled, report_unreadable
-from cdl_deploy.cli.missing import needs
 from cdl_deploy.errors import OptionError
+from cdl_deploy.require_extra import require_extra
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -94,11 +94,11 @@ def command(
         if not model.exists():
             raise OptionError(f"{model} does not exist: give an exported model, or a run directory")
         raise OptionError("cdl evaluate needs images whose classes are known: add --data DIR")
-    with needs("cdl evaluate"):
-        from cdl_deploy.classifier import Classifier
+    with require_extra("cdl evaluate"):
         from cdl_deploy.evaluation import evaluate
+        from cdl_deploy.runtime.classifier import Classifier
     if plots is not None:
-        with needs("cdl evaluate --plots", "plot"):
+        with require_extra("cdl evaluate --plots", "plot"):
             from cdl_deploy.evaluation import pictures  # noqa: F401  asked for before the work, not after it
     images = open_labelled("--data", "cdl evaluate", data, holdout)
     first = Classifier(model, threads=1)
@@ -146,10 +146,10 @@ def _evaluate_run(
     as_json: bool,
     save: Path | None,
 ) -> None:
-    with needs("cdl evaluate"):
+    with require_extra("cdl evaluate"):
         from cdl_deploy.cli.evaluate_run import evaluate_run
     if plots is not None:
-        with needs("cdl evaluate RUN --plots", "train"):
+        with require_extra("cdl evaluate RUN --plots", "train"):
             from cdl_deploy.training.plots import draw_run, plot_run
     if data is None and (holdout is not None or skip_unknown):
         name = "--holdout" if holdout is not None else "--skip-unknown"

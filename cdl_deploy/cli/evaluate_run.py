@@ -8,15 +8,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cdl_deploy.cli.missing import needs
+from cdl_deploy.data.labelled import Item, known_images
 from cdl_deploy.errors import DataError, RunError
-from cdl_deploy.evaluation.answers import Unreadable
-from cdl_deploy.evaluation.labelled_images import Item, known_images
 from cdl_deploy.evaluation.matrix import Difference, TaskTest, accuracy_row, largest_difference, surrounded
+from cdl_deploy.evaluation.predictions import Unreadable
+from cdl_deploy.require_extra import require_extra
+from cdl_deploy.run.record import Role, RunRecord, read_record
 
 if TYPE_CHECKING:
     from cdl_deploy.evaluation import LabelledImages
-    from cdl_deploy.training.run_directory import Record
 
 KIND = "cdl-deploy evaluation of a run"
 FORMAT_VERSION = 1
@@ -55,7 +55,7 @@ class RunEvaluation:
 
     def metrics(self, role: str) -> tuple[dict[str, float], dict[str, float]]:
         """Final average accuracy, forgetting and so on: measured, and recorded."""
-        from cdl_deploy.training.metrics import summary
+        from cdl_deploy.run.metrics import summary
 
         return summary(self.roles[role].measured), summary(self.roles[role].recorded)
 
@@ -97,18 +97,19 @@ def evaluate_run(
     `images`: in place of the run's own test images; `skip_unknown` leaves those of unknown classes out. Raises RunError
     for a run without a finished task, DataError for a task without images, MissingExtraError without PyTorch.
     """
-    with needs("cdl evaluate RUN", "train,export"):
-        from cdl_deploy.training.run_directory import RunDirectory
-    with needs("cdl evaluate RUN", "export"):
+    with require_extra("cdl evaluate RUN", "train,export"):
+        import cdl_deploy.training.run_directory  # noqa: F401  PyTorch, which both extras have
+    with require_extra("cdl evaluate RUN", "export"):
         from cdl_deploy.export import ExportOptions, export_run
-    from cdl_deploy.classifier import Classifier
+    from cdl_deploy.runtime.classifier import Classifier
 
-    record = RunDirectory(run).read_record()
+    record = read_record(run)
     if not record.tasks:
         raise RunError(f"{run} has no finished task yet: continue it with cdl train {run} --resume")
-    with needs("cdl evaluate RUN", "train"):  # scikit-learn, where the run learned from its digits
+    with require_extra("cdl evaluate RUN", "train"):  # scikit-learn, where the run learned from its digits
         tests = _own_tests(run, record) if images is None else _given_tests(run, record, images, skip_unknown)
-    roles = [role for role in ("student", "teacher") if role in record.matrices and (teacher or role == "student")]
+    both: tuple[Role, ...] = ("student", "teacher")
+    roles = [role for role in both if role in record.matrices and (teacher or role == "student")]
     result = RunEvaluation(
         run,
         "the run's own test images" if images is None else images.source,
@@ -137,35 +138,34 @@ def evaluate_run(
     return result
 
 
-def _own_tests(run: Path, record: Record) -> list[TaskTest]:
+def _own_tests(run: Path, record: RunRecord) -> list[TaskTest]:
     """What training tested on: all test images where they still are what they were, otherwise those the run keeps."""
-    from cdl_deploy.training.data.task_data import TaskData, TaskPlan
+    from cdl_deploy.training.data.task_data import TaskData
     from cdl_deploy.training.run_directory import RunDirectory
 
     directory = RunDirectory(run)
-    plans = [TaskPlan.from_dict(plan) for plan in record.plans]
-    data = TaskData(plans, record.tasks, {}, directory.load_heldout, record.skipped_images)
+    data = TaskData(record.plans, record.tasks, {}, directory.load_heldout, record.skipped_images)
     tests = []
     for number in range(1, len(record.tasks) + 1):
         test = data.test(number)
         items: Sequence[Item] = test.items
         if test.pixels is not None:
-            items = [surrounded(pixels, record.preprocessing["resize"]) for pixels in test.pixels.numpy()]
+            items = [surrounded(pixels, record.preprocessing.resize) for pixels in test.pixels.numpy()]
         tests.append(TaskTest(items, test.labels, kept=test.pixels is not None))
     return tests
 
 
-def _given_tests(run: Path, record: Record, images: LabelledImages, skip_unknown: bool) -> list[TaskTest]:
+def _given_tests(run: Path, record: RunRecord, images: LabelledImages, skip_unknown: bool) -> list[TaskTest]:
     """A folder's images by the task that taught their class."""
     known = known_images(images, record.classes, skip_unknown, str(run))
     position = {name: index for index, name in enumerate(record.classes)}
     tests = []
     for task in record.tasks:
-        own = known.restricted(lambda name, task=task: name in task["classes"])  # type: ignore[misc]
+        own = known.restricted(lambda name, task=task: name in task.classes)  # type: ignore[misc]
         if not own.items:
-            names = ", ".join(task["classes"][:3]) + (", …" if len(task["classes"]) > 3 else "")
+            names = ", ".join(task.classes[:3]) + (", …" if len(task.classes) > 3 else "")
             raise DataError(
-                f"{images.source} has no image of task {task['number']} ({names}): a run's matrix needs images of "
+                f"{images.source} has no image of task {task.number} ({names}): a run's matrix needs images of "
                 "every task; evaluate an exported model on these instead"
             )
         tests.append(TaskTest(own.items, [position[name] for name in own.names]))

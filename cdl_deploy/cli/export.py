@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cdl_deploy.cli.export_web import check_page_options, print_page, write_model_page
-from cdl_deploy.cli.missing import needs
 from cdl_deploy.errors import OptionError
+from cdl_deploy.require_extra import require_extra
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -110,7 +110,7 @@ def command(
             write_model_page(run, web)
             print_page(web, as_json)
             return
-    with needs("cdl export", "export"):
+    with require_extra("cdl export", "export"):
         from cdl_deploy.export import ExportOptions, Shrink, export_run
 
     def on_step(text: str) -> None:

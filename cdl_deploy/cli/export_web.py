@@ -7,14 +7,14 @@ from pathlib import Path
 
 import typer
 
-from cdl_deploy.cli.missing import needs
 from cdl_deploy.errors import OptionError
+from cdl_deploy.require_extra import require_extra
 
 
 def check_page_options(run: Path, web: Path, graph_input: str, onnx: bool, out: Path | None) -> None:
     """Raise `OptionError`, before anything takes long, for options that `--web` cannot go with."""
-    with needs("cdl export --web"):
-        from cdl_deploy.web_page import check_page_folder
+    with require_extra("cdl export --web"):
+        from cdl_deploy.runtime.web_page import check_page_folder
     if graph_input != "image":
         raise OptionError(f"--input {graph_input} does not go with --web: the page gives the model pixels")
     if run.suffix == ".onnx" and onnx:
@@ -26,8 +26,8 @@ def check_page_options(run: Path, web: Path, graph_input: str, onnx: bool, out: 
 
 def write_model_page(model: Path, web: Path) -> None:
     """Write the page for an exported model."""
-    with needs("cdl export --web"):
-        from cdl_deploy.web_page import write_page
+    with require_extra("cdl export --web"):
+        from cdl_deploy.runtime.web_page import write_page
     write_page(model, web)
 
 

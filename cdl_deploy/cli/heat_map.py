@@ -9,7 +9,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.style import Style
 from rich.text import Text
 
-from cdl_deploy.evaluation.selection import Selection
+from cdl_deploy.evaluation.selection import PromptUse
 
 SHADES = "·░▒▓█"
 ASCII_SHADES = ".:+#@"
@@ -24,7 +24,7 @@ DARK, LIGHT = (0, 34, 78), (254, 232, 56)
 class HeatMap:
     """A row a task or class of the images, a column a task of the prompts, and the share of an image's own task."""
 
-    selection: Selection
+    selection: PromptUse
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         rows = self.selection.rows
@@ -41,9 +41,11 @@ class HeatMap:
                 line.append("no images", style="dim")
             else:
                 own = (row.task - 1) // together
-                for place, value in enumerate(_columns(row.scores, together)):
+                for column, value in enumerate(_columns(row.scores, together)):
                     line.append_text(
-                        _number(value, place == own, highest) if numbers else _shade(value, highest, options.ascii_only)
+                        _number(value, column == own, highest)
+                        if numbers
+                        else _shade(value, highest, options.ascii_only)
                     )
                 line.append(f" {row.scores[row.task - 1]:5.1f}")
             yield line

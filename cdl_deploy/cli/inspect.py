@@ -10,8 +10,8 @@ import typer
 
 from cdl_deploy.cli.image_progress import image_progress
 from cdl_deploy.cli.labelled import BatchSize, Holdout, SkipUnknown, Threads, open_labelled, report_unreadable
-from cdl_deploy.cli.missing import needs
 from cdl_deploy.errors import OptionError, nearest
+from cdl_deploy.require_extra import require_extra
 
 EXAMPLES = """
 cdl inspect student.onnx
@@ -63,11 +63,11 @@ def command(
     alone = [name for name, is_given in given.items() if is_given]
     if alone and images is None:
         raise OptionError(f"{alone[0]} belongs to --images DIR: give it, or leave {alone[0]} out")
-    with needs("cdl inspect"):
+    with require_extra("cdl inspect"):
         from cdl_deploy.evaluation.inspection import inspect_model
         from cdl_deploy.evaluation.selection import measure_selection
     if plots is not None:
-        with needs("cdl inspect --plots", "plot"):
+        with require_extra("cdl inspect --plots", "plot"):
             from cdl_deploy.evaluation import pictures
     found = inspect_model(model)
     selection = None

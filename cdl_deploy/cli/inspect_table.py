@@ -8,9 +8,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from cdl_deploy.bundle import Bundle, Method, Preprocessing
 from cdl_deploy.cli.cells import ending, named
+from cdl_deploy.data.preprocessing import Preprocessing
 from cdl_deploy.evaluation.inspection import Inspection, Port
+from cdl_deploy.runtime.bundle import Bundle, Method
 
 
 def inspection_tables(found: Inspection) -> RenderableType:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cdl_deploy.cli.missing import needs
-from cdl_deploy.errors import DataError, OptionError
+from cdl_deploy.errors import OptionError
+from cdl_deploy.require_extra import require_extra
 
 if TYPE_CHECKING:
     from cdl_deploy.evaluation import LabelledImages
-    from cdl_deploy.evaluation.answers import Unreadable
+    from cdl_deploy.evaluation.predictions import Unreadable
 
 NAMED_ERRORS = 10
 
@@ -41,21 +40,16 @@ Threads = Annotated[
 
 
 def open_labelled(option: str, command: str, data: str, holdout: float | None) -> LabelledImages:
-    """`digits`, or the test images of a folder laid out as for `cdl train --data`. Raises DataError or OptionError."""
-    from cdl_deploy.evaluation import LabelledImages, labelled_folder
+    """The test images of a data set known by name, or of a folder laid out as for `cdl train --data`.
+
+    Raises DataError, OptionError or MissingExtraError.
+    """
+    from cdl_deploy.data.sources import open_test_images
 
     if holdout is not None and not 0 < holdout < 1:
         raise OptionError(f"--holdout is {holdout:g}, expected a share between 0 and 1, such as 0.2")
-    if data != "digits" or Path(data).is_dir():
-        return labelled_folder(Path(data), holdout)
-    if holdout is not None:
-        raise DataError(f"{option} digits has a fixed test split, so --holdout cannot apply: leave it out")
-    with needs(f"{command} {option} digits", "train"):
-        from cdl_deploy.training.data.sources import digits
-
-        source = digits()
-    names = [source.classes[label] for label in source.test.labels.tolist()]
-    return LabelledImages("digits", source.test.items, names)
+    with require_extra(f"{command} {option} {data}", "train"):
+        return open_test_images(option, data, holdout)
 
 
 def report_unreadable(unreadable: Sequence[Unreadable], images: int) -> None:

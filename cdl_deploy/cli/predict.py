@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cdl_deploy.cli.missing import needs
 from cdl_deploy.errors import DataError, OptionError, nearest
+from cdl_deploy.require_extra import require_extra
 
 if TYPE_CHECKING:
-    from cdl_deploy.classifier import Classifier
-    from cdl_deploy.predict import Row
+    from cdl_deploy.runtime.classifier import Classifier
+    from cdl_deploy.runtime.predict import Row
 
 EXAMPLES = """
 cdl predict student.onnx photo.jpg
@@ -104,13 +104,13 @@ def command(
     if engine not in ENGINES:
         raise OptionError(f"--engine is {engine!r}, expected {' or '.join(ENGINES)}{nearest(engine, ENGINES)}")
     _check_extras(kind, engine)
-    with needs("cdl predict"):
+    with require_extra("cdl predict"):
         from PIL import Image
 
-        from cdl_deploy.classifier import Classifier
         from cdl_deploy.cli.predict_progress import shown
-        from cdl_deploy.row_file import RowFile, RowStream
-        from cdl_deploy.sources import check_sources, expand_paths
+        from cdl_deploy.data.paths import check_sources, expand_paths
+        from cdl_deploy.rows.file import RowFile, RowStream
+        from cdl_deploy.runtime.classifier import Classifier
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # what is too large becomes a row with its error
     for stream in (sys.stdin, sys.stdout, sys.stderr):  # paths need not be valid UTF-8
         if isinstance(stream, TextIOWrapper):
@@ -158,10 +158,10 @@ def _checked_kind(kind: str | None, output: Path | None, resume: bool) -> str:
 def _check_extras(kind: str, engine: str) -> None:
     """Raise `MissingExtraError` before any work is done."""
     if kind == "parquet":
-        with needs("--format parquet", "parquet"):
+        with require_extra("--format parquet", "parquet"):
             importlib.import_module("pyarrow.parquet")
     if engine == "ray":
-        with needs("--engine ray", "ray"):
+        with require_extra("--engine ray", "ray"):
             importlib.import_module("ray.data")
 
 
@@ -175,9 +175,9 @@ def _rows(
     engine: str,
 ) -> Generator[Row, None, None]:
     if engine == "ray":
-        from cdl_deploy.ray_engine import predict_rows_on_ray
+        from cdl_deploy.runtime.ray_engine import predict_rows_on_ray
 
         return predict_rows_on_ray(classifier, paths, batch_size, top_k, threads or 1, providers)
-    from cdl_deploy.predict import predict_rows
+    from cdl_deploy.runtime.predict import predict_rows
 
     return predict_rows(classifier, paths, batch_size, top_k, threads)

@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from cdl_deploy.data.paths import STDIN, expand_paths
 from cdl_deploy.errors import DataError
-from cdl_deploy.predict import Row
-from cdl_deploy.sources import STDIN, expand_paths
+from cdl_deploy.runtime.predict import Row
 
 
 @contextmanager

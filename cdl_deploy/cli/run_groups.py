@@ -11,10 +11,10 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from cdl_deploy.cli.run_record import read_record
 from cdl_deploy.errors import RunError
+from cdl_deploy.run.record import Role, RunRecord, read_record
 
-ROLES = ("student", "teacher")
+ROLES: tuple[Role, ...] = ("student", "teacher")
 METRICS = (
     "final_average_accuracy",
     "average_incremental_accuracy",
@@ -33,7 +33,7 @@ class ComparedRun:
     """One run directory with its record, and what distinguishes it from others."""
 
     path: Path
-    record: dict[str, Any]
+    record: RunRecord
     settings: dict[str, Any]
     """Everything that counts, by name: fields of the configuration, the number of finished tasks, …"""
     identity: str
@@ -42,7 +42,13 @@ class ComparedRun:
     @property
     def seed(self) -> int:
         """What all randomness of the run is drawn from."""
-        return int(self.record["config"]["optim"]["seed"])
+        return self.record.config.optim.seed
+
+    def metric(self, role: Role, metric: str) -> float:
+        """Of a learner that the run has."""
+        result = self.record.results(role)
+        assert result is not None
+        return float(getattr(result, metric))
 
 
 @dataclass
@@ -59,13 +65,13 @@ class RunGroup:
         """In the order of the runs."""
         return [run.seed for run in self.runs]
 
-    def roles(self) -> list[str]:
+    def roles(self) -> list[Role]:
         """Student, and teacher where there is one."""
-        return [role for role in ROLES if all(run.record.get(role) for run in self.runs)]
+        return [role for role in ROLES if all(run.record.results(role) for run in self.runs)]
 
-    def values(self, role: str, metric: str) -> list[float]:
+    def values(self, role: Role, metric: str) -> list[float]:
         """One a run."""
-        return [float(run.record[role][metric]) for run in self.runs]
+        return [run.metric(role, metric) for run in self.runs]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON. `std` is the sample's (n − 1), null for one run."""
@@ -76,8 +82,8 @@ class RunGroup:
             {
                 "path": str(run.path),
                 "seed": run.seed,
-                "status": run.record["status"],
-                **{role: {m: run.record[role][m] for m in METRICS} for role in self.roles()},
+                "status": run.record.status,
+                **{role: {m: run.metric(role, m) for m in METRICS} for role in self.roles()},
             }
             for run in self.runs
         ]
@@ -90,38 +96,28 @@ def mean_and_std(values: Sequence[float]) -> dict[str, float | None]:
 
 
 def read_run(path: Path) -> ComparedRun:
-    """A run to compare. Raises RunError where no task is finished, or the record is incomplete."""
+    """A run to compare. Raises RunError where no task is finished, or the record is damaged."""
     record = read_record(path)
-    try:
-        if not record["tasks"]:
-            raise RunError(
-                f"{path} has no finished task yet: finish it with cdl train {path} --resume, or leave it out"
-            )
-        config = record["config"]
-        settings = {
-            name: value
-            for section in ("data", "models", "method", "optim")
-            for name, value in config[section].items()
-            if not (section == "optim" and name in NOT_COMPARED)
+    if not record.tasks:
+        raise RunError(f"{path} has no finished task yet: finish it with cdl train {path} --resume, or leave it out")
+    settings = {
+        name: value
+        for section, values in record.config.to_dict().items()
+        for name, value in values.items()
+        if not (section == "optim" and name in NOT_COMPARED)
+    }
+    done, planned = len(record.tasks), len(record.plans)
+    settings["finished tasks"] = done if done == planned else f"{done} of {planned}"
+    plans = [
+        {
+            **plan.to_dict(),
+            "classes": len(plan.classes),
+            "known_classes": len(plan.known_classes),
+            "optim": {name: value for name, value in plan.optim.items() if name not in NOT_COMPARED},
         }
-        done, planned = len(record["tasks"]), len(record["plans"])
-        settings["finished tasks"] = done if done == planned else f"{done} of {planned}"
-        plans = [
-            {
-                **plan,
-                "classes": len(plan["classes"]),
-                "known_classes": len(plan["known_classes"]),
-                "optim": {name: value for name, value in plan["optim"].items() if name not in NOT_COMPARED},
-            }
-            for plan in record["plans"]
-        ]
-        weights = {role: info["sha256"] for role, info in record["backbones"].items()}
-        for role in ROLES:
-            for metric in METRICS if record.get(role) else ():
-                float(record[role][metric])
-        int(config["optim"]["seed"]), record["status"]
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise RunError(f"{path / 'run.json'} is damaged: {error} is missing or no number") from None
+        for plan in record.plans
+    ]
+    weights = {role: info.sha256 for role, info in record.backbones.items()}
     return ComparedRun(path, record, settings, json.dumps([settings, plans, weights], sort_keys=True))
 
 
@@ -162,8 +158,8 @@ def preset_of(differs: dict[str, Any]) -> tuple[str | None, set[str]]:
 
     Only where they differ in several settings of `--preset paper`: one or two are told better by themselves.
     """
-    from cdl_deploy.training.config import RunConfig
-    from cdl_deploy.training.presets import PAPER
+    from cdl_deploy.run.config import RunConfig
+    from cdl_deploy.run.presets import PAPER
 
     paper = {name: value for values in PAPER.values() for name, value in values.items() if name in differs}
     plain = {name: value for values in RunConfig().to_dict().values() for name, value in values.items()}

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cdl_deploy.cli.run_record import read_json, read_record
 from cdl_deploy.errors import RunError
+from cdl_deploy.run.record import FILE, RunRecord, parse_record, read_json, read_record_file
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -32,16 +32,17 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Print the run's record as JSON.")] = False,
 ) -> None:
     """Show a run: accuracy after every task, forgetting, its history, and where its files are."""
-    record = read_record(run)
+    content = read_record_file(run)
+    record = parse_record(content, run / FILE)
     if as_json:
-        typer.echo(json.dumps(record, indent=2, ensure_ascii=False))
+        typer.echo(json.dumps(content, indent=2, ensure_ascii=False))
         return
     from rich.console import Console
 
     from cdl_deploy.cli.run_table import run_table
 
     console = Console()
-    if not record["tasks"]:
+    if not record.tasks:
         console.print(f"{run}: no task is finished yet; continue with: cdl train {run} --resume", highlight=False)
         return
     console.print(run_table(record))
@@ -55,17 +56,17 @@ def command(
     console.print(_files(run), highlight=False, soft_wrap=True)
 
 
-def history_table(record: dict[str, Any]) -> Table:
+def history_table(record: RunRecord) -> Table:
     """When each task was learned, and from which images."""
     from rich.table import Table
 
     table = Table(title="history", title_justify="left")
     for name in ("task", "learned (UTC)", "from", "known classes", "epochs"):
         table.add_column(name, overflow="fold")
-    for task in record["tasks"]:
-        known = ", ".join(task["known_classes"]) or "–"
-        when = task["finished"][:16].replace("T", " ")
-        table.add_row(str(task["number"]), when, task["data"], known, str(task["optim"]["epochs"]))
+    for task in record.tasks:
+        known = ", ".join(task.known_classes) or "–"
+        when = task.finished[:16].replace("T", " ")
+        table.add_row(str(task.number), when, task.data, known, str(task.optim.epochs))
     return table
 
 

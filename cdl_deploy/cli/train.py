@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Collection
 from contextlib import nullcontext
+from inspect import Parameter, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cdl_deploy.cli import train_options as option
-from cdl_deploy.cli.missing import needs
+from cdl_deploy.cli.options_help import GroupedCommand, parameters
 from cdl_deploy.cli.signals import stop_on_signals
 from cdl_deploy.errors import OptionError
+from cdl_deploy.require_extra import require_extra
+from cdl_deploy.run.config import option_sections
+from cdl_deploy.run.options import GROUPS, Declared, flag
 
 if TYPE_CHECKING:
-    from cdl_deploy.training.run_directory import Record
+    from cdl_deploy.run.record import RunRecord
 
 EXAMPLES = """
 cdl train --data digits --tasks 5 --out runs/digits
@@ -32,113 +36,91 @@ cdl train runs/photos --add new-photos/ --classes screw,nut
 """
 
 
+RUN, ADD = "Run", "One more task"
+WITH_ADDITION = ("holdout", "skip_bad")
+"""Options about images that go with --add; those of the section `optim` do as well."""
+CLASS = GroupedCommand
+
+
+def _option(help: str, panel: str, *names: str, metavar: str = "") -> Any:
+    return typer.Option(*names, metavar=metavar, help=help, rich_help_panel=panel, show_default=False)
+
+
+Run = Annotated[
+    Path | None,
+    typer.Argument(metavar="RUN", help="The run directory, where --out does not name it.", show_default=False),
+]
+Out = Annotated[Path | None, _option("The run directory to write.", RUN, "--out", metavar="RUN")]
+Preset = Annotated[
+    str | None,
+    _option(
+        "Start from these values; a file and options go before them. Default: default.", RUN, metavar="default|paper"
+    ),
+]
+Config = Annotated[
+    Path | None,
+    _option(
+        "YAML or JSON with sections data, models, method, optim, as in run.json; options go before it.",
+        RUN,
+        metavar="FILE",
+    ),
+]
+Resume = Annotated[bool, _option("Continue an interrupted RUN as it was configured.", RUN, "--resume")]
+DryRun = Annotated[
+    bool, _option("Show tasks, parameters, time and memory of a new run; write nothing.", RUN, "--dry-run")
+]
+AsJson = Annotated[bool, _option("Print the run's record, or the plan, as JSON.", RUN, "--json")]
+Add = Annotated[
+    str | None,
+    _option("Learn the classes in this image folder as the next task of a finished RUN.", ADD, metavar="DIR"),
+]
+Classes = Annotated[str | None, _option("Only these of its classes, in this order.", ADD, metavar="A,B,...")]
+AllowKnown = Annotated[bool, _option("Train classes that RUN knows on, with the new images.", ADD, "--allow-known")]
+
+
 def command(
-    run: option.Run = None,
-    out: option.Out = None,
-    preset: option.Preset = None,
-    config: option.Config = None,
-    add: option.Add = None,
-    classes: option.Classes = None,
-    allow_known: option.AllowKnown = False,
-    data: option.Data = None,
-    tasks: option.Tasks = None,
-    classes_per_task: option.ClassesPerTask = None,
-    task_file: option.TaskFile = None,
-    holdout: option.Holdout = None,
-    class_order: option.ClassOrder = None,
-    augmentation: option.Augmentation = None,
-    image_size: option.ImageSize = None,
-    skip_bad: option.SkipBad = False,
-    teacher: option.Teacher = None,
-    student: option.Student = None,
-    teacher_weights: option.TeacherWeights = None,
-    student_weights: option.StudentWeights = None,
-    teacher_run: option.TeacherRun = None,
-    pixel_range: option.PixelRange = None,
-    method: option.Method = None,
-    distill: option.Distill = None,
-    query: option.Query = None,
-    query_regulariser: option.QueryRegulariser = None,
-    prompt_rows: option.PromptRows = None,
-    pull_weight: option.PullWeight = None,
-    pool_size: option.PoolSize = None,
-    top_k: option.TopK = None,
-    shared_prompt_rows: option.SharedPromptRows = None,
-    merge_share: option.MergeShare = None,
-    orthogonality: option.Orthogonality = None,
-    components_per_task: option.ComponentsPerTask = None,
-    alpha: option.Alpha = None,
-    temperature: option.Temperature = None,
-    dkd_target_weight: option.DkdTargetWeight = None,
-    dkd_nontarget_weight: option.DkdNontargetWeight = None,
-    dkd_temperature: option.DkdTemperature = None,
-    fitnets_weight: option.FitnetsWeight = None,
-    reviewkd_weight: option.ReviewkdWeight = None,
-    kd_prompt_rows: option.KdPromptRows = None,
-    kd_prompt_blocks: option.KdPromptBlocks = None,
-    kd_prompt_start: option.KdPromptStart = None,
-    kd_prompt_scale: option.KdPromptScale = None,
-    kd_token_start: option.KdTokenStart = None,
-    kd_lr_scale: option.KdLrScale = None,
-    kd_classes: option.KdClasses = None,
-    alpha_holdout: option.AlphaHoldout = None,
-    head_start: option.HeadStart = None,
-    student_head: option.StudentHead = None,
-    calibration: option.Calibration = None,
-    epochs: option.Epochs = None,
-    batch_size: option.BatchSize = None,
-    lr: option.Lr = None,
-    schedule: option.Schedule = None,
-    seed: option.Seed = None,
-    device: option.Device = None,
-    precision: option.Precision = None,
-    compile: option.Compile = False,
-    resident: option.Resident = False,
-    workers: option.Workers = None,
-    log: option.Log = None,
-    resume: option.Resume = False,
-    dry_run: option.DryRun = False,
-    as_json: option.AsJson = False,
+    run: Run = None,
+    out: Out = None,
+    preset: Preset = None,
+    config: Config = None,
+    resume: Resume = False,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+    add: Add = None,
+    classes: Classes = None,
+    allow_known: AllowKnown = False,
+    **options: Any,
 ) -> None:
     """Train a student, task by task, with a teacher's help.
 
     In every task the teacher learns the new classes first, then the student learns them from images and teacher. Images
     of earlier tasks are not looked at again. A checkpoint is written after every epoch.
     """
-    given = {
-        name: value
-        for name, value in locals().items()
-        if name not in ("run", "out", "add", "classes", "allow_known", "resume", "dry_run", "as_json")
-        and value is not None
-        and value is not False
-    }
+    given = _given(options)
     out = _one_directory(run, out)
     if dry_run:
         if resume or add is not None:
             raise OptionError("--dry-run plans a new run: leave out --resume and --add")
+        _check_addition(add, classes, allow_known)
         _show_plan(out, preset, config, given, as_json)
         return
     if out is None:
         raise OptionError("no run directory is given: add --out RUN")
-    with needs("cdl train", "train"):
+    with require_extra("cdl train", "train"):
         from cdl_deploy.cli.train_progress import show_training
-        from cdl_deploy.training.additions import Addition, add_task
-        from cdl_deploy.training.config_file import layered_config
+        from cdl_deploy.run.config_file import layered_config
+        from cdl_deploy.training.loop import add_task, train
+        from cdl_deploy.training.loop import resume as resume_run
+        from cdl_deploy.training.preparation import Addition
         from cdl_deploy.training.progress import Stopped
-        from cdl_deploy.training.run import resume as resume_run
-        from cdl_deploy.training.run import train
-    if add is None and (classes is not None or allow_known):
-        raise OptionError("--classes and --allow-known belong to --add DIR: give it, or leave them out")
+    _check_addition(add, classes, allow_known)
     if resume and add is not None:
         raise OptionError("--resume and --add exclude each other: resume first, then add")
     if resume:
         _refuse(given, "--resume continues a run as it was configured")
     if add is not None:
-        fixed = {
-            name: value
-            for name, value in given.items()
-            if name not in option.ADDITION and name not in option.SECTIONS["optim"]
-        }
+        optim = {it.name for it in option_sections()["optim"]}
+        fixed = [name for name in given if name not in WITH_ADDITION and name not in optim]
         _refuse(fixed, "--add goes on with a run as it was configured")
     from cdl_deploy.cli import is_main_process
 
@@ -148,12 +130,14 @@ def command(
             if resume:
                 record = resume_run(out, progress, stop)
             elif add is not None:
-                optim = {name: given[name] for name in option.SECTIONS["optim"] if name in given}
+                changed = {name: value for name, value in given.items() if name in optim}
                 names = tuple(name.strip() for name in classes.split(",")) if classes is not None else ()
-                addition = Addition(add, names, holdout, skip_bad, allow_known, optim)
+                addition = Addition(
+                    add, names, given.get("holdout"), given.get("skip_bad", False), allow_known, changed
+                )
                 record = add_task(out, addition, progress, stop)
             else:
-                record = train(layered_config(preset, config, option.sections(given)), out, progress, stop)
+                record = train(layered_config(preset, config, _sections(given)), out, progress, stop)
         except (Stopped, KeyboardInterrupt):
             if (out / "run.json").exists() and is_main_process():
                 typer.echo(f"\nstopped; continue with: cdl train {out} --resume", err=True)
@@ -171,12 +155,12 @@ def _one_directory(run: Path | None, out: Path | None) -> Path | None:
 
 def _show_plan(out: Path | None, preset: str | None, config: Path | None, given: dict[str, Any], as_json: bool) -> None:
     """What the run would be; nothing is written."""
-    with needs("cdl train", "train"):
+    with require_extra("cdl train", "train"):
         from cdl_deploy.cli.train_progress import show_training
-        from cdl_deploy.training.config_file import layered_config
+        from cdl_deploy.run.config_file import layered_config
         from cdl_deploy.training.dry_run import plan_run
     with show_training() if sys.stderr.isatty() else nullcontext(None) as progress:
-        plan = plan_run(layered_config(preset, config, option.sections(given)), out, progress).to_dict()
+        plan = plan_run(layered_config(preset, config, _sections(given)), out, progress).to_dict()
     if as_json:
         import json
 
@@ -189,13 +173,63 @@ def _show_plan(out: Path | None, preset: str | None, config: Path | None, given:
     Console().print(plan_table(plan))
 
 
-def _refuse(given: dict[str, Any], why: str) -> None:
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    """The options that were typed, under the names they have now."""
+    given = {name: value for name, value in options.items() if value is not None and value is not False}
+    for declared in _declared():
+        old = declared.about.was
+        if old is not None and old in given:
+            if declared.name in given:
+                raise OptionError(f"{flag(old)} is the old name of {declared.flag}: give one of them")
+            typer.echo(f"note: {flag(old)} is now called {declared.flag}", err=True)
+            given[declared.name] = given.pop(old)
+    return given
+
+
+def _sections(given: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Options by section of the configuration."""
+    return {
+        section: {it.name: given[it.name] for it in options if it.name in given}
+        for section, options in option_sections(_with_plugins).items()
+    }
+
+
+def _declared() -> list[Declared]:
+    """The options that are read from the configuration, heading by heading."""
+    found = [it for options in option_sections(_with_plugins).values() for it in options]
+    return sorted(found, key=lambda it: GROUPS.index(it.group) if it.group in GROUPS else len(GROUPS))
+
+
+_with_plugins = False
+
+
+def offer_options(with_plugins: bool = False) -> None:
+    """Give the command its parameters: those above, and one for every option of a configuration."""
+    global _with_plugins
+    _with_plugins = with_plugins
+    own = [it for it in _own.parameters.values() if it.kind is not Parameter.VAR_KEYWORD]
+    # A function's parameters are read from this attribute, and its type hints by name: no two can differ.
+    command.__signature__ = _own.replace(  # type: ignore[attr-defined]
+        parameters=[*own, *(made for declared in _declared() for made in parameters(declared))]
+    )
+
+
+_own = signature(command, eval_str=True)
+offer_options()
+
+
+def _check_addition(add: str | None, classes: str | None, allow_known: bool) -> None:
+    if add is None and (classes is not None or allow_known):
+        raise OptionError("--classes and --allow-known belong to --add DIR: give it, or leave them out")
+
+
+def _refuse(given: Collection[str], why: str) -> None:
     if given:
-        names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        names = ", ".join(map(flag, given))
         raise OptionError(f"{why}, so {names} cannot be given: leave it out")
 
 
-def _print(record: Record, out: Path, as_json: bool) -> None:
+def _print(record: RunRecord, out: Path, as_json: bool) -> None:
     if as_json:
         import json
 
@@ -207,7 +241,7 @@ def _print(record: Record, out: Path, as_json: bool) -> None:
     from cdl_deploy.cli.runs import PICTURES
 
     console = Console()
-    console.print(run_table(record.to_dict()))
+    console.print(run_table(record))
     if record.skipped_images:
         count = len(record.skipped_images)
         text = f"{count} unreadable image{'s' if count > 1 else ''} left out; run.json names them."

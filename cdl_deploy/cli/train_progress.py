@@ -10,9 +10,8 @@ from rich.console import Console
 from rich.live import Live
 
 from cdl_deploy.cli.progress_line import ProgressLine
-from cdl_deploy.training.models.learner import Role
+from cdl_deploy.run.record import Role, RunRecord
 from cdl_deploy.training.progress import Progress, Stage
-from cdl_deploy.training.run_directory import Record
 
 TEST_SHARE, TEST_SPEEDUP = 0.25, 2.0
 """Until the first evaluation: test images for every training image, and how much faster one is classified."""
@@ -27,7 +26,7 @@ class TimeLeft:
     learned yet is taken to be as fast as the other.
     """
 
-    def __init__(self, record: Record) -> None:
+    def __init__(self, record: RunRecord) -> None:
         self.roles: list[Role] = ["teacher", "student"] if "teacher" in record.backbones else ["student"]
         self.classes = [len(classes) for classes in record.planned_tasks]
         self.speeds: dict[Role, float] = {}
@@ -60,7 +59,7 @@ class TrainingProgress(Progress):
 
     def __init__(self, console: Console, line: ProgressLine) -> None:
         self.console, self.line = console, line
-        self.record: Record | None = None
+        self.record: RunRecord | None = None
         self.time_left: TimeLeft | None = None
         self.done = 0
         self.steps = 0
@@ -70,7 +69,7 @@ class TrainingProgress(Progress):
     def checking(self, done: int, total: int) -> None:
         self.line.doing, self.line.share = f"checking images {done:,} of {total:,}", done / total
 
-    def planned(self, record: Record) -> None:
+    def planned(self, record: RunRecord) -> None:
         self.record, self.time_left = record, TimeLeft(record)
 
     def stage_started(self, stage: Stage, first_epoch: int, first_step: int) -> None:
@@ -110,15 +109,16 @@ class TrainingProgress(Progress):
             self.time_left.tests_per_class = total / sum(self.time_left.classes[:task])
         line.share = done / total
 
-    def task_finished(self, record: Record) -> None:
+    def task_finished(self, record: RunRecord) -> None:
         parts = []
-        for role in ("student", "teacher"):
+        roles: tuple[Role, ...] = ("student", "teacher")
+        for role in roles:
             if record.matrices.get(role):
                 row = record.matrices[role][-1]
                 parts.append(f"{role} {sum(row) / len(row):.1f} %")
         task = record.tasks[-1]
         self.console.print(
-            f"task {task['number']}/{len(record.planned_tasks)} done: {', '.join(parts)} "
+            f"task {task.number}/{len(record.planned_tasks)} done: {', '.join(parts)} "
             f"over {len(record.classes)} classes",
             highlight=False,
         )

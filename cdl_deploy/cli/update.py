@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from cdl_deploy.cli.missing import needs
 from cdl_deploy.errors import BundleError, UpdateError
+from cdl_deploy.require_extra import require_extra
 
 EXAMPLES = """
 cdl update old.onnx student.cdlup -o new.onnx
@@ -40,11 +41,11 @@ def command(
     An update for another model, or a damaged one, is refused. Updates that OLD has already are skipped. Where OLD has
     its description beside it as a .json file, NEW gets one.
     """
-    with needs("cdl update"):
-        from cdl_deploy.bundle import Bundle, description, description_file, read_bundle
+    with require_extra("cdl update"):
         from cdl_deploy.files import write_json
-        from cdl_deploy.update import apply_updates
-        from cdl_deploy.update_news import news
+        from cdl_deploy.runtime.bundle import Bundle, description, description_file, read_bundle
+        from cdl_deploy.update.news import news
+        from cdl_deploy.update.patch import Applied, apply_updates
 
     def bundle(path: Path) -> Bundle | None:
         try:
@@ -53,7 +54,7 @@ def command(
             return None
 
     told: list[str] = []
-    descriptions: list[dict[str, Any]] = []
+    known: list[Bundle] = []
     described = description_file(old).is_file()
 
     def look(path: Path) -> None:
@@ -61,14 +62,21 @@ def command(
         try:
             new = read_bundle(path)
         except BundleError as error:
-            why = str(error).replace(str(path), str(output))
+            hidden = re.escape(
+                str(path.with_name(path.name.rpartition("-")[0]))
+            )  # and the rest, which may be cut short
+            why = re.sub(rf"{hidden}[^\s:)]*", lambda _: str(output), str(error))
             raise UpdateError(f"the updated model cannot be used here, nothing was changed: {why}") from error
         told.append(news(bundle(old), new))
-        descriptions.append(description(new))
+        known.append(new)
 
-    done = apply_updates(old, updates, output, look)
-    if described and descriptions:
-        write_json(description_file(output), descriptions[0])
+    def describe(done: Applied) -> None:
+        """The description beside the new file; also where an earlier update was killed before it came to that."""
+        new = known[0] if known else bundle(done.path) if described else None
+        if described and new is not None and not _says(description_file(output), description(new)):
+            write_json(description_file(output), description(new))
+
+    done = apply_updates(old, updates, output, look, describe)
     brought = told[0] if done.updates else "up to date already"
     if as_json:
         import json
@@ -83,3 +91,13 @@ def command(
         typer.echo(json.dumps(record, indent=2, ensure_ascii=False))
     else:
         typer.echo(f"{output}: {brought}")
+
+
+def _says(file: Path, values: dict[str, Any]) -> bool:
+    """Whether the JSON file holds these values."""
+    import json
+
+    try:
+        return bool(json.loads(file.read_text(encoding="utf-8")) == json.loads(json.dumps(values)))
+    except (OSError, ValueError):
+        return False

@@ -6,23 +6,23 @@ report = evaluate(Classifier("student.onnx"), labelled_folder(Path("photos")))
 print(report.accuracy, report.calibration_error)
 """
 
+from cdl_deploy.data.labelled import LabelledImages, known_images, labelled_folder
 from cdl_deploy.evaluation.agreement import Agreement
 from cdl_deploy.evaluation.evaluate import evaluate
 from cdl_deploy.evaluation.inspection import Inspection, inspect_model
-from cdl_deploy.evaluation.labelled_images import LabelledImages, known_images, labelled_folder
-from cdl_deploy.evaluation.outputs import Output, model_outputs
+from cdl_deploy.evaluation.outputs import ImageOutput, model_outputs
 from cdl_deploy.evaluation.report import ClassResult, Evaluation, TaskResult
-from cdl_deploy.evaluation.selection import Selection, SelectionRow, measure_selection
+from cdl_deploy.evaluation.selection import PromptUse, PromptUseRow, measure_selection
 
 __all__ = [
     "Agreement",
     "ClassResult",
     "Evaluation",
+    "ImageOutput",
     "Inspection",
     "LabelledImages",
-    "Output",
-    "Selection",
-    "SelectionRow",
+    "PromptUse",
+    "PromptUseRow",
     "TaskResult",
     "evaluate",
     "inspect_model",

@@ -51,7 +51,7 @@ def shared_classes(first: Sequence[str], second: Sequence[str], names: tuple[str
     return shared
 
 
-def compare_answers(
+def compare_predictions(
     model: str,
     classes: tuple[Sequence[str], Sequence[str]],
     truth: Sequence[str],

@@ -43,10 +43,10 @@ def confidence_bins(
     """
     edges = np.linspace(0, 1, bins + 1)
     values = confidence.astype(np.float64)
-    place = np.clip(np.searchsorted(edges, values, side="left") - 1, 0, bins - 1)
-    counts = np.bincount(place, minlength=bins)
-    right = np.bincount(place, weights=correct, minlength=bins)
-    sums = np.bincount(place, weights=values, minlength=bins)
+    bin_of_image = np.clip(np.searchsorted(edges, values, side="left") - 1, 0, bins - 1)
+    counts = np.bincount(bin_of_image, minlength=bins)
+    right = np.bincount(bin_of_image, weights=correct, minlength=bins)
+    sums = np.bincount(bin_of_image, weights=values, minlength=bins)
     return [
         ConfidenceBin(
             lower=float(edges[m]),

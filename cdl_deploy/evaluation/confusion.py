@@ -50,7 +50,7 @@ def worst_mistakes(confusion: Counts, most: int) -> list[Mistake]:
     np.fill_diagonal(wrong, 0)
     totals = confusion.sum(axis=1)
     order = np.argsort(-wrong, axis=None, kind="stable")[:most]
-    pairs = [(int(place) // len(wrong), int(place) % len(wrong)) for place in order]
+    pairs = [(int(cell) // len(wrong), int(cell) % len(wrong)) for cell in order]
     return [
         Mistake(true, named, int(wrong[true, named]), 100 * int(wrong[true, named]) / int(totals[true]))
         for true, named in pairs

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from cdl_deploy.classifier import Classifier
+from cdl_deploy.data.labelled import LabelledImages, known_images
 from cdl_deploy.errors import BundleError, DataError
-from cdl_deploy.evaluation.agreement import Agreement, compare_answers, shared_classes
-from cdl_deploy.evaluation.answers import Answers, OnImage, collect_answers
-from cdl_deploy.evaluation.labelled_images import LabelledImages, known_images
+from cdl_deploy.evaluation.agreement import Agreement, compare_predictions, shared_classes
 from cdl_deploy.evaluation.outputs import model_outputs
+from cdl_deploy.evaluation.predictions import ImagePredictions, OnImage, collect_predictions
 from cdl_deploy.evaluation.report import Evaluation, make_report
+from cdl_deploy.runtime.classifier import Classifier
 
 
 def evaluate(
@@ -35,25 +35,27 @@ def evaluate(
             _check_names(model)
     known = known_images(images, classifier.classes, skip_unknown, str(classifier.path))
     shared = _shared(classifier, against) if against is not None else classifier.classes
-    places = [index for index, name in enumerate(known.names) if name in set(shared)]
-    if not places:
+    positions = [index for index, name in enumerate(known.names) if name in set(shared)]
+    if not positions:
         raise DataError(f"{images.source} has no image of the {len(shared)} classes that both models know")
-    total = len(known.items) + (len(places) if against is not None else 0)
+    total = len(known.items) + (len(positions) if against is not None else 0)
 
-    def answers_of(model: Classifier, own: LabelledImages, done_before: int) -> Answers:
+    def predictions_of(model: Classifier, own: LabelledImages, done_before: int) -> ImagePredictions:
         among = [model.classes.index(name) for name in shared]
         outputs = model_outputs(model.prepare, model.probabilities, own.items, batch_size, workers)
-        return collect_answers(
+        return collect_predictions(
             model.interface, own, outputs, among, lambda done, _: on_image(done_before + done, total)
         )
 
-    answers = answers_of(classifier, known, 0)
+    predictions = predictions_of(classifier, known, 0)
     agreement = None
     if against is not None:
         both = known.restricted(lambda name: name in set(shared))
-        second = answers_of(against, both, len(known.items))
-        agreement = _agreement((classifier, against), known, answers, second, places)
-    return make_report(str(classifier.path), classifier.interface, images.source, known.left_out, answers, agreement)
+        second = predictions_of(against, both, len(known.items))
+        agreement = _agreement((classifier, against), known, predictions, second, positions)
+    return make_report(
+        str(classifier.path), classifier.interface, images.source, known.left_out, predictions, agreement
+    )
 
 
 def _shared(first: Classifier, second: Classifier) -> list[str]:
@@ -62,27 +64,31 @@ def _shared(first: Classifier, second: Classifier) -> list[str]:
 
 def _check_names(model: Classifier) -> None:
     """Raise `BundleError` where folders, which are named by class, would not tell two classes apart."""
-    place: dict[str, int] = {}
+    numbers: dict[str, int] = {}
     for number, name in enumerate(model.classes, 1):
-        if name in place:
+        if name in numbers:
             raise BundleError(
-                f"{model.path} has two classes called {name!r}, number {place[name]} and {number}, so the names of "
+                f"{model.path} has two classes called {name!r}, number {numbers[name]} and {number}, so the names of "
                 "folders do not tell them apart: give each label a name of its own"
             )
-        place[name] = number
+        numbers[name] = number
 
 
 def _agreement(
-    models: tuple[Classifier, Classifier], known: LabelledImages, first: Answers, second: Answers, places: list[int]
+    models: tuple[Classifier, Classifier],
+    known: LabelledImages,
+    first: ImagePredictions,
+    second: ImagePredictions,
+    positions: list[int],
 ) -> Agreement:
-    """`places`: for each image that the second model got, its position among those of the first."""
+    """`positions`: for each image that the second model got, its position among those of the first."""
     one, other = (model.classes for model in models)
     said = {int(image): one[choice] for image, choice in zip(first.images, first.among, strict=True)}
-    also = {places[image]: other[choice] for image, choice in zip(second.images, second.among, strict=True)}
+    also = {positions[image]: other[choice] for image, choice in zip(second.images, second.among, strict=True)}
     read = [image for image in also if image in said]
     if not read:
         raise DataError(f"{known.source} has no image that both models can read")
-    return compare_answers(
+    return compare_predictions(
         str(models[1].path),
         (one, other),
         [known.names[image] for image in read],

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cdl_deploy.classifier import Classifier
+from cdl_deploy.data.images import ByteArray, crop_offset
+from cdl_deploy.data.labelled import Item
 from cdl_deploy.errors import DataError
-from cdl_deploy.evaluation.answers import Unreadable
-from cdl_deploy.evaluation.labelled_images import Item
 from cdl_deploy.evaluation.outputs import model_outputs
-from cdl_deploy.images import ByteArray, crop_offset
+from cdl_deploy.evaluation.predictions import Unreadable
+from cdl_deploy.runtime.classifier import Classifier
 
 Matrix = Sequence[Sequence[float]]
 

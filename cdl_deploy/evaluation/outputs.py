@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cdl_deploy.evaluation.labelled_images import Item
-from cdl_deploy.images import FloatArray
-from cdl_deploy.pipeline import Failure, run_in_order
+from cdl_deploy.data.images import FloatArray
+from cdl_deploy.data.labelled import Item
+from cdl_deploy.runtime.pipeline import Failure, run_in_order
 
 Prepare = Callable[[Item], NDArray[Any]]
 """An image → what the graph takes, without the batch dimension. Raises DataError where it cannot be read."""
@@ -22,11 +22,11 @@ Run = Callable[[NDArray[Any]], FloatArray]
 
 
 @dataclass(frozen=True)
-class Output:
+class ImageOutput:
     """What came out for one image, or why it could not be read."""
 
     path: str
-    """The file; for pixels their place, such as `image 7`."""
+    """The file; for pixels their number, such as `image 7`."""
     values: FloatArray | None
     """[n]; None where the image could not be read."""
     error: str | None = None
@@ -35,9 +35,9 @@ class Output:
 
 def model_outputs(
     prepare: Prepare, run: Run, items: Iterable[Item], batch_size: int = 32, workers: int | None = None
-) -> Generator[Output, None, None]:
-    """One `Output` an item, in order; see `run_in_order`, which does the work in `workers` threads."""
+) -> Generator[ImageOutput, None, None]:
+    """One `ImageOutput` an item, in order; see `run_in_order`, which does the work in `workers` threads."""
     with closing(run_in_order(prepare, lambda batch: run(np.stack(batch)), items, batch_size, workers)) as found:
         for number, (item, result) in enumerate(found, 1):
             name = str(item) if isinstance(item, Path) else f"image {number}"
-            yield Output(name, None, result.error) if isinstance(result, Failure) else Output(name, result)
+            yield ImageOutput(name, None, result.error) if isinstance(result, Failure) else ImageOutput(name, result)

@@ -18,7 +18,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
 
 from cdl_deploy.evaluation.report import Evaluation
-from cdl_deploy.evaluation.selection import Selection
+from cdl_deploy.evaluation.selection import PromptUse
 from cdl_deploy.files import write_atomic
 
 if TYPE_CHECKING:
@@ -64,9 +64,9 @@ def draw_confusion(report: Evaluation) -> Figure:
         _task_ticks(axis, tasks, "xy")
         what = "classes of task"
     else:
-        places = _steps(count)
-        axis.set_xticks(places, [str(place + 1) for place in places], rotation=90)
-        axis.set_yticks(places, [str(place + 1) for place in places])
+        ticks = _steps(count)
+        axis.set_xticks(ticks, [str(tick + 1) for tick in ticks], rotation=90)
+        axis.set_yticks(ticks, [str(tick + 1) for tick in ticks])
         what = "class, by its number in the model"
     if tasks:
         _task_lines(axis, tasks, "xy")
@@ -116,7 +116,7 @@ def draw_calibration(report: Evaluation) -> Figure:
     return figure
 
 
-def draw_selection(selection: Selection) -> Figure:
+def draw_selection(selection: PromptUse) -> Figure:
     """Row: the images; column: the task whose prompts they select; colour: how strongly, in percent."""
     columns = max(len(row.scores) for row in selection.rows if row.scores is not None)
     cells = np.array([row.scores or [np.nan] * columns for row in selection.rows])
@@ -134,8 +134,8 @@ def draw_selection(selection: Selection) -> Figure:
         _task_ticks(axis, tasks, "y")
     if selection.by == "class":
         _task_lines(axis, tasks, "y")
-    for place, task in enumerate(tasks):  # an image's own task, framed: told without colour
-        axis.add_patch(Rectangle((task - 1.5, place - 0.5), 1, 1, fill=False, edgecolor="#d55e00", linewidth=1.5))
+    for row, task in enumerate(tasks):  # an image's own task, framed: told without colour
+        axis.add_patch(Rectangle((task - 1.5, row - 0.5), 1, 1, fill=False, edgecolor="#d55e00", linewidth=1.5))
     ticks = _steps(columns)
     axis.set_xticks(ticks, [str(tick + 1) for tick in ticks])
     axis.set(xlabel="prompts of task", ylabel="images of")
@@ -176,8 +176,8 @@ def _write_numbers(axis: Axes, image: AxesImage, cells: NDArray[np.float64]) -> 
 
 
 def _runs(tasks: Sequence[int]) -> list[tuple[int, int, int]]:
-    """(task, first place, place after its last) of each group of equal neighbours."""
-    starts = [0, *[place for place, (one, two) in enumerate(pairwise(tasks), 1) if one != two], len(tasks)]
+    """(task, first row, row after its last) of each group of equal neighbours."""
+    starts = [0, *[row for row, (one, two) in enumerate(pairwise(tasks), 1) if one != two], len(tasks)]
     return [(tasks[first], first, end) for first, end in pairwise(starts)]
 
 
@@ -185,11 +185,11 @@ def _task_ticks(axis: Axes, tasks: Sequence[int], which: str) -> None:
     """One tick a task, in the middle of its classes; with many tasks, of every few."""
     runs = _runs(tasks)
     shown = [runs[index] for index in _steps(len(runs))]
-    places, names = [(first + end - 1) / 2 for _, first, end in shown], [str(task) for task, _, _ in shown]
+    ticks, names = [(first + end - 1) / 2 for _, first, end in shown], [str(task) for task, _, _ in shown]
     if "x" in which:
-        axis.set_xticks(places, names)
+        axis.set_xticks(ticks, names)
     if "y" in which:
-        axis.set_yticks(places, names)
+        axis.set_yticks(ticks, names)
 
 
 def _task_lines(axis: Axes, tasks: Sequence[int], which: str) -> None:
@@ -202,7 +202,7 @@ def _task_lines(axis: Axes, tasks: Sequence[int], which: str) -> None:
 
 
 def _steps(count: int) -> list[int]:
-    """Places to name, from 0: all of up to 25, then a round number apart."""
+    """Positions to name, from 0: all of up to 25, then a round number apart."""
     step = next(step for step in (1, 5, 10, 20, 50, 100, 200, 500, 1000, count) if count <= 25 * step)
     return list(range(count)) if step == 1 else [0, *range(step - 1, count, step)]
 

@@ -1,4 +1,4 @@
-"""What is known of a model after it answered for images whose classes are known. Every share is in percent."""
+"""What is known of a model from its predictions for images whose classes are known. Every share is in percent."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from cdl_deploy.evaluation.agreement import Agreement
-from cdl_deploy.evaluation.answers import Answers, Unreadable
 from cdl_deploy.evaluation.calibration import ConfidenceBin, confidence_bins, expected_calibration_error
 from cdl_deploy.evaluation.confusion import Counts, Mistake, confusion_matrix, precisions, recalls, worst_mistakes
+from cdl_deploy.evaluation.predictions import ImagePredictions, Unreadable
 from cdl_deploy.evaluation.shares import wilson_interval
-from cdl_deploy.interface import Interface
+from cdl_deploy.runtime.interface import Interface
 
 FORMAT_VERSION = 1
 KIND = "cdl-deploy evaluation"
@@ -118,14 +118,14 @@ def make_report(
     interface: Interface,
     source: str,
     left_out: Sequence[str],
-    answers: Answers,
+    predictions: ImagePredictions,
     against: Agreement | None = None,
 ) -> Evaluation:
-    """Reduce the answers of `model`, a file, to shares; `interface` says what it knows."""
-    count, right = len(answers.labels), int(answers.correct.sum())
-    confusion = confusion_matrix(answers.labels, answers.predicted, len(interface.classes))
-    bins = confidence_bins(answers.confidence, answers.correct)
-    tasks, bundle = _tasks(interface, answers), interface.bundle
+    """Reduce the predictions of `model`, a file, to shares; `interface` says what it knows."""
+    count, right = len(predictions.labels), int(predictions.correct.sum())
+    confusion = confusion_matrix(predictions.labels, predictions.predicted, len(interface.classes))
+    bins = confidence_bins(predictions.confidence, predictions.correct)
+    tasks, bundle = _tasks(interface, predictions), interface.bundle
     return Evaluation(
         model=model,
         role=bundle.role if bundle else None,
@@ -136,27 +136,27 @@ def make_report(
         mean_over_tasks=fmean(task.accuracy for task in tasks if task.accuracy is not None) if tasks else None,
         accuracy_at_export=bundle.accuracy.final_average_accuracy if bundle and bundle.accuracy else None,
         calibration_error=expected_calibration_error(bins),
-        confidence=100 * float(answers.confidence.mean()),
+        confidence=100 * float(predictions.confidence.mean()),
         bins=tuple(bins),
         tasks=tasks,
         classes=_classes(interface, confusion),
         confusion=confusion,
-        unreadable=answers.unreadable,
+        unreadable=predictions.unreadable,
         left_out=tuple(left_out),
         against=against,
     )
 
 
-def _tasks(interface: Interface, answers: Answers) -> tuple[TaskResult, ...]:
+def _tasks(interface: Interface, predictions: ImagePredictions) -> tuple[TaskResult, ...]:
     of_class = np.array(interface.task_numbers)
-    true, named = of_class[answers.labels], of_class[answers.predicted]
+    true, named = of_class[predictions.labels], of_class[predictions.predicted]
     results = []
     for number, names in enumerate(interface.tasks, 1):
         own = true == number
         count = int(own.sum())
         shares = [
             100 * int(np.sum(hit[own])) / count if count else None
-            for hit in (answers.correct, named == number, answers.within_task == answers.labels)
+            for hit in (predictions.correct, named == number, predictions.within_task == predictions.labels)
         ]
         results.append(TaskResult(number, len(names), count, *shares))
     return tuple(results)

@@ -14,18 +14,18 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from cdl_deploy.bundle import INPUT_NAME, TASK_SCORES_NAME, Bundle, bundle_of, open_session
+from cdl_deploy.data.images import FloatArray, load_image, to_input
+from cdl_deploy.data.labelled import Item, LabelledImages, known_images
 from cdl_deploy.errors import OptionError
-from cdl_deploy.evaluation.answers import OnImage, Unreadable, no_image
-from cdl_deploy.evaluation.labelled_images import Item, LabelledImages, known_images
-from cdl_deploy.evaluation.outputs import Output, model_outputs
-from cdl_deploy.images import FloatArray, load_image, to_input
+from cdl_deploy.evaluation.outputs import ImageOutput, model_outputs
+from cdl_deploy.evaluation.predictions import OnImage, Unreadable, no_image
+from cdl_deploy.runtime.bundle import INPUT_NAME, TASK_SCORES_NAME, Bundle, bundle_of, open_session
 
 By = Literal["task", "class"]
 
 
 @dataclass(frozen=True)
-class SelectionRow:
+class PromptUseRow:
     """The images of one task or of one class."""
 
     name: str
@@ -39,13 +39,13 @@ class SelectionRow:
 
 
 @dataclass(frozen=True)
-class Selection:
+class PromptUse:
     """A row a task or class of the images, a column a task of the prompts."""
 
     model: str
     source: str
     by: By
-    rows: tuple[SelectionRow, ...]
+    rows: tuple[PromptUseRow, ...]
     unreadable: tuple[Unreadable, ...]
     left_out: tuple[str, ...]
     """Classes in the data that the model does not know."""
@@ -85,7 +85,7 @@ def measure_selection(
     batch_size: int = 32,
     workers: int | None = None,
     on_image: OnImage = lambda done, total: None,
-) -> Selection:
+) -> PromptUse:
     """Run every image through the model at `path` and average its task scores.
 
     Each of `workers` threads decodes images and runs the model on them; default: the cores that this process may use.
@@ -111,10 +111,10 @@ def measure_selection(
 def collect_selection(
     bundle: Bundle,
     images: LabelledImages,
-    outputs: Iterable[Output],
+    outputs: Iterable[ImageOutput],
     by: By = "task",
     on_image: OnImage = lambda done, total: None,
-) -> Selection:
+) -> PromptUse:
     """Average `outputs`, the task scores for each of `images`, whose classes the model must know.
 
     Raises DataError where no image can be read.
@@ -144,5 +144,5 @@ def collect_selection(
     for name, task, members in groups:
         count = int(counts[members].sum())
         scores = tuple((100 * sums[members].sum(axis=0) / count).tolist()) if count else None
-        rows.append(SelectionRow(name, task, count, scores))
-    return Selection(str(bundle.path), images.source, by, tuple(rows), tuple(unreadable), images.left_out)
+        rows.append(PromptUseRow(name, task, count, scores))
+    return PromptUse(str(bundle.path), images.source, by, tuple(rows), tuple(unreadable), images.left_out)

@@ -1,4 +1,4 @@
-"""What a count of right answers is worth: its interval, and whether one model's differs from another's."""
+"""What a count of right predictions is worth: its interval, and whether one model's differs from another's."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Z_95 = 1.959963984540054
 
 
 def wilson_interval(right: int, images: int) -> tuple[float, float]:
-    """The 95 % interval, in percent, of the accuracy behind `right` of `images` answers.
+    """The 95 % interval, in percent, of the accuracy behind `right` of `images` predictions.
 
         (p + z²/2n ± z √(p(1−p)/n + z²/4n²)) / (1 + z²/n),   p = right / n,  n = images
 

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, expect
 
-from cdl_deploy.web_page import write_page
+from cdl_deploy.runtime.web_page import write_page
 from tests.examples.browser import Host, chromium, host
 from tests.examples.conftest import EXAMPLES, PROJECT, Answer, answers, check_same, run_app
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import onnx
 import pytest
 
-from cdl_deploy.bundle import Bundle
 from cdl_deploy.export import export as export_module
+from cdl_deploy.runtime.bundle import Bundle
 from tests.conftest import no_shape_checks
 
 

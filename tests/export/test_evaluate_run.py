@@ -15,17 +15,17 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from cdl_deploy.bundle import read_bundle
 from cdl_deploy.cli import main
 from cdl_deploy.cli.evaluate_run import evaluate_run
 from cdl_deploy.cli.evaluate_run_table import run_evaluation_tables
+from cdl_deploy.data.images import load_image
 from cdl_deploy.errors import DataError, RunError
 from cdl_deploy.evaluation import labelled_folder
 from cdl_deploy.export import export_run
-from cdl_deploy.images import load_image
-from cdl_deploy.training.data.transforms import Preprocessing, evaluation_transform
+from cdl_deploy.runtime.bundle import read_bundle
+from cdl_deploy.training.checkpoint import load_run
+from cdl_deploy.training.data.transforms import evaluation_transform
 from cdl_deploy.training.models.learner import learner_logits
-from cdl_deploy.training.restore import load_run
 from tests.conftest import no_shape_checks
 from tests.training.conftest import COLOURS, write_images
 
@@ -134,14 +134,11 @@ def test_other_images_against_pytorch(run, tmp_path):
     assert result.images == [8, 8]
     for after in (1, 2):
         record, pair = load_run(run, after)
-        size = record.preprocessing
-        transform = evaluation_transform(Preprocessing(size["size"], size["resize"], size["interpolation"]))
+        transform = evaluation_transform(record.preprocessing.resize_crop)
         for role, learner in pair.learners.items():
             for task in range(after):
                 items = [
-                    (i, n)
-                    for i, n in zip(images.items, images.names, strict=True)
-                    if n in record.tasks[task]["classes"]
+                    (i, n) for i, n in zip(images.items, images.names, strict=True) if n in record.tasks[task].classes
                 ]
                 pixels = torch.stack([transform(load_image(item)) for item, _ in items])
                 with torch.no_grad():

@@ -11,16 +11,16 @@ import pytest
 import torch
 
 from cdl_deploy import Classifier
-from cdl_deploy.bundle import read_bundle
+from cdl_deploy.data.images import load_image
 from cdl_deploy.errors import OptionError, ParityError, RunError
 from cdl_deploy.export import ExportOptions, export_run, onnx_file, parity
 from cdl_deploy.export import export as export_module
 from cdl_deploy.export.variants import Shrink
-from cdl_deploy.training.config import DataConfig, MethodConfig, ModelConfig, OptimConfig, RunConfig
-from cdl_deploy.training.data.sources import load_image
+from cdl_deploy.run.config import DataConfig, MethodConfig, ModelConfig, OptimConfig, RunConfig
+from cdl_deploy.runtime.bundle import read_bundle
+from cdl_deploy.training.checkpoint import load_heldout, load_run
+from cdl_deploy.training.loop import train
 from cdl_deploy.training.models.learner import learner_logits
-from cdl_deploy.training.restore import load_heldout, load_run
-from cdl_deploy.training.run import train
 from tests.training.conftest import write_images
 
 

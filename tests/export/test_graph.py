@@ -12,7 +12,8 @@ from cdl_deploy.export.graph import ExportGraph, last_block
 from cdl_deploy.export.heads import fold_heads
 from cdl_deploy.export.onnx_file import OPSET, export_core
 from cdl_deploy.export.selection import FoldedCoda
-from cdl_deploy.training.models.backbone import Backbone, BlockPrompt
+from cdl_deploy.training.backbones.plain import PlainViT
+from cdl_deploy.training.backbones.protocol import BlockPrompt
 from cdl_deploy.training.models.learner import learner_logits
 from tests.training.conftest import make_vit
 from tests.training.test_learner import make_pair, pixels
@@ -28,7 +29,7 @@ def test_folded_selection_is_the_methods():
     folded = FoldedCoda(method, fold_attentions(backbone), tasks=2)(query).prompts
     for index, prompt in method(query, "test").prompts.items():
         biases = backbone.attention(index).qkv.bias.chunk(3)[1:]  # what keys and values are left without
-        for ours, theirs, bias in zip(folded[index], prompt.before, biases, strict=True):
+        for ours, theirs, bias in zip(folded[index], prompt.prefix, biases, strict=True):
             torch.testing.assert_close(ours.transpose(1, 2).flatten(2), theirs - bias, atol=1e-5, rtol=1e-5)
 
 
@@ -44,31 +45,31 @@ def test_folded_heads_are_the_prediction():
         })()
     )  # fmt: skip
     folded = fold_heads(student)
-    assert folded.tokens_read == (0, -1)
+    assert folded.output_tokens == (0, -1)
     torch.testing.assert_close(folded(tokens[:, [0, -1]]), expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("changes", [{}, {"qkv_bias": False}, {"qk_norm": True}, {"init_values": 0.3}])
 @torch.no_grad()
 def test_a_block_that_is_read_in_part_gives_those_tokens(changes):
-    backbone = Backbone(make_vit(**changes), (0.5,) * 3, (0.5,) * 3)
+    backbone = PlainViT(make_vit(**changes), (0.5,) * 3, (0.5,) * 3)
     tokens = torch.randn(2, 6, 24)
     after = (torch.randn(1, 2, 24), torch.randn(1, 2, 24))
-    whole = backbone.run_block(1, tokens, BlockPrompt(after=after))
+    whole = backbone.run_block(1, tokens, BlockPrompt(suffix=after))
     attention = FoldedAttention(backbone, 1)
-    constant = ConstantPrompt(BlockPrompt(after=after), attention)
+    constant = ConstantPrompt(BlockPrompt(suffix=after), attention)
     found = run_block(backbone, attention, 1, tokens, constant=constant)
     torch.testing.assert_close(found, whole, atol=1e-5, rtol=1e-5)
     few = last_block(attention)
     assert (few is None) == ("qk_norm" in changes)
-    read = run_block(backbone, attention, 1, tokens, constant=constant, read=(0, -1), few=few)
+    read = run_block(backbone, attention, 1, tokens, constant=constant, output_tokens=(0, -1), few=few)
     torch.testing.assert_close(read, whole[:, [0, -1]], atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
 def test_a_teacher_with_other_pixel_statistics_still_sees_the_students_query():
     pair = make_pair()
-    pair.teacher.backbone = Backbone(make_vit(width=32, depth=7, heads=4, seed=1), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    pair.teacher.backbone = PlainViT(make_vit(width=32, depth=7, heads=4, seed=1), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     graph = ExportGraph(pair, pair.teacher)
     images = pixels(3)
     normalised = (images / 255 - pair.teacher.backbone.mean) / pair.teacher.backbone.std

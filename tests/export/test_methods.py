@@ -8,19 +8,19 @@ import onnxruntime
 import pytest
 import torch
 
-from cdl_deploy.bundle import read_bundle
 from cdl_deploy.export import ExportOptions, export_run
 from cdl_deploy.export.attention import fold_attentions
 from cdl_deploy.export.export import describe
 from cdl_deploy.export.graph import ExportGraph
 from cdl_deploy.export.onnx_file import OPSET, export_core
 from cdl_deploy.export.selection import FoldedSelection, fold_selection
-from cdl_deploy.training.config import DataConfig, MethodConfig, ModelConfig, OptimConfig, RunConfig
+from cdl_deploy.run.config import DataConfig, MethodConfig, ModelConfig, OptimConfig, RunConfig
+from cdl_deploy.runtime.bundle import read_bundle
+from cdl_deploy.training.checkpoint import load_run
 from cdl_deploy.training.distillation import DISTILLATIONS
+from cdl_deploy.training.loop import train
 from cdl_deploy.training.methods import METHODS
 from cdl_deploy.training.models.learner import learner_logits
-from cdl_deploy.training.restore import load_run
-from cdl_deploy.training.run import train
 from tests.training.conftest import COLOURS, write_images
 from tests.training.test_learner import pixels
 from tests.training.test_methods import make

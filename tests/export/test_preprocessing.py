@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from PIL import Image
 
-from cdl_deploy.bundle import Preprocessing
+from cdl_deploy.data.images import to_square
+from cdl_deploy.data.preprocessing import Preprocessing, ResizeCrop
 from cdl_deploy.errors import OptionError
 from cdl_deploy.export.preprocessing import FILTERS, image_input, preprocessing_graph
-from cdl_deploy.images import to_square
 from cdl_deploy.training.data import transforms
 
 
@@ -46,7 +46,7 @@ def in_training(
 ) -> np.ndarray:
     """The training transform; with `columns_first` PIL is made to resize one axis after the other."""
     height, width = image.shape[:2]
-    transform = transforms.evaluation_transform(transforms.Preprocessing(size, resize, interpolation))
+    transform = transforms.evaluation_transform(ResizeCrop.square(size, resize, interpolation))
     picture = Image.fromarray(image)
     if columns_first:
         new = (int(resize * width / height), resize) if height < width else (resize, int(resize * height / width))

@@ -16,7 +16,7 @@ from cdl_deploy.export.layers import find_layers, float_products
 from cdl_deploy.export.onnx_file import export_core
 from cdl_deploy.export.quantise import (
     LARGE,
-    Prepared,
+    PreparedModel,
     calibrate,
     check_quantised,
     prepare,
@@ -242,5 +242,5 @@ def test_a_graph_without_layers_is_one_clear_line():
 
 def test_prepared_counts_its_products(two_pass):
     prepared = prepare(two_pass, static=True)
-    assert isinstance(prepared, Prepared)
+    assert isinstance(prepared, PreparedModel)
     assert len(prepared.nodes(keep=["blocks.1.attn.k"])) == len(prepared.nodes()) - 2

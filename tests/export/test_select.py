@@ -12,16 +12,16 @@ import pytest
 import torch
 from torch.nn.functional import cosine_similarity
 
-from cdl_deploy.bundle import read_bundle
 from cdl_deploy.cli import main
 from cdl_deploy.errors import DataError, OptionError
 from cdl_deploy.export import ExportOptions, export_run
 from cdl_deploy.export.fixed_selection import Select, check_select, fix_selection
 from cdl_deploy.export.graph import ExportGraph
-from cdl_deploy.training.methods import METHODS, Selection
-from cdl_deploy.training.models.backbone import BlockPrompt
+from cdl_deploy.runtime.bundle import read_bundle
+from cdl_deploy.training.backbones.protocol import BlockPrompt
+from cdl_deploy.training.checkpoint import load_heldout, load_run
+from cdl_deploy.training.methods import METHODS, PromptSelection
 from cdl_deploy.training.models.learner import learner_logits
-from cdl_deploy.training.restore import load_heldout, load_run
 from tests.training.conftest import write_images
 from tests.training.naive import naive_coda_weights
 from tests.training.test_learner import pixels
@@ -40,15 +40,15 @@ def chosen_slowly(method, queries: torch.Tensor, task: int | None) -> dict[int, 
             weights = [naive_coda_weights(q, block.attentions.all(), block.keys.all()) for q in queries]
             mean = [sum(column) / len(weights) for column in zip(*weights, strict=True)]
             rows = sum(w * p for w, p in zip(mean, block.prompts.all(), strict=True))
-            prompts[index] = BlockPrompt(before=(rows[None, :4], rows[None, 4:]))
+            prompts[index] = BlockPrompt(prefix=(rows[None, :4], rows[None, 4:]))
     elif hasattr(method, "own_entries"):
         prompts = method.shared_prompts()
         for index, block in method.own_entries().items():
             keys = block.keys.all()
             nearest = [int(np.argmax([cosine(q, key) for key in keys])) for q in queries]
             entry = task - 1 if task is not None else Counter(nearest).most_common(1)[0][0]
-            key_rows, value_rows = block.prompts.all()[entry]
-            prompts[index] = BlockPrompt(before=(key_rows[None], value_rows[None]))
+            key_prompts, value_prompts = block.prompts.all()[entry]
+            prompts[index] = BlockPrompt(prefix=(key_prompts[None], value_prompts[None]))
     else:
         votes: Counter[int] = Counter()
         for q in queries:
@@ -56,8 +56,8 @@ def chosen_slowly(method, queries: torch.Tensor, task: int | None) -> dict[int, 
             votes.update(near[: method.top_k])
         mean = [sum(cosine(q, key) for q in queries) for key in method.keys]
         best = [i for _, _, i in sorted((-votes[i], -mean[i], i) for i in votes)][: method.top_k]
-        key_rows, value_rows = (torch.cat([method.prompts[i, part] for i in best])[None] for part in (0, 1))
-        prompts[method.block] = BlockPrompt(before=(key_rows, value_rows))
+        key_prompts, value_prompts = (torch.cat([method.prompts[i, part] for i in best])[None] for part in (0, 1))
+        prompts[method.block] = BlockPrompt(prefix=(key_prompts, value_prompts))
     return prompts
 
 
@@ -73,7 +73,7 @@ def test_the_graph_is_the_model_with_that_choice_built_in(method, query, role, t
     prompts = chosen_slowly(learner.method, queries, task)
     fixed = fix_selection(learner, pair.encoder, task, list(samples.split(4)))
     logits, _, scores = ExportGraph(pair, fixed)((images / 255 - learner.backbone.mean) / learner.backbone.std)
-    monkeypatch.setattr(learner.method, "forward", lambda query, phase: Selection(dict(prompts)))
+    monkeypatch.setattr(learner.method, "forward", lambda query, phase: PromptSelection(dict(prompts)))
     torch.testing.assert_close(logits, learner_logits(pair.encoder, learner, images), atol=1e-4, rtol=0)
     torch.testing.assert_close(scores.sum(dim=1), torch.ones(3))
     if method == "dualprompt" and task:

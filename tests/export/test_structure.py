@@ -12,12 +12,13 @@ import torch
 from onnx import TensorProto, numpy_helper
 
 from cdl_deploy import Classifier
-from cdl_deploy.bundle import Bundle, Method, Preprocessing, RunRecord, Weights, encode_metadata
+from cdl_deploy.data.images import load_image, to_tensor
+from cdl_deploy.data.preprocessing import Preprocessing
 from cdl_deploy.export.graph import ExportGraph
 from cdl_deploy.export.onnx_file import HIGHEST_OPSET, LOWEST_OPSET, OPSET, export_onnx, save_onnx
-from cdl_deploy.images import load_image, to_tensor
+from cdl_deploy.runtime.bundle import Bundle, Method, RunOrigin, Weights, encode_metadata
+from cdl_deploy.training.checkpoint import load_run
 from cdl_deploy.training.models.learner import learner_logits
-from cdl_deploy.training.restore import load_run
 from tests.export.test_preprocessing import in_training, photograph
 from tests.training.test_learner import make_pair
 
@@ -110,8 +111,8 @@ def test_each_pass_computes_what_is_read(student, learner):
 def test_any_batch_and_any_image_size(small_bundle, small_run, learner):
     session = onnxruntime.InferenceSession(small_bundle / "student.onnx", providers=["CPUExecutionProvider"])
     record, pair = load_run(small_run)
-    kind = [record.preprocessing[name] for name in ("size", "resize", "interpolation")]
-    for height, width in ((45, 70), (record.preprocessing["resize"],) * 2):
+    kind = [getattr(record.preprocessing, name) for name in ("size", "resize", "interpolation")]
+    for height, width in ((45, 70), (record.preprocessing.resize,) * 2):
         images = np.stack([photograph(height, width, seed) for seed in range(5)])
         whole = session.run(["logits"], {"image": images})[0]
         for size in (1, 2):
@@ -143,7 +144,7 @@ def test_every_opset_that_is_offered_and_the_other_input(opset, takes, tmp_path)
         preprocessing=Preprocessing(size, size, size, "bicubic", mean, std, takes),
         method=Method("l2p", "kdp", "full", "in-graph", None),
         weights=Weights("tiny"),
-        run=RunRecord(0, 2, "none"),
+        run=RunOrigin(0, 2, "none"),
         parameters=1,
         top_k=2,
     )

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from cdl_deploy.bundle import description, read_bundle
 from cdl_deploy.cli import main
 from cdl_deploy.errors import BundleError, OptionError, UpdateError
 from cdl_deploy.export import ExportOptions, export_run, updates
 from cdl_deploy.export.updates import older_models
-from cdl_deploy.training.additions import Addition, add_task
-from cdl_deploy.update import apply_updates
+from cdl_deploy.runtime.bundle import description, read_bundle
+from cdl_deploy.training.loop import add_task
+from cdl_deploy.training.preparation import Addition
+from cdl_deploy.update.patch import apply_updates
 from tests.conftest import no_shape_checks
 from tests.training.conftest import write_images
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -12,16 +13,16 @@ from onnx import helper, numpy_helper
 from typer.testing import CliRunner
 
 from cdl_deploy import Classifier
-from cdl_deploy.bundle import open_session, read_bundle
 from cdl_deploy.cli import app
 from cdl_deploy.errors import DataError, OptionError, QuantisationError
 from cdl_deploy.export import ExportOptions, Shrink, export_run, variants
 from cdl_deploy.export import export as export_module
-from cdl_deploy.export.half import beyond_half, halve
+from cdl_deploy.export.fp16 import beyond_half, to_fp16
 from cdl_deploy.export.images_of_run import HeldOut, calibration_images, held_out_images, spread
 from cdl_deploy.export.layers import float_products
 from cdl_deploy.export.quantise import prepare
 from cdl_deploy.export.sensitivity import accuracy, most_sensitive, within_drop
+from cdl_deploy.runtime.bundle import open_session, read_bundle
 from cdl_deploy.training.run_directory import RunDirectory
 from tests.conftest import no_shape_checks
 from tests.export.conftest import trace_of
@@ -166,8 +167,7 @@ def test_calibration_falls_back_on_what_the_run_keeps(small_run, small_bundle, t
     there = calibration_images(tmp_path / "run", record, preprocessing, None)
     assert len(there.items) == 24
     assert next(iter(there))["image"].shape == (1, 20, 20, 3), "as it lies on the disk: the graph preprocesses"
-    for plan in record.plans:
-        plan["data"] = str(tmp_path / "gone")
+    record.plans = [replace(plan, data=str(tmp_path / "gone")) for plan in record.plans]
     gone = calibration_images(tmp_path / "run", record, preprocessing, None)
     assert gone.source == "held-out images that the run keeps, its training images being gone"
     assert len(gone.items) == 12
@@ -279,7 +279,7 @@ def test_weights_beyond_half_stay_float(exported):
     large[0, 0] = 1e6
     value.CopyFrom(numpy_helper.from_array(large, layer.weight))
     assert beyond_half(prepared) == [layer.name]
-    halved = halve(prepared, always=[layer.name])
+    halved = to_fp16(prepared, always=[layer.name])
     assert set(float_products(halved, (onnx.TensorProto.FLOAT,))) == set(layer.nodes)
 
 

@@ -7,9 +7,11 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
 import venv
 import zipfile
+from collections.abc import Iterable
 from importlib.metadata import Distribution, distribution
 from pathlib import Path
 
@@ -21,7 +23,7 @@ from cdl_deploy import Classifier
 from cdl_deploy.version import __version__
 
 PROJECT = Path(__file__).resolve().parents[2]
-ROOTS: dict[str, str] = tomllib.loads((PROJECT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-dir"]
+ROOTS = {"cdl_deploy": "cdl_deploy", "cdl_deploy.training": "training", "cdl_deploy.export": "export"}
 
 
 def run(*command: str | Path, cwd: Path, status: int = 0) -> str:
@@ -34,21 +36,44 @@ def run(*command: str | Path, cwd: Path, status: int = 0) -> str:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel made from the sdist made from what git would commit: a file hidden by .gitignore is missing here too.
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an sdist of what git would commit, and the wheel made from it: a file hidden by .gitignore is
+    missing here too.
 
     Without isolation: setuptools comes from the test environment, so nothing is fetched.
     """
     checkout = tmp_path_factory.mktemp("checkout")
     listed = run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=PROJECT)
     for name in filter(None, listed.split("\0")):
-        if (PROJECT / name).is_file():  # else: deleted, and not committed yet
+        if (PROJECT / name).is_file() or (PROJECT / name).is_symlink():  # else: deleted, and not committed yet
             (checkout / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(PROJECT / name, checkout / name)
+            shutil.copy(PROJECT / name, checkout / name, follow_symlinks=False)
     out = tmp_path_factory.mktemp("dist")
     run(sys.executable, "-m", "build", "--no-isolation", "--outdir", out, checkout, cwd=out)
-    (found,) = out.glob("*.whl")
+    return out
+
+
+@pytest.fixture(scope="module")
+def wheel(built: Path) -> Path:
+    """The wheel."""
+    (found,) = built.glob("*.whl")
     return found
+
+
+def subpackages(names: Iterable[str]) -> set[str]:
+    return {name for name in names if name.startswith(("cdl_deploy/training/", "cdl_deploy/export/"))}
+
+
+def test_sdist_and_wheel_hold_the_same_training_and_export(built: Path, wheel: Path) -> None:
+    (found,) = built.glob("*.tar.gz")
+    with tarfile.open(found) as archive:
+        members = [(member.name.partition("/")[2], member) for member in archive.getmembers()]
+    assert not [name for name, member in members if member.issym() or member.islnk()]
+    files = [name for name, member in members if member.isfile()]
+    packed = zipfile.ZipFile(wheel).namelist()
+    assert subpackages(files) == subpackages(packed)
+    assert len(subpackages(packed)) > 50
+    assert not [name for name in (*files, *packed) if name.startswith(("training/", "export/"))]
 
 
 def test_wheel_has_every_file_of_the_three_roots(wheel: Path) -> None:

@@ -16,17 +16,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from cdl_deploy.bundle import (
-    Accuracy,
-    Bundle,
-    Method,
-    Parity,
-    Preprocessing,
-    RunRecord,
-    Weights,
-    encode_metadata,
-)
 from cdl_deploy.cli import main
+from cdl_deploy.data.preprocessing import Preprocessing
+from cdl_deploy.runtime.bundle import Accuracy, Bundle, Method, Parity, RunOrigin, Weights, encode_metadata
 
 CLASSES = ("red", "green", "blue", "grün ✓")
 WEIGHTS = np.array([[4.0, -1, -1, 0], [-1, 4.0, -1, 0], [-1, -1, 4.0, 0]], dtype=np.float32)
@@ -47,7 +39,7 @@ def example_bundle(path: Path = Path("student.onnx"), **changes: Any) -> Bundle:
         ),
         method=Method(continual="coda", distillation="kdp", query="full", select="in-graph"),
         weights=Weights(model="mini", sha256="0" * 64),
-        run=RunRecord(seed=0, tasks=2, fingerprint="f" * 8),
+        run=RunOrigin(seed=0, tasks=2, fingerprint="f" * 8),
         parameters=16,
         top_k=3,
         accuracy=Accuracy(final_average_accuracy=91.0, forgetting=3.4),

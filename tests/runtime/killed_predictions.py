@@ -21,10 +21,11 @@ from collections.abc import Callable
 from io import FileIO
 from pathlib import Path
 
-from cdl_deploy import Classifier, row_file
-from cdl_deploy.predict import predict_rows
-from cdl_deploy.row_file import RowFile
-from cdl_deploy.sources import expand_paths
+from cdl_deploy import Classifier
+from cdl_deploy.data.paths import expand_paths
+from cdl_deploy.rows import file as row_file
+from cdl_deploy.rows.file import RowFile
+from cdl_deploy.runtime.predict import predict_rows
 
 ROUNDS = 25
 """How often the photographs are gone through: enough rows for many writes."""

@@ -16,8 +16,8 @@ from ray.cluster_utils import Cluster
 
 from cdl_deploy import Classifier
 from cdl_deploy.cli import main
-from cdl_deploy.ray_engine import predict_rows_on_ray
-from cdl_deploy.row_formats import row_format
+from cdl_deploy.rows.formats import row_format
+from cdl_deploy.runtime.ray_engine import predict_rows_on_ray
 
 
 def serve(model: str, output: str, paths: list[str]) -> None:

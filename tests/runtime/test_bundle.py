@@ -12,8 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from cdl_deploy.bundle import Preprocessing, decode_metadata, encode_metadata, read_bundle
+from cdl_deploy.data.preprocessing import Preprocessing
 from cdl_deploy.errors import BundleError
+from cdl_deploy.runtime.bundle import decode_metadata, encode_metadata, read_bundle
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),

@@ -15,9 +15,9 @@ from PIL import Image
 
 import cdl_deploy
 from cdl_deploy import Classifier
-from cdl_deploy.bundle import encode_metadata
+from cdl_deploy.data.images import load_image, to_tensor
 from cdl_deploy.errors import BundleError, DataError, OptionError
-from cdl_deploy.images import load_image, to_tensor
+from cdl_deploy.runtime.bundle import encode_metadata
 
 
 def test_names_colours(model_path, photos):
@@ -113,7 +113,8 @@ def test_import_is_light():
 
 def test_runtime_needs_no_torch():
     code = (
-        "import sys; from cdl_deploy import Classifier; import cdl_deploy.predict, cdl_deploy.bench, cdl_deploy.cli;"
+        "import sys; from cdl_deploy import Classifier; import cdl_deploy.runtime.predict, cdl_deploy.bench;"
+        "import cdl_deploy.cli;"
         "print([m for m in ('torch', 'torchvision', 'onnx', 'timm') if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "[]\n"

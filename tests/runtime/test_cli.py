@@ -15,8 +15,8 @@ import pytest
 from typer.main import get_command
 
 from cdl_deploy.cli import COMMANDS, app
-from cdl_deploy.cli.missing import needs
 from cdl_deploy.errors import CdlError, MissingExtraError
+from cdl_deploy.require_extra import require_extra
 from cdl_deploy.version import __version__
 
 
@@ -196,16 +196,16 @@ def test_interrupt_is_130(cdl, model_path, monkeypatch):
     def interrupt(*args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("cdl_deploy.sources.check_sources", interrupt)
+    monkeypatch.setattr("cdl_deploy.data.paths.check_sources", interrupt)
     assert cdl("predict", model_path, "x")[0] == 130
 
 
 def test_missing_packages():
     message = "cdl train needs nosuch, which is not installed: pip install 'cdl-deploy\\[train\\]'"
-    with pytest.raises(MissingExtraError, match=message), needs("cdl train", "train"):
+    with pytest.raises(MissingExtraError, match=message), require_extra("cdl train", "train"):
         importlib.import_module("nosuch.inner")
     message = "cdl predict needs nosuch, which is not installed: pip install --upgrade cdl-deploy"
-    with pytest.raises(CdlError, match=message), needs("cdl predict"):
+    with pytest.raises(CdlError, match=message), require_extra("cdl predict"):
         importlib.import_module("nosuch")
-    with pytest.raises(ModuleNotFoundError), needs("cdl train", "train"):  # a bug of ours keeps its traceback
+    with pytest.raises(ModuleNotFoundError), require_extra("cdl train", "train"):  # a bug of ours keeps its traceback
         importlib.import_module("cdl_deploy.nosuch")

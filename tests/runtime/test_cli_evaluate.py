@@ -15,10 +15,10 @@ from PIL import Image
 from rich.console import Console
 
 from cdl_deploy.cli.evaluate_table import evaluation_tables
-from cdl_deploy.evaluation.agreement import compare_answers
-from cdl_deploy.evaluation.answers import Answers
+from cdl_deploy.evaluation.agreement import compare_predictions
+from cdl_deploy.evaluation.predictions import ImagePredictions
 from cdl_deploy.evaluation.report import make_report
-from cdl_deploy.interface import bundle_interface
+from cdl_deploy.runtime.interface import bundle_interface
 from tests.runtime.conftest import example_bundle
 from tests.runtime.test_foreign import save
 
@@ -149,9 +149,9 @@ def large_report(classes: int, per_task: int):
     interface = bundle_interface(example_bundle(path, classes=tuple(names), tasks=tasks))
     drawn = np.random.default_rng(0)
     true, named, other = (drawn.integers(0, classes, 3000) for _ in range(3))
-    answers = Answers(np.arange(3000), true, named, drawn.uniform(0, 1, 3000), named, named, ())
+    answers = ImagePredictions(np.arange(3000), true, named, drawn.uniform(0, 1, 3000), named, named, ())
     said = [[names[i] for i in values] for values in (true, named, other)]
-    against = compare_answers("/home/another/teacher.onnx", (names, names), *said)
+    against = compare_predictions("/home/another/teacher.onnx", (names, names), *said)
     return make_report(str(path), interface, "/home/somebody/images/from/the/botanical/garden", (), answers, against)
 
 

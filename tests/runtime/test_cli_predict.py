@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 
 from cdl_deploy.cli.predict_progress import shown
-from cdl_deploy.predict import Row
-from cdl_deploy.row_file import RowFile
+from cdl_deploy.rows.file import RowFile
+from cdl_deploy.runtime.predict import Row
 from tests.runtime.conftest import nobody
 from tests.runtime.test_foreign import LABELS, save
 

@@ -11,6 +11,8 @@ import pytest
 
 from cdl_deploy.cli import main
 from cdl_deploy.cli.run_groups import METRICS, group_runs, preset_of
+from cdl_deploy.version import __version__
+from tests.records import backbone, finished_task
 
 
 def write_run(
@@ -28,8 +30,11 @@ def write_run(
         section.update({name: changes.pop(name) for name in list(changes) if name in section})
     assert not changes
 
-    def metrics(value: float) -> dict[str, float]:
-        return {name: value + 1.7 * i for i, name in enumerate(METRICS)}
+    def metrics(value: float) -> dict[str, object]:
+        return {
+            **{name: value + 1.7 * i for i, name in enumerate(METRICS)},
+            "accuracy_matrix": [[value] * (row + 1) for row in range(done)],
+        }
 
     order = ["a", "b", "c", "d"] if seed % 2 else ["d", "c", "b", "a"]  # drawn from the seed
     plan = {"data": config["data"]["data"], "holdout": None, "skip_bad": False, "known_classes": [], "optim": {}}
@@ -38,10 +43,12 @@ def write_run(
         "status": "finished" if done == 2 else "unfinished",
         "student": metrics(accuracy),
         "teacher": metrics(teacher) if teacher is not None else None,
-        "tasks": [{"number": i + 1} for i in range(done)],
+        "tasks": [finished_task(i + 1, order[2 * i : 2 * i + 2]) for i in range(done)],
         "plans": [{**plan, "classes": order[:2]}, {**plan, "classes": order[2:]}],
         "config": config,
-        "backbones": {role: {"sha256": weights} for role in ("student", "teacher")[: 2 if teacher else 1]},
+        "backbones": {role: backbone(sha256=weights) for role in ("student", "teacher")[: 2 if teacher else 1]},
+        "preprocessing": {"size": 32, "resize": 32, "interpolation": "bicubic", "augmentation": "gentle"},
+        "skipped_images": [],
     }
     root.mkdir(parents=True)
     (root / "run.json").write_text(json.dumps(record))
@@ -139,11 +146,11 @@ def test_what_is_one_group_and_what_tells_groups_apart(tmp_path, changes, names)
 
 def test_a_preset_stands_for_the_settings_it_brings():
     """Where groups differ in three of them or more; one that a user has changed makes them all worth telling."""
-    paper = {"class_order": "natural", "schedule": "cosine-late", "pull_weight": 2.0, "head_start": "linear"}
-    plain = {"class_order": "shuffled", "schedule": "cosine", "pull_weight": 1.0, "head_start": "zeros"}
+    paper = {"class_order": "natural", "schedule": "cosine-late", "key_loss_weight": 2.0, "head_start": "linear"}
+    plain = {"class_order": "shuffled", "schedule": "cosine", "key_loss_weight": 1.0, "head_start": "zeros"}
     assert preset_of({**paper, "method": "l2p", "epochs": 5}) == ("paper", set(paper))
     assert preset_of(plain) == ("default", set(plain))
-    assert preset_of({**paper, "pull_weight": 1.5}) == (None, set())
+    assert preset_of({**paper, "key_loss_weight": 1.5}) == (None, set())
     assert preset_of({"class_order": "natural", "schedule": "cosine-late"}) == (None, set())
 
 
@@ -178,7 +185,7 @@ def damage(run: Path, change) -> None:
     [
         (
             lambda r: r.update(format_version=9),
-            "has format version 9, this cdl-deploy reads up to 1: upgrade cdl-deploy",
+            f"has format version 9, this cdl-deploy {__version__} reads up to 2: upgrade cdl-deploy",
         ),
         (lambda r: r.update(tasks=[]), "has no finished task yet: finish it with cdl train"),
         (lambda r: r.pop("config"), "run.json is damaged: 'config' is missing"),

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from cdl_deploy import Classifier, images
-from cdl_deploy.predict import predict_rows
+from cdl_deploy import Classifier
+from cdl_deploy.data import images
+from cdl_deploy.runtime.predict import predict_rows
 from tests.runtime.test_images import bomb
 from tests.runtime.test_row_file import write
 
@@ -106,7 +107,7 @@ def test_corpus(model_path, tmp_path):
 
 
 def images_in(folder):
-    from cdl_deploy.sources import expand_paths
+    from cdl_deploy.data.paths import expand_paths
 
     return expand_paths([str(folder)])
 

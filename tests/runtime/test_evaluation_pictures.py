@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cdl_deploy.evaluation.pictures import draw_calibration, draw_confusion, draw_selection
-from cdl_deploy.evaluation.selection import Selection, SelectionRow
+from cdl_deploy.evaluation.selection import PromptUse, PromptUseRow
 from tests.runtime.test_cli_evaluate import large_report
 from tests.training.test_plots import bounds
 
@@ -74,10 +74,10 @@ def test_selection_frames_the_own_task(by, rows, tasks):
     drawn = np.random.default_rng(0)
     scores = 100 * drawn.dirichlet([1] * tasks, rows)
     entries = tuple(
-        SelectionRow(f"{by} {i + 1}", i * tasks // rows + 1, 9, tuple(scores[i].tolist()) if i else None)
+        PromptUseRow(f"{by} {i + 1}", i * tasks // rows + 1, 9, tuple(scores[i].tolist()) if i else None)
         for i in range(rows)
     )
-    selection = Selection("student.onnx", "photos", by, entries, (), ())
+    selection = PromptUse("student.onnx", "photos", by, entries, (), ())
     figure = draw_selection(selection)
     inside_and_apart(figure)
     axis = figure.axes[0]

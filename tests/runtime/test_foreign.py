@@ -14,7 +14,7 @@ from PIL import Image
 
 from cdl_deploy import Classifier
 from cdl_deploy.errors import BundleError
-from cdl_deploy.foreign import parse_labels
+from cdl_deploy.runtime.foreign import parse_labels
 from tests.runtime.conftest import BIAS, WEIGHTS
 
 LABELS = ("rot", "grün", "blau", "grau")

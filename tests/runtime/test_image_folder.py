@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from cdl_deploy.data.folder import find_splits, find_test_images, images_below
+from cdl_deploy.data.images import SUFFIXES
+from cdl_deploy.data.paths import expand_paths
 from cdl_deploy.errors import DataError
-from cdl_deploy.image_folder import find_splits, find_test_images, images_below
-from cdl_deploy.images import SUFFIXES
-from cdl_deploy.sources import expand_paths
 from tests.runtime.conftest import nobody
 
 

@@ -13,10 +13,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
-from cdl_deploy import images
-from cdl_deploy.bundle import INTERPOLATIONS, Preprocessing
+from cdl_deploy.data import images
+from cdl_deploy.data.images import load_image, to_square, to_tensor
+from cdl_deploy.data.preprocessing import INTERPOLATIONS, Preprocessing
 from cdl_deploy.errors import DataError
-from cdl_deploy.images import load_image, to_square, to_tensor
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -13,12 +13,12 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from cdl_deploy.bundle import Method, Quantization
 from cdl_deploy.cli.heat_map import HeatMap
 from cdl_deploy.cli.inspect_table import inspection_tables, selection_words
 from cdl_deploy.errors import OptionError
 from cdl_deploy.evaluation import inspect_model, labelled_folder, measure_selection
-from cdl_deploy.evaluation.selection import By, Selection, SelectionRow
+from cdl_deploy.evaluation.selection import By, PromptUse, PromptUseRow
+from cdl_deploy.runtime.bundle import Method, Quantization
 from tests.runtime.test_evaluate import draw
 from tests.runtime.test_foreign import save
 
@@ -205,7 +205,7 @@ def test_one_line_and_exit_code_2(cdl, selecting, folder, args, error, monkeypat
 # ---- the map in letters ----------------------------------------------------------------------------------------------
 
 
-def selection_of(tasks: int, by: By = "task", classes: int = 1) -> Selection:
+def selection_of(tasks: int, by: By = "task", classes: int = 1) -> PromptUse:
     """Images of task t select its prompts with 40 %, and all with the rest."""
     rows = []
     for task in range(tasks):
@@ -213,11 +213,11 @@ def selection_of(tasks: int, by: By = "task", classes: int = 1) -> Selection:
         scores[task] += 40
         for i in range(classes):
             name = f"task {task + 1}" if by == "task" else f"a class with a long name, {task * classes + i}"
-            rows.append(SelectionRow(name, task + 1, 5, tuple(scores.tolist())))
-    return Selection("student.onnx", "photos", by, tuple(rows), (), ())
+            rows.append(PromptUseRow(name, task + 1, 5, tuple(scores.tolist())))
+    return PromptUse("student.onnx", "photos", by, tuple(rows), (), ())
 
 
-def printed(selection: Selection, width: int, **console) -> list[str]:
+def printed(selection: PromptUse, width: int, **console) -> list[str]:
     file = io.StringIO()
     Console(file=file, width=width, **console).print(HeatMap(selection))
     return [line.rstrip() for line in file.getvalue().splitlines()]
@@ -265,7 +265,7 @@ def test_many_tasks_share_columns():
 
 def test_rows_without_images():
     selection = selection_of(3)
-    rows = (SelectionRow("task 1", 1, 0, None), *selection.rows[1:])
+    rows = (PromptUseRow("task 1", 1, 0, None), *selection.rows[1:])
     assert printed(dataclasses.replace(selection, rows=rows), 80)[1] == "task 1 no images"
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from cdl_deploy import Classifier
 from cdl_deploy.errors import OptionError
-from cdl_deploy.predict import predict_rows
+from cdl_deploy.runtime.predict import predict_rows
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 64])

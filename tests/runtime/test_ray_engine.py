@@ -12,8 +12,8 @@ import pytest
 
 from cdl_deploy import Classifier
 from cdl_deploy.errors import OptionError
-from cdl_deploy.predict import predict_rows
-from cdl_deploy.row_formats import row_format
+from cdl_deploy.rows.formats import row_format
+from cdl_deploy.runtime.predict import predict_rows
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason="ray is not installed: pip install 'cdl-deploy[ray]'"
@@ -47,7 +47,7 @@ def test_same_rows_as_here(model_path, photos, tmp_path, monkeypatch):
 
 
 def test_copies_that_fit():
-    from cdl_deploy.ray_engine import copies_that_fit, uses_gpu
+    from cdl_deploy.runtime.ray_engine import copies_that_fit, uses_gpu
 
     cluster = {"CPU": 10.0, "GPU": 2.0, "memory": 1e9}
     assert copies_that_fit(cluster, {"CPU": 1.0}) == 10

@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cdl_deploy import Classifier
-from cdl_deploy.classifier import Prediction
 from cdl_deploy.errors import DataError, OptionError
-from cdl_deploy.predict import Row, predict_rows
-from cdl_deploy.row_file import RowFile
-from cdl_deploy.row_formats import row_format
+from cdl_deploy.rows.file import RowFile
+from cdl_deploy.rows.formats import row_format
+from cdl_deploy.runtime.classifier import Prediction
+from cdl_deploy.runtime.predict import Row, predict_rows
 
 PROJECT = Path(__file__).resolve().parents[2]
 TOP_K = 2
@@ -232,7 +232,7 @@ def disk_with(size):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_full_disk(classifier, paths, tmp_path, monkeypatch, kind):
-    monkeypatch.setattr("cdl_deploy.row_file.FLUSH_BYTES", 500)
+    monkeypatch.setattr("cdl_deploy.rows.file.FLUSH_BYTES", 500)
     file, part = tmp_path / f"rows.{kind}", tmp_path / f"rows.{kind}.part"
     with disk_with(1234), pytest.raises(OptionError) as caught:
         write(file, classifier, paths * 5, kind)
@@ -261,3 +261,14 @@ def test_killed_at_random_moments(model_path, paths, tmp_path):
     told = json.loads(done.stdout)
     assert told["kills"] >= 16  # of 48 attempts; some moments are after the end
     assert (told["differing"], told["leftovers"]) == (0, [])
+
+
+@given(row=any_rows.filter(bool).map(lambda rows: rows[0]))
+def test_a_record_and_back(row):
+    from cdl_deploy.rows.parquet import SCHEMA
+    from cdl_deploy.runtime.columns import COLUMNS, from_record, to_record
+
+    record = to_record(row)
+    assert from_record(record) == from_record(json.loads(json.dumps(record))) == row
+    assert list(record) == [column.name for column in COLUMNS] == SCHEMA.names
+    assert row_format("csv", 1).header().decode().strip().split(",") == SCHEMA.names[:-1]

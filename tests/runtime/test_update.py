@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import hashlib
@@ -11,6 +12,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -19,8 +23,9 @@ from hypothesis import strategies as st
 
 from cdl_deploy import files
 from cdl_deploy.errors import UpdateError
-from cdl_deploy.update import apply_updates, make_update, rebuilt
-from cdl_deploy.update_file import DIGEST_BYTES, MAGIC, MAX_FILE, MAX_HEADER, read_update
+from cdl_deploy.update import patch
+from cdl_deploy.update.file import DIGEST_BYTES, MAGIC, MAX_FILE, MAX_HEADER, identify, read_update
+from cdl_deploy.update.patch import apply_updates, make_update, rebuilt
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -129,7 +134,7 @@ def test_pieces_moved_dropped_and_added_survive(tmp_path, data):
 
 def test_the_same_files_give_the_same_update_in_any_process(world):
     code = (
-        "import sys; from pathlib import Path; from cdl_deploy.update import make_update\n"
+        "import sys; from pathlib import Path; from cdl_deploy.update.patch import make_update\n"
         "make_update(*map(Path, sys.argv[1:]))"
     )
     for seed in ("1", "2"):
@@ -366,9 +371,13 @@ def test_a_payload_that_lies_is_refused(world, payload, pattern):
 
 PEAK = """
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from cdl_deploy.errors import UpdateError
-from cdl_deploy.update import apply_updates
+from cdl_deploy.update import patch
+from cdl_deploy.update.patch import apply_updates
 def peak():
     return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
 before = peak()
@@ -468,7 +477,7 @@ def test_a_fault_of_the_check_leaves_the_old_file(world):
 
 def test_killed_in_the_middle_the_old_file_stays_and_the_next_try_cleans_up(world):
     code = (
-        "import os, signal, sys\nfrom pathlib import Path\nfrom cdl_deploy.update import apply_updates\n"
+        "import os, signal, sys\nfrom pathlib import Path\nfrom cdl_deploy.update.patch import apply_updates\n"
         "old, patch = map(Path, sys.argv[1:])\n"
         "apply_updates(old, [patch], old, lambda path: os.kill(os.getpid(), signal.SIGKILL))"
     )
@@ -486,6 +495,87 @@ def test_the_temporary_file_of_a_running_process_is_left_alone(world):
     busy.write_bytes(b"half")
     apply_updates(world / "old.onnx", [world / "a.cdlup"], world / "out.onnx")
     assert busy.read_bytes() == b"half"
+
+
+def test_a_temporary_file_that_is_held_from_elsewhere_is_left_alone(world):
+    """A process of another container on the same volume: its number means nothing here, but its lock does."""
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    held, left = (world / f".out.onnx.{gone.pid}-{name}.tmp.onnx" for name in ("0a", "0b"))
+    with held.open("wb") as file:
+        left.write_bytes(b"half")
+        assert files.lock_open_file(file.fileno())
+        apply_updates(world / "old.onnx", [world / "a.cdlup"], world / "out.onnx")
+    assert held.exists()
+    assert not left.exists()
+
+
+@pytest.mark.parametrize("locks", [True, False])
+def test_two_updates_of_one_file_at_once_never_mix(world, monkeypatch, locks):
+    """Two threads have the same process number, as the first processes of two containers do."""
+    if not locks:  # a file system that has none
+        monkeypatch.setattr(files.filelock.FileLock, "acquire", lambda self: (_ for _ in ()).throw(OSError("no locks")))
+    other = bytes(reversed(NEW))
+    (world / "other.onnx").write_bytes(other)
+    make_update(world / "old.onnx", world / "other.onnx", world / "b.cdlup")
+    out, wanted, together = world / "out.onnx", {"a": NEW, "b": other}, threading.Barrier(2)
+    finished = []
+
+    def wait(path):
+        with contextlib.suppress(threading.BrokenBarrierError):
+            together.wait(0.3)  # with locks the second one never comes
+
+    def finish(done):
+        assert out.read_bytes() in (NEW, other)
+
+    def update(name):
+        done = apply_updates(world / "old.onnx", [world / f"{name}.cdlup"], out, wait, finish)
+        assert done.identity == identify(wanted[name])
+        finished.append(name)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(update, "ab"))
+    assert sorted(finished) == ["a", "b"]
+    assert out.read_bytes() in ([wanted[finished[-1]]] if locks else [NEW, other])
+    assert [path.name for path in world.iterdir() if path.name.startswith(".")] == []
+
+
+def test_processes_with_one_number_never_mix(world):
+    """As in containers: every process believes that it is number 1. The file is one of the results at any time."""
+    code = (
+        "import os, sys\nos.getpid = lambda: 1\nfrom pathlib import Path\n"
+        "from cdl_deploy.update.patch import apply_updates\n"
+        "old, patch, out = map(Path, sys.argv[1:])\n"
+        "for _ in range(8):\n    apply_updates(old, [patch], out)"
+    )
+    results = [NEW]
+    for number in range(2):
+        results.append(NEW[::-1] + bytes([number]))
+        (world / "next.onnx").write_bytes(results[-1])
+        make_update(world / "old.onnx", world / "next.onnx", world / f"{number}.cdlup")
+    started = [
+        subprocess.Popen([sys.executable, "-c", code, world / "old.onnx", world / f"{name}.cdlup", world / "out.onnx"])
+        for name in ("a", "0", "1")
+    ]
+    while any(process.poll() is None for process in started):
+        if (world / "out.onnx").exists():
+            assert (world / "out.onnx").read_bytes() in results
+        time.sleep(0.01)
+    assert [process.returncode for process in started] == [0, 0, 0]
+    assert [path.name for path in world.iterdir() if path.name.startswith(".")] == []
+
+
+def test_what_is_on_the_disk_is_what_counts(world, monkeypatch):
+    monkeypatch.setattr(patch, "rebuilt", lambda content, update: iter([NEW[:-1], b"?"]))
+    with pytest.raises(UpdateError, match=r"out\.onnx: what was written .* is not what the update makes"):
+        apply_updates(world / "old.onnx", [world / "a.cdlup"], world / "out.onnx")
+    assert not (world / "out.onnx").exists()
+
+
+def test_an_update_that_another_process_holds_up_is_told_so(world, monkeypatch):
+    monkeypatch.setattr(patch, "LOCK_SECONDS", 0.05)
+    with files.one_writer(world / "out.onnx"), pytest.raises(UpdateError, match=r"out\.onnx is being updated by"):
+        apply_updates(world / "old.onnx", [world / "a.cdlup"], world / "out.onnx")
 
 
 # ---- making ----------------------------------------------------------------------------------------------------------

@@ -8,9 +8,9 @@ import json
 
 import pytest
 
-from cdl_deploy.bundle import Accuracy
-from cdl_deploy.update import make_update
-from cdl_deploy.update_news import news
+from cdl_deploy.runtime.bundle import Accuracy
+from cdl_deploy.update.news import news
+from cdl_deploy.update.patch import make_update
 
 
 @pytest.fixture
@@ -100,3 +100,15 @@ def test_news_of_accuracy(tiny):
     assert news(known, plain) == same
     assert news(plain, known) == f"{same}, accuracy 90.0 %"
     assert news(known, tiny.bundle(accuracy=Accuracy(80.06, 1.0))) == f"{same}, accuracy 90.0 → 80.1 %"
+
+
+def test_a_description_that_an_earlier_update_did_not_come_to_is_written(shop, cdl):
+    """Killed between the model and its description, the next run makes up for it, update or not."""
+    (shop / "old.json").write_text('{"classes": ["red", "green", "blue"]}')
+    assert cdl("update", shop / "old.onnx", shop / "a.cdlup", "-o", shop / "old.onnx")[0] == 0
+    written = (shop / "old.json").read_text()
+    assert len(json.loads(written)["classes"]) == 4
+    (shop / "old.json").write_text('{"classes": ["red", "green", "blue"]}')
+    code, out, _ = cdl("update", shop / "old.onnx", shop / "a.cdlup", "-o", shop / "old.onnx")
+    assert (code, out) == (0, f"{shop}/old.onnx: up to date already\n")
+    assert (shop / "old.json").read_text() == written

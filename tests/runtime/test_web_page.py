@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from cdl_deploy.bundle import read_bundle
 from cdl_deploy.cli import app
 from cdl_deploy.errors import BundleError, CdlError, OptionError
-from cdl_deploy.web_page import write_page
+from cdl_deploy.runtime.bundle import read_bundle
+from cdl_deploy.runtime.web_page import write_page
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 from timm.models.vision_transformer import VisionTransformer
 
-from cdl_deploy.training.models.backbone import Backbone
+from cdl_deploy.training.backbones.plain import PlainViT
+from cdl_deploy.training.backbones.protocol import Backbone
 
 COLOURS = {"ant": (200, 30, 30), "bee": (30, 200, 30), "cat": (30, 30, 200), "dog": (200, 200, 30)}
 
@@ -26,7 +27,7 @@ def make_vit(width: int = 24, depth: int = 6, heads: int = 3, seed: int = 0, **c
 
 
 def make_backbone(**shape) -> Backbone:
-    return Backbone(make_vit(**shape), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+    return PlainViT(make_vit(**shape), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
 
 
 def write_images(folder: Path, counts: dict[str, int], seed: int = 0, side: int = 20) -> None:
@@ -50,9 +51,9 @@ def write_photos(root: Path) -> None:
 def no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures take half of a small run's time: they are drawn only where a test is marked `pictures`."""
     if request.node.get_closest_marker("pictures") is None:
-        from cdl_deploy.training import run
+        from cdl_deploy.training import loop
 
-        monkeypatch.setattr(run, "plot_run", lambda *_: None)
+        monkeypatch.setattr(loop, "plot_run", lambda *_: None)
 
 
 @pytest.fixture
@@ -65,7 +66,7 @@ def photos(tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of `tests.training.runs.config` on images like `photos`, never interrupted. Only to be read."""
-    from cdl_deploy.training.run import train
+    from cdl_deploy.training.loop import train
     from tests.training.runs import config
 
     root = tmp_path_factory.mktemp("whole")

@@ -8,14 +8,16 @@ import torch
 from torch import Tensor
 
 from cdl_deploy.training.distillation.kdp import KDPrompts
+from cdl_deploy.training.heads import Head
+from cdl_deploy.training.heads.cosine import CosineHead
+from cdl_deploy.training.heads.linear import LinearHead
 from cdl_deploy.training.methods import ContinualMethod
 from cdl_deploy.training.methods.apt import AdditivePrompts
 from cdl_deploy.training.methods.coda import CodaPrompt
 from cdl_deploy.training.methods.dualprompt import DualPrompt
 from cdl_deploy.training.methods.l2p import L2P
-from cdl_deploy.training.models.heads import GrowingHead, NormalisedHead
 from cdl_deploy.training.models.learner import Role
-from cdl_deploy.training.models.pair import Pair
+from cdl_deploy.training.models.teacher_student import TeacherStudent
 from tests.training.naive import naive_block, naive_coda_weights, naive_embed
 
 
@@ -56,7 +58,7 @@ def naive_prompts(method: ContinualMethod, query: Tensor, first: int) -> dict[in
     return found
 
 
-def naive_query(pair: Pair, image: Tensor, first: int) -> Tensor:
+def naive_query(pair: TeacherStudent, image: Tensor, first: int) -> Tensor:
     """Of one normalised image [3, h, w]: the class token after `first` blocks, or after all, through the final norm."""
     vit = pair.student.backbone.vit
     tokens = naive_embed(vit, image)
@@ -65,17 +67,18 @@ def naive_query(pair: Pair, image: Tensor, first: int) -> Tensor:
     return vit.norm(tokens)[0]
 
 
-def naive_head(head: GrowingHead, token: Tensor) -> Tensor:
+def naive_head(head: Head, token: Tensor) -> Tensor:
+    assert isinstance(head, LinearHead)
     logits = []
-    if isinstance(head, NormalisedHead):
+    if isinstance(head, CosineHead):
         token = (token - token.mean()) / torch.sqrt(token.var(unbiased=False) + 1e-5)
     for row, bias in zip(head.weight.all(), head.bias.all(), strict=True):
-        length = row.norm() if isinstance(head, NormalisedHead) else 1.0
+        length = row.norm() if isinstance(head, CosineHead) else 1.0
         logits.append(torch.dot(token, row) / length + bias)
     return torch.stack(logits)
 
 
-def naive_logits(pair: Pair, role: Role, image: Tensor, first: int = 0) -> Tensor:
+def naive_logits(pair: TeacherStudent, role: Role, image: Tensor, first: int = 0) -> Tensor:
     """What a learner answers for one normalised image; `first` is the K of block:K."""
     learner = pair.learners[role]
     vit = learner.backbone.vit
@@ -88,7 +91,7 @@ def naive_logits(pair: Pair, role: Role, image: Tensor, first: int = 0) -> Tenso
             assert kdp.token is not None
             tokens = torch.cat([tokens, kdp.token])
         if kdp is not None and index > first:
-            own["after"] = (kdp.rows[index - first - 1, 0], kdp.rows[index - first - 1, 1])
+            own["after"] = (kdp.prompts[index - first - 1, 0], kdp.prompts[index - first - 1, 1])
         tokens = naive_block(vit, index, tokens, **own)
     tokens = vit.norm(tokens)
     logits = naive_head(learner.class_head, tokens[0])

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from cdl_deploy.training.config import DataConfig, MethodConfig, ModelConfig, OptimConfig, RunConfig
+from cdl_deploy.run.config import DataConfig, MethodConfig, ModelConfig, OptimConfig, RunConfig
+from cdl_deploy.training.checkpoint import load_run
 from cdl_deploy.training.progress import Progress
-from cdl_deploy.training.restore import load_run
 
 
 def config(photos, distill: str = "kdp", **changes) -> RunConfig:

@@ -12,7 +12,7 @@ from cdl_deploy.export.graph import ExportGraph
 from cdl_deploy.training.distillation import DISTILLATIONS
 from cdl_deploy.training.methods import METHODS
 from cdl_deploy.training.models.learner import learner_logits
-from cdl_deploy.training.stage import make_optimizer, stage_losses
+from cdl_deploy.training.step import make_optimizer, stage_losses
 from tests.conftest import no_shape_checks
 from tests.training.naive_methods import cosine
 from tests.training.test_learner import make_pair, pixels
@@ -45,7 +45,7 @@ def test_the_method_learns_with_any_query_and_keeps_earlier_tasks():
         for name, value in pair.student.method.state_dict().items():
             if not value.numel():  # no known class learns on
                 continue
-            assert torch.equal(value, kept[f"student/method.{name}"]) == name.endswith("earlier"), name
+            assert torch.equal(value, kept[f"student/method.{name}"]) == name.endswith("frozen"), name
 
 
 @pytest.mark.usefixtures("added")
@@ -55,7 +55,7 @@ def test_the_method_is_what_the_page_says():
     query = torch.randn(1, 24)
     weights = torch.softmax(torch.tensor([cosine(query[0], key) for key in method.keys.all()]), 0)
     expected = weights[0] * method.prompts.all()[0] + weights[1] * method.prompts.all()[1]
-    for part, rows in enumerate(method(query, "test").prompts[0].before):
+    for part, rows in enumerate(method(query, "test").prompts[0].prefix):
         torch.testing.assert_close(rows[0], expected[part])
 
 

@@ -4,28 +4,33 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
 
 from cdl_deploy import Classifier
 from cdl_deploy.cli import main
+from cdl_deploy.data.folder import find_splits
+from cdl_deploy.data.images import load_image
+from cdl_deploy.data.preprocessing import ResizeCrop
+from cdl_deploy.data.sources import fingerprint, open_source
 from cdl_deploy.errors import DataError, OptionError, RunError
 from cdl_deploy.export import ExportOptions, export_run
-from cdl_deploy.image_folder import find_splits
-from cdl_deploy.training.additions import Addition, add_task
-from cdl_deploy.training.config import DataConfig, MethodConfig, ModelConfig, OptimConfig, RunConfig
+from cdl_deploy.run.config import DataConfig, MethodConfig, ModelConfig, OptimConfig, RunConfig
+from cdl_deploy.run.record import FinishedTask, TaskPlan
+from cdl_deploy.training.checkpoint import load_run
 from cdl_deploy.training.data import task_data
-from cdl_deploy.training.data.sources import fingerprint, load_image, open_source
-from cdl_deploy.training.data.task_data import TaskData, TaskPlan
-from cdl_deploy.training.data.transforms import Preprocessing, evaluation_transform
-from cdl_deploy.training.models.growing import GrowingRows
+from cdl_deploy.training.data.task_data import TaskData
+from cdl_deploy.training.data.transforms import evaluation_transform
+from cdl_deploy.training.growing import GrowingRows
+from cdl_deploy.training.loop import add_task, resume, train
 from cdl_deploy.training.models.learner import learner_logits
+from cdl_deploy.training.preparation import Addition
 from cdl_deploy.training.progress import Progress
-from cdl_deploy.training.restore import load_run
-from cdl_deploy.training.run import resume, train
+from cdl_deploy.typed_json import convert
 from tests.conftest import no_shape_checks
+from tests.records import finished_task
 from tests.training.conftest import write_images
 
 CLASSES = ("ant", "bee", "cat", "dog", "eel", "fox", "gnu", "hen")
@@ -54,7 +59,7 @@ def make_photos(root, pairs=PAIRS) -> None:
 def test_a_folder_is_searched_once_however_many_tasks_it_had(tmp_path, monkeypatch):
     make_photos(tmp_path / "all")
     plans = [TaskPlan(tuple(pair), str(tmp_path / "all")) for pair in PAIRS]
-    opened = TaskData(plans, [], {plans[0].place: open_source(*plans[0].place)}, lambda _: {}, [])
+    opened = TaskData(plans, [], {plans[0].source_key: open_source(*plans[0].source_key)}, lambda _: {}, [])
     tests = [opened.test(number) for number in range(1, 5)]
     searched = []
 
@@ -63,7 +68,10 @@ def test_a_folder_is_searched_once_however_many_tasks_it_had(tmp_path, monkeypat
         return find_splits(*place)
 
     monkeypatch.setattr(task_data, "find_splits", search)
-    later = TaskData(plans, [{"test_fingerprint": fingerprint(test.items)} for test in tests], {}, lambda _: {}, [])
+    tested = [
+        convert(FinishedTask, finished_task(1, [], test_fingerprint=fingerprint(test.items)), "") for test in tests
+    ]
+    later = TaskData(plans, tested, {}, lambda _: {}, [])
     assert [later.test(number) for number in range(1, 5)] == tests
     assert searched == [(tmp_path / "all", None)]
 
@@ -80,7 +88,7 @@ def test_single_additions_equal_one_run_bit_for_bit(tmp_path, method):
         folder = tmp_path / f"more-{number}"
         make_photos(folder, [pair])
         grown = add_task(tmp_path / "grown", Addition(str(folder)))
-        assert grown.tasks[-1]["kept_tests"] == list(range(1, number))
+        assert grown.tasks[-1].kept_tests == list(range(1, number))
         shutil.rmtree(folder)
     assert grown.classes == list(CLASSES)
     assert grown.matrices == whole.matrices
@@ -103,13 +111,13 @@ def run(tmp_path):
 def test_earlier_tasks_are_tested_on_all_their_images_where_they_still_are(run, tmp_path):
     make_photos(tmp_path / "new", PAIRS[2:3])
     record = add_task(run, Addition(str(tmp_path / "new"), optim={"epochs": 2, "lr": 5e-4}))
-    assert record.tasks[-1]["kept_tests"] == []
-    assert record.tasks[-1]["optim"] == {"epochs": 2, "batch_size": 8, "lr": 5e-4}
-    assert record.tasks[0]["optim"]["epochs"] == 1
+    assert record.tasks[-1].kept_tests == []
+    assert asdict(record.tasks[-1].optim) == {"epochs": 2, "batch_size": 8, "lr": 5e-4}
+    assert record.tasks[0].optim.epochs == 1
     write_images(tmp_path / "photos/test", {"bee": 4}, seed=7)  # no longer the folder it was
     make_photos(tmp_path / "newer", PAIRS[3:])
     record = add_task(run, Addition(str(tmp_path / "newer")))
-    assert record.tasks[-1]["kept_tests"] == [1]
+    assert record.tasks[-1].kept_tests == [1]
 
 
 def rows(run, number: int) -> dict[str, torch.Tensor]:
@@ -124,15 +132,15 @@ def test_known_classes_learn_on_and_all_others_stand_still(run, tmp_path):
     before = rows(run, 2)
     make_photos(tmp_path / "new", [("eel", "bee"), ("dog", "fox")])
     record = add_task(run, Addition(str(tmp_path / "new"), classes=("eel", "dog"), allow_known=True))
-    assert record.tasks[-1]["classes"] == ["eel"]
-    assert record.tasks[-1]["known_classes"] == ["dog"]
+    assert record.tasks[-1].classes == ["eel"]
+    assert record.tasks[-1].known_classes == ["dog"]
     assert record.classes == ["ant", "bee", "cat", "dog", "eel"]
     after = rows(run, 3)
     for name in before:
         assert torch.equal(after[name][:3], before[name][:3]), name
         assert not torch.equal(after[name][3], before[name][3]), name
     record = add_task(run, Addition(str(tmp_path / "new"), classes=("dog", "bee"), allow_known=True))
-    assert record.tasks[-1]["classes"] == []
+    assert record.tasks[-1].classes == []
     last = rows(run, 4)
     for name in before:
         moved = [i for i in range(5) if not torch.equal(last[name][i], after[name][i])]
@@ -209,7 +217,7 @@ def test_what_was_added_is_exported(run, tmp_path):
     assert exported[0].bundle.tasks == (("ant", "bee"), ("cat", "dog"), ("eel",), ())
     image = tmp_path / "new/test/eel/0.png"
     _, pair = load_run(run)
-    pixels = evaluation_transform(Preprocessing(32, 32, "bicubic"))(load_image(image))[None]
+    pixels = evaluation_transform(ResizeCrop.square(32, 32, "bicubic"))(load_image(image))[None]
     with torch.no_grad():
         expected = learner_logits(pair.encoder, pair.student, pixels).softmax(1)[0]
     (prediction,) = Classifier(tmp_path / "out/student.onnx").predict(image, top_k=5)
@@ -242,17 +250,17 @@ def test_no_directory_at_all(capsys):
 def test_reopened_rows_take_the_place_of_earlier_ones():
     rows = GrowingRows(2)
     rows.grow(torch.tensor([[1.0, 1.0], [2.0, 2.0]]))
-    rows.grow(torch.tensor([[3.0, 3.0]]), reopen=[1])
+    rows.grow(torch.tensor([[3.0, 3.0]]), unfreeze=[1])
     rows.all().sum().backward()
-    assert rows.earlier.grad is None
-    assert rows.current.grad.tolist() == [[1.0, 1.0]]
-    assert rows.reopened.grad.tolist() == [[1.0, 1.0]]
+    assert rows.frozen.grad is None
+    assert rows.trainable.grad.tolist() == [[1.0, 1.0]]
+    assert rows.unfrozen.grad.tolist() == [[1.0, 1.0]]
     with torch.no_grad():
-        rows.reopened += 10
+        rows.unfrozen += 10
     assert rows.all().tolist() == [[1.0, 1.0], [12.0, 12.0], [3.0, 3.0]]
     copy = GrowingRows(2)
     copy.load_state_dict(rows.state_dict())
     assert torch.equal(copy.all(), rows.all())
     rows.grow(torch.tensor([[4.0, 4.0]]))
     assert rows.all().tolist() == [[1.0, 1.0], [12.0, 12.0], [3.0, 3.0], [4.0, 4.0]]
-    assert len(rows.reopened) == 0
+    assert len(rows.unfrozen) == 0

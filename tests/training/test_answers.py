@@ -12,13 +12,13 @@ from scipy.optimize import minimize
 
 from benchmarks.split_cifar_variants import answers_of
 from cdl_deploy.export.heads import fold_heads
-from cdl_deploy.training.config import MethodConfig
+from cdl_deploy.run.config import MethodConfig
+from cdl_deploy.training.checkpoint import load_run
 from cdl_deploy.training.data.task_data import TaskImages, hold_out
-from cdl_deploy.training.models.calibration import Calibration
+from cdl_deploy.training.loop import resume, train
+from cdl_deploy.training.models.calibration import TaskCalibration
 from cdl_deploy.training.models.learner import learner_logits, learner_output
-from cdl_deploy.training.restore import load_run
-from cdl_deploy.training.run import resume, train
-from cdl_deploy.training.stage import make_optimizer, stage_losses
+from cdl_deploy.training.step import make_optimizer, stage_losses
 from tests.training.runs import Interrupt, config, weights
 from tests.training.test_distillation import divergence, mean, softmax
 from tests.training.test_learner import make_pair, pixels
@@ -47,16 +47,16 @@ def test_rows_of_earlier_tasks_stand_still_when_all_seen_classes_are_distilled()
     pair = make_pair(kd_classes="seen")
     optimizer = make_optimizer(pair.student, 0.1)
     head = pair.student.distillation.head.weight
-    earlier, current = head.earlier.clone(), head.current.detach().clone()
+    earlier, current = head.frozen.clone(), head.trainable.detach().clone()
     torch.stack(list(stage_losses(pair, "student", pixels(4), LABELS).values())).sum().backward()
     optimizer.step()
-    assert torch.equal(head.earlier, earlier)
-    assert not torch.equal(head.current, current)
+    assert torch.equal(head.frozen, earlier)
+    assert not torch.equal(head.trainable, current)
 
 
 @torch.no_grad()
 def test_without_a_token_the_kd_head_reads_the_class_token():
-    pair = make_pair(kd_token_start="none", kd_prompt_rows=0)
+    pair = make_pair(kd_token_start="none", kd_prompt_length=0)
     student = pair.student
     output = learner_output(pair.encoder, student, pixels(2))
     features = output.features[:, 0]
@@ -71,12 +71,12 @@ def test_without_a_token_the_kd_head_reads_the_class_token():
 
 def test_kd_prompts_start_as_asked():
     rows = make_pair(tasks=(), kd_prompt_start="orthogonal", kd_prompt_scale=0.5, kd_prompt_blocks=2)
-    rows = rows.student.distillation.rows
+    rows = rows.student.distillation.prompts
     assert rows.shape == (2, 2, 3, 24)
     for block in rows.detach().flatten(1, 2):
         torch.testing.assert_close(block @ block.T, 0.25 * torch.eye(6), atol=1e-5, rtol=0)
     plain, scaled = make_pair(tasks=()), make_pair(tasks=(), kd_prompt_scale=0.1)
-    torch.testing.assert_close(scaled.student.distillation.rows, 0.1 * plain.student.distillation.rows)
+    torch.testing.assert_close(scaled.student.distillation.prompts, 0.1 * plain.student.distillation.prompts)
     assert sorted(plain.student.distillation.block_prompts()) == [1, 2, 3, 4, 5]
     pair = make_pair(tasks=(), kd_prompt_blocks=2)
     assert sorted(pair.student.distillation.block_prompts()) == [1, 2]
@@ -133,7 +133,7 @@ def test_calibration_finds_what_another_optimiser_finds():
     head, centres = torch.randn(5, 8), torch.randn(5, 8)
     labels = torch.arange(5).repeat_interleave(200)
     features = (centres[labels] + 0.3 * torch.randn(1000, 8))[:, None]
-    calibration = Calibration()
+    calibration = TaskCalibration()
     for classes in (2, 3):
         calibration.begin_task(classes)
         now = len(calibration.scale)
@@ -176,7 +176,10 @@ def test_folded_heads_say_the_same(changes):
     folded = fold_heads(student)
     tokens = torch.randn(3, 6, 24)
     torch.testing.assert_close(
-        folded(tokens[:, list(folded.tokens_read)]), student.predict(student.read(tokens)), atol=1e-5, rtol=1e-5
+        folded(tokens[:, list(folded.output_tokens)]),
+        student.predict(student.apply_heads(tokens)),
+        atol=1e-5,
+        rtol=1e-5,
     )
 
 

@@ -7,7 +7,8 @@ import timm
 import torch
 
 from cdl_deploy.errors import WeightsError
-from cdl_deploy.training.models.backbone import Backbone, BlockPrompt, check_plain
+from cdl_deploy.training.backbones.plain import PlainViT, check_plain
+from cdl_deploy.training.backbones.protocol import BlockPrompt
 from tests.training.conftest import make_backbone, make_vit
 from tests.training.naive import naive_block
 
@@ -26,7 +27,7 @@ from tests.training.naive import naive_block
 )
 def test_unprompted_pass_is_timms(changes):
     vit = make_vit(**changes)
-    backbone = Backbone(vit, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    backbone = PlainViT(vit, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     images = torch.randn(3, 3, 16, 16)
     empty = {index: BlockPrompt() for index in range(6)}  # our own attention, with nothing added
     ours = backbone.run_blocks(backbone.embed_normalised(images), 0, 6, empty)
@@ -44,7 +45,7 @@ def test_pixels_are_normalised_with_the_weights_own_statistics():
 
 def test_prompts_equal_a_slow_loop():
     vit = make_vit()
-    backbone = Backbone(vit, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    backbone = PlainViT(vit, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     torch.manual_seed(1)
     tokens = torch.randn(3, 5, 24)
     before = (torch.randn(3, 4, 24), torch.randn(3, 4, 24))

@@ -82,8 +82,8 @@ def test_resume_of_a_finished_run_changes_nothing(trained, capsys):
 
 
 def test_the_library_prints_nothing_and_progress_needs_a_terminal(photos, tmp_path, capsys):
-    from cdl_deploy.training.config import DataConfig, MethodConfig, ModelConfig, OptimConfig, RunConfig
-    from cdl_deploy.training.run import train
+    from cdl_deploy.run.config import DataConfig, MethodConfig, ModelConfig, OptimConfig, RunConfig
+    from cdl_deploy.training.loop import train
 
     config = RunConfig(
         DataConfig(str(photos), tasks=2),

@@ -8,15 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cdl_deploy.errors import OptionError
+from cdl_deploy.training.backbones.protocol import NetworkShape
 from cdl_deploy.training.methods.coda import CodaPrompt, orthonormal_rows
-from cdl_deploy.training.models.backbone import NetworkShape
 from tests.training.naive import naive_coda_weights
 
 SHAPE = NetworkShape(width=24, depth=6, query_width=16)
 
 
 def grown(tasks: int, per_task: int = 3) -> CodaPrompt:
-    method = CodaPrompt(SHAPE, per_task, prompt_rows=2)
+    method = CodaPrompt(SHAPE, per_task, prompt_length=2)
     for task in range(tasks):
         method.begin_task(torch.Generator().manual_seed(task))
     return method
@@ -30,17 +30,17 @@ def test_prompts_equal_a_slow_loop():
     assert selection.losses == {}
     for index, prompt in selection.prompts.items():
         block = method.own_blocks()[index]
-        assert prompt.before is not None
+        assert prompt.prefix is not None
         for i in range(3):
             weights = naive_coda_weights(query[i], block.attentions.all(), block.keys.all())
             expected = sum(w * p for w, p in zip(weights, block.prompts.all(), strict=True))
-            torch.testing.assert_close(prompt.before[0][i], expected[:2], atol=1e-5, rtol=1e-5)
-            torch.testing.assert_close(prompt.before[1][i], expected[2:], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(prompt.prefix[0][i], expected[:2], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(prompt.prefix[1][i], expected[2:], atol=1e-5, rtol=1e-5)
 
 
 def test_a_zero_query_gives_no_nan():
     prompts = grown(1)(torch.zeros(2, 16), "test").prompts
-    assert torch.isfinite(prompts[0].before[0]).all()
+    assert torch.isfinite(prompts[0].prefix[0]).all()
 
 
 @settings(max_examples=30, deadline=None)
@@ -78,7 +78,7 @@ def test_more_components_than_dimensions_are_refused():
 
 def test_growing_equals_preallocating():
     """A pool that held all tasks' components from the start, of which only those of tasks so far take part."""
-    method, pool = CodaPrompt(SHAPE, 3, prompt_rows=2), grown(4)
+    method, pool = CodaPrompt(SHAPE, 3, prompt_length=2), grown(4)
     for task in range(4):
         method.begin_task(torch.Generator().manual_seed(task))
         for index, block in method.own_blocks().items():
@@ -89,11 +89,11 @@ def test_growing_equals_preallocating():
 
 def test_earlier_components_stand_still_to_the_bit():
     method = grown(2)
-    before = {name: value.clone() for name, value in method.state_dict().items() if name.endswith("earlier")}
+    before = {name: value.clone() for name, value in method.state_dict().items() if name.endswith("frozen")}
     optimizer = torch.optim.Adam([value for value in method.parameters() if value.requires_grad], lr=0.1)
     for _ in range(3):
         prompts = method(torch.randn(4, 16), "train").prompts
-        loss = sum(row.square().sum() for prompt in prompts.values() for row in prompt.before)
+        loss = sum(row.square().sum() for prompt in prompts.values() for row in prompt.prefix)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -103,12 +103,12 @@ def test_earlier_components_stand_still_to_the_bit():
 
 
 def test_orthogonality_loss_by_hand():
-    method = CodaPrompt(SHAPE, 2, prompt_rows=1, orthogonality=0.5)
+    method = CodaPrompt(SHAPE, 2, prompt_length=1, orthogonality=0.5)
     method.begin_task(torch.Generator().manual_seed(0))
     fresh = method(torch.randn(1, 16), "train").losses["orthogonality"]
     torch.testing.assert_close(fresh, torch.tensor(0.0), atol=1e-6, rtol=0)
     with torch.no_grad():
-        method.own_blocks()[0].keys.current[0] *= 2  # X Xᵀ − I = diag(3, 0): mean of squares 9 / 4
+        method.own_blocks()[0].keys.trainable[0] *= 2  # X Xᵀ − I = diag(3, 0): mean of squares 9 / 4
     loss = method(torch.randn(1, 16), "train").losses["orthogonality"]
     torch.testing.assert_close(loss, torch.tensor(0.5 * 9 / 4), atol=1e-5, rtol=0)
     assert "orthogonality" not in method(torch.randn(1, 16), "test").losses

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from cdl_deploy.errors import OptionError
-from cdl_deploy.training.config import (
+from cdl_deploy.run.config import (
     DataConfig,
     MethodConfig,
     ModelConfig,

@@ -9,10 +9,10 @@ import torch
 
 from cdl_deploy.cli import main
 from cdl_deploy.errors import OptionError
+from cdl_deploy.run.config import DataConfig, OptimConfig, RunConfig
+from cdl_deploy.run.config_file import layered_config, read_config_file
+from cdl_deploy.run.presets import PRESETS
 from cdl_deploy.training.backbones.loading import load_backbone
-from cdl_deploy.training.config import DataConfig, OptimConfig, RunConfig
-from cdl_deploy.training.config_file import layered_config, read_config_file
-from cdl_deploy.training.presets import PRESETS
 from tests.training.test_cli import QUICK
 
 
@@ -21,7 +21,7 @@ def test_the_paper_preset_is_what_the_table_says():
     paper, default = layered_config("paper", None, {}), RunConfig()
     assert (default.data.class_order, paper.data.class_order) == ("shuffled", "natural")
     assert (default.models.pixel_range, paper.models.pixel_range) == ("model", "unit")
-    assert (default.method.pull_weight, paper.method.pull_weight) == (1.0, 2.0)
+    assert (default.method.key_loss_weight, paper.method.key_loss_weight) == (1.0, 2.0)
     assert (default.method.fitnets_weight, paper.method.fitnets_weight) == (0.1, 0.2)
     assert (default.method.reviewkd_weight, paper.method.reviewkd_weight) == (0.2, 0.4)
     assert (default.method.kd_token_start, paper.method.kd_token_start) == ("class-token", "uniform")

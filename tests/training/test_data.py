@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
+from cdl_deploy.data.images import load_image
+from cdl_deploy.data.preprocessing import ResizeCrop
+from cdl_deploy.data.sources import digits, fingerprint, image_folder, open_source
 from cdl_deploy.errors import DataError
-from cdl_deploy.training.config import DataConfig
+from cdl_deploy.run.config import DataConfig
 from cdl_deploy.training.data.loading import batches
-from cdl_deploy.training.data.sources import digits, fingerprint, image_folder, load_image, open_source
 from cdl_deploy.training.data.tasks import make_tasks
-from cdl_deploy.training.data.transforms import Preprocessing, evaluation_transform, training_transform
+from cdl_deploy.training.data.transforms import evaluation_transform, training_transform
 from tests.training.conftest import COLOURS, write_images
 
 
@@ -178,7 +180,7 @@ def test_evaluation_transform_is_torchvisions(photos):
     from torchvision import transforms
 
     image = load_image(photos / "train/cat/0.png").resize((41, 30))
-    ours = evaluation_transform(Preprocessing(size=16, resize=18, interpolation="bicubic"))(image)
+    ours = evaluation_transform(ResizeCrop.square(size=16, resize=18, interpolation="bicubic"))(image)
     classic = transforms.Compose(
         [
             transforms.Resize(18, transforms.InterpolationMode.BICUBIC),
@@ -192,8 +194,8 @@ def test_evaluation_transform_is_torchvisions(photos):
 
 def _batches(photos, workers=0, **changes):
     source = image_folder(photos)
-    transform = training_transform(Preprocessing(16, 16, "bicubic"), "photo")
-    options = {"seed": 0, "place": (1, "student", 0), "shuffle": True, **changes}
+    transform = training_transform(ResizeCrop.square(16, 16, "bicubic"), "photo")
+    options = {"seed": 0, "scope": (1, "student", 0), "shuffle": True, **changes}
     return list(batches(source.train.items, source.train.labels.tolist(), transform, 7, workers=workers, **options))
 
 
@@ -201,7 +203,7 @@ def test_batches_hold_every_image_once_and_follow_seed_and_place(photos):
     first = _batches(photos)
     assert [len(labels) for _, labels in first] == [7, 7, 7, 3], "the last partial batch trains too"
     assert torch.cat([labels for _, labels in first]).bincount().tolist() == [6, 6, 6, 6]
-    again, other = _batches(photos), _batches(photos, place=(1, "student", 1))
+    again, other = _batches(photos), _batches(photos, scope=(1, "student", 1))
     assert all(torch.equal(a, b) for (a, _), (b, _) in zip(first, again, strict=True))
     assert not torch.equal(first[0][0], other[0][0])
 

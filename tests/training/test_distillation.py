@@ -7,15 +7,15 @@ import math
 import pytest
 import torch
 
+from cdl_deploy.training.backbones.protocol import TokenLayout
+from cdl_deploy.training.checkpoint import load_run
 from cdl_deploy.training.distillation import DISTILLATIONS
 from cdl_deploy.training.distillation.features import TokenMatch, shared_area
+from cdl_deploy.training.loop import resume, train
 from cdl_deploy.training.methods import METHODS
-from cdl_deploy.training.models.backbone import TokenLayout
 from cdl_deploy.training.models.learner import learner_logits
-from cdl_deploy.training.models.pair import Pair
-from cdl_deploy.training.restore import load_run
-from cdl_deploy.training.run import resume, train
-from cdl_deploy.training.stage import learning_rate, make_optimizer, stage_losses
+from cdl_deploy.training.models.teacher_student import TeacherStudent
+from cdl_deploy.training.step import learning_rate, make_optimizer, stage_losses
 from tests.training.conftest import make_backbone
 from tests.training.naive import naive_block, naive_coda_weights, naive_embed
 from tests.training.runs import Interrupt, config, weights
@@ -28,7 +28,7 @@ OTHERS = ("kd", "dkd", "fitnets", "reviewkd", "deit")
 """All but `none` and `kdp`, which test_learner.py has."""
 
 
-def current_logits(pair: Pair, images: torch.Tensor) -> tuple[list[list[float]], list[list[float]]]:
+def current_logits(pair: TeacherStudent, images: torch.Tensor) -> tuple[list[list[float]], list[list[float]]]:
     """The class heads' logits of the current task's classes, student's and teacher's, as plain numbers."""
     query = pair.encoder(images)
     student = pair.student(query.student_tokens, query.query, "train").class_logits
@@ -51,7 +51,7 @@ def mean(values) -> float:
     return sum(values) / len(values)
 
 
-def hand_terms(distill: str, pair: Pair, images: torch.Tensor, alpha: float = 0.5) -> dict[str, float]:
+def hand_terms(distill: str, pair: TeacherStudent, images: torch.Tensor, alpha: float = 0.5) -> dict[str, float]:
     """Cross-entropy and soft terms of the student's loss on its class head, image by image."""
     logits, guides = current_logits(pair, images)
     true = [int(label) - 2 for label in LABELS]
@@ -82,7 +82,7 @@ def test_soft_terms_on_the_class_head_are_worked_out_image_by_image(distill):
         assert terms[name].item() == pytest.approx(value, rel=1e-4, abs=1e-6), name
 
 
-def naive_hidden(pair: Pair, role, image: torch.Tensor) -> list[torch.Tensor]:
+def naive_hidden(pair: TeacherStudent, role, image: torch.Tensor) -> list[torch.Tensor]:
     """Tokens [N, D] of one image after every block, prompts and all, in a loop."""
     student, learner = pair.student.backbone.vit, pair.learners[role]
     tokens = naive_embed(student, normalised(image))
@@ -206,7 +206,7 @@ def test_only_the_student_gets_gradients_whatever_the_teacher(distill, teacher):
     sum(stage_losses(pair, "student", pixels(4), LABELS).values()).backward()
     for name, learner in pair.learners.items():
         for parameter, value in learner.named_parameters():
-            if not value.numel():  # no class is reopened
+            if not value.numel():  # no class is unfrozen
                 continue
             frozen = parameter.startswith("backbone.") or name == "teacher"
             assert (value.grad is None) == frozen, f"{name}: {parameter}"

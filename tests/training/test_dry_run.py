@@ -8,11 +8,11 @@ from dataclasses import replace
 import pytest
 
 from cdl_deploy.cli import main
+from cdl_deploy.run.config import DataConfig
 from cdl_deploy.training import dry_run
-from cdl_deploy.training.config import DataConfig
+from cdl_deploy.training.checkpoint import load_run
 from cdl_deploy.training.dry_run import Measurement, plan_run
-from cdl_deploy.training.restore import load_run
-from cdl_deploy.training.run import train
+from cdl_deploy.training.loop import train
 from tests.training.conftest import write_images
 from tests.training.runs import config
 
@@ -35,11 +35,11 @@ def test_the_plan_is_what_the_run_then_does_and_nothing_is_written(photos, tmp_p
     record = train(config(photos), tmp_path / "run")
     for planned, done in zip(plan["tasks"], record.tasks, strict=True):
         for name in ("number", "classes", "train_images", "test_images"):
-            assert planned[name] == done[name]
-        assert planned["batch_size"] == done["optim"]["batch_size"]
-        assert planned["steps"] == -(-done["train_images"] // done["optim"]["batch_size"])
+            assert planned[name] == getattr(done, name)
+        assert planned["batch_size"] == done.optim.batch_size
+        assert planned["steps"] == -(-done.train_images // done.optim.batch_size)
     for name in ("config", "preprocessing", "backbones"):
-        assert plan[name] == getattr(record, name)
+        assert plan[name] == record.to_dict()[name]
 
 
 def test_the_steps_are_real_and_forgotten(photos, tmp_path):

@@ -7,10 +7,10 @@ import copy
 import pytest
 import torch
 
-from cdl_deploy.training import stage as stage_module
-from cdl_deploy.training.models.growing import Remembered
+from cdl_deploy.training import step as step_module
+from cdl_deploy.training.growing import Cached
 from cdl_deploy.training.processes import Processes
-from cdl_deploy.training.stage import stage_losses
+from cdl_deploy.training.step import stage_losses
 from tests.training.naive import naive_coda_weights
 from tests.training.test_coda import grown
 from tests.training.test_learner import make_pair, pixels
@@ -88,13 +88,13 @@ def test_the_factors_of_earlier_components_are_computed_once_and_never_stale():
         return naive_coda_weights(query[row], block.attentions.all(), block.keys.all())
 
     calls = []
-    factors = block.earlier.function
-    block.earlier = Remembered(lambda *rows: calls.append(1) or factors(*rows))
+    factors = block.frozen.function
+    block.frozen = Cached(lambda *rows: calls.append(1) or factors(*rows))
     for _ in range(3):
         torch.testing.assert_close(block.weights(query)[0], torch.tensor(expected(0)))
     assert len(calls) == 1
     with torch.no_grad():
-        block.keys.earlier.mul_(torch.rand(6, 16))  # changed in place
+        block.keys.frozen.mul_(torch.rand(6, 16))  # changed in place
     torch.testing.assert_close(block.weights(query)[1], torch.tensor(expected(1)))
     method.load_state_dict(copy.deepcopy(grown(2).state_dict()))  # another state
     torch.testing.assert_close(block.weights(query)[1], torch.tensor(expected(1)))
@@ -121,11 +121,11 @@ def test_a_step_in_pieces_is_the_same_step(role, monkeypatch):
     """Five images in pieces of two: terms and gradients as in one piece, for all terms that are means."""
     found = []
     for piece in (5, 2):
-        monkeypatch.setattr(stage_module, "PIECE", piece)
+        monkeypatch.setattr(step_module, "PIECE", piece)
         pair = make_pair()
-        optimizer = stage_module.make_optimizer(pair.learners[role], 0.1)
+        optimizer = step_module.make_optimizer(pair.learners[role], 0.1)
         labels = torch.tensor([2, 3, 4, 3, 2])
-        names, values = stage_module.take_step(
+        names, values = step_module.take_step(
             pair, role, optimizer, pixels(5), labels, Processes(torch.device("cpu")), 5
         )
         trained = [value for group in optimizer.param_groups for value in group["params"]]

@@ -14,10 +14,10 @@ import torch
 from cdl_deploy.cli import main
 from cdl_deploy.cli.signals import stop_on_signals
 from cdl_deploy.errors import DataError
-from cdl_deploy.training import stage as stage_module
+from cdl_deploy.training import step as step_module
+from cdl_deploy.training.checkpoint import load_run
+from cdl_deploy.training.loop import resume, train
 from cdl_deploy.training.progress import Progress, Stopped
-from cdl_deploy.training.restore import load_run
-from cdl_deploy.training.run import resume, train
 from tests.training.runs import config, weights
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -65,7 +65,7 @@ def test_a_stop_before_anything_was_learned_leaves_nothing(photos, tmp_path):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_say_how_to_continue(photos, tmp_path, monkeypatch, capsys, request, number, code):
-    losses, calls = stage_module.stage_losses, []
+    losses, calls = step_module.stage_losses, []
     before = signal.signal(number, signal.default_int_handler)  # whatever the tests were started with
     request.addfinalizer(lambda: signal.signal(number, before))
 
@@ -78,7 +78,7 @@ def test_signals_say_how_to_continue(photos, tmp_path, monkeypatch, capsys, requ
     run = tmp_path / "run"
     options = ["--data", str(photos), "--tasks", "1", "--distill", "none", "--epochs", "1", "--batch-size", "4"]
     with monkeypatch.context() as patch:
-        patch.setattr(stage_module, "stage_losses", signalled)
+        patch.setattr(step_module, "stage_losses", signalled)
         with pytest.raises(SystemExit) as end:
             main(["train", str(run), *options, "--components-per-task", "2"])
     assert end.value.code == code

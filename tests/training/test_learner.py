@@ -5,26 +5,26 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cdl_deploy.training.config import MethodConfig
+from cdl_deploy.run.config import MethodConfig
+from cdl_deploy.training.backbones.protocol import Backbone
 from cdl_deploy.training.distillation.extra_token import ExtraToken
 from cdl_deploy.training.methods.coda import CodaPrompt
-from cdl_deploy.training.models.backbone import Backbone
 from cdl_deploy.training.models.learner import Role, learner_logits
-from cdl_deploy.training.models.pair import Pair, build_pair
-from cdl_deploy.training.stage import make_optimizer, stage_losses
+from cdl_deploy.training.models.teacher_student import TeacherStudent, build_teacher_student
+from cdl_deploy.training.step import make_optimizer, stage_losses
 from tests.training.conftest import make_backbone
 from tests.training.naive import naive_block, naive_coda_weights, naive_embed
 
 
 def make_pair(
     distill: str = "kdp", tasks: tuple[int, ...] = (2, 3), depth: int = 6, teacher: dict | None = None, **config
-) -> Pair:
+) -> TeacherStudent:
     """Teacher and student of different width, depth and heads, with random values everywhere."""
     backbones: dict[Role, Backbone] = {"student": make_backbone(width=24, depth=depth, heads=3)}
     if distill != "none":
         shape = {"width": 32, "depth": depth + 1, "heads": 4, "seed": 1, **(teacher or {})}
         backbones["teacher"] = make_backbone(**shape)
-    pair = build_pair(backbones, MethodConfig(distill=distill, components_per_task=3, **config), seed=0)
+    pair = build_teacher_student(backbones, MethodConfig(distill=distill, components_per_task=3, **config), seed=0)
     for classes in tasks:
         pair.begin_task(classes, seed=0)
     torch.manual_seed(5)
@@ -47,7 +47,7 @@ def normalised(image: torch.Tensor) -> torch.Tensor:
     return (image / 255 - mean[:, None, None]) / std[:, None, None]
 
 
-def naive_logits(pair: Pair, role: Role, image: torch.Tensor, alpha: float = 0.5) -> torch.Tensor:
+def naive_logits(pair: TeacherStudent, role: Role, image: torch.Tensor, alpha: float = 0.5) -> torch.Tensor:
     """What a learner answers for one image, step by step as the method's page says."""
     student, learner = pair.student.backbone.vit, pair.learners[role]
     vit = learner.backbone.vit
@@ -71,8 +71,8 @@ def naive_logits(pair: Pair, role: Role, image: torch.Tensor, alpha: float = 0.5
             weights = naive_coda_weights(query, block.attentions.all(), block.keys.all())
             rows = sum(w * p for w, p in zip(weights, block.prompts.all(), strict=True))
             prompts["before"] = (rows[:4], rows[4:])
-        if hasattr(kdp, "rows") and index >= 1:
-            prompts["after"] = (kdp.rows[index - 1, 0], kdp.rows[index - 1, 1])
+        if hasattr(kdp, "prompts") and index >= 1:
+            prompts["after"] = (kdp.prompts[index - 1, 0], kdp.prompts[index - 1, 1])
         tokens = naive_block(vit, index, tokens, **prompts)
     tokens = vit.norm(tokens)
     logits = learner.class_head.weight.all() @ tokens[0] + learner.class_head.bias.all()
@@ -98,11 +98,11 @@ def test_kd_prompts_start_as_documented():
     torch.testing.assert_close(default.student.distillation.token[0], vit.cls_token[0, 0] + vit.pos_embed[0, 0])
     for pair, scale in ((default, 0.1), (paper, 1.0)):
         distillation = pair.student.distillation
-        assert distillation.rows.shape == (5, 2, 3, 24)
-        assert 0 <= distillation.rows.min() < 0.1 < 0.9 < distillation.rows.max() < 1
+        assert distillation.prompts.shape == (5, 2, 3, 24)
+        assert 0 <= distillation.prompts.min() < 0.1 < 0.9 < distillation.prompts.max() < 1
         groups = make_optimizer(pair.student, 0.01).param_groups
         assert [group["lr_scale"] for group in groups] == [1.0, scale]
-        assert {id(value) for value in groups[1]["params"]} == {id(distillation.token), id(distillation.rows)}
+        assert {id(value) for value in groups[1]["params"]} == {id(distillation.token), id(distillation.prompts)}
     assert 0 <= paper.student.distillation.token.min() < paper.student.distillation.token.max() < 1
 
 
@@ -164,7 +164,7 @@ def test_only_the_learner_at_hand_gets_gradients(role):
     sum(stage_losses(pair, role, pixels(4), torch.tensor([2, 3, 4, 2])).values()).backward()
     for name, learner in pair.learners.items():
         for parameter, value in learner.named_parameters():
-            unused = parameter.startswith("backbone.") or parameter.endswith(".reopened")  # no known class learns on
+            unused = parameter.startswith("backbone.") or parameter.endswith(".unfrozen")  # no known class learns on
             frozen = unused or name != role
             assert (value.grad is None) == frozen, f"{name}: {parameter}"
 
@@ -191,13 +191,13 @@ def test_what_belongs_to_earlier_tasks_is_bit_identical_after_a_later_one():
     state = pair.trained_state()
     compared = 0
     for name in state:
-        if name.endswith(".earlier"):
-            before = torch.cat([kept[name], kept[name.removesuffix("earlier") + "current"]])
+        if name.endswith(".frozen"):
+            before = torch.cat([kept[name], kept[name.removesuffix("frozen") + "trainable"]])
             assert torch.equal(state[name], before), name
             compared += 1
     assert compared == 2 * (5 * 3 + 2) + 2  # CODA's three parts in five blocks and two heads each; the KD head
     moved = [
-        n for n in ("student/distillation.token", "student/distillation.rows") if not torch.equal(state[n], kept[n])
+        n for n in ("student/distillation.token", "student/distillation.prompts") if not torch.equal(state[n], kept[n])
     ]
     assert len(moved) == 2, "KD prompts are carried through all tasks and go on learning"
 

@@ -10,11 +10,10 @@ import pytest
 import torch
 
 from cdl_deploy.errors import OptionError, RunError
-from cdl_deploy.training.config import OptimConfig
-from cdl_deploy.training.loss_log import STEPS_ON_A_GPU, LossLog
-from cdl_deploy.training.machine import in_precision, settle
+from cdl_deploy.run.config import OptimConfig
+from cdl_deploy.training.machine import in_precision, resolve_auto
 from cdl_deploy.training.progress import Stage
-from cdl_deploy.training.stage import stage_losses
+from cdl_deploy.training.step import STEPS_ON_A_GPU, LossLog, stage_losses
 from tests.training.test_learner import make_pair, pixels
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -29,16 +28,16 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
 def test_workers_follow_the_machine(monkeypatch, device, in_memory, processes, cores, workers):
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(cores)), raising=False)
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda: True)
-    assert settle(OptimConfig(), device, in_memory, processes).workers == workers
-    assert settle(OptimConfig(workers=5), device, in_memory, processes).workers == 5
+    assert resolve_auto(OptimConfig(), device, in_memory, processes).workers == workers
+    assert resolve_auto(OptimConfig(workers=5), device, in_memory, processes).workers == 5
 
 
 def test_precision_follows_the_machine(monkeypatch):
     for supported, expected in ((True, "bf16"), (False, "fp32")):
         monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda: supported)  # noqa: B023
-        assert settle(OptimConfig(), GPU, True).precision == expected
-    assert settle(OptimConfig(), CPU, True).precision == "fp32"
-    assert settle(OptimConfig(precision="bf16"), CPU, True).precision == "bf16"
+        assert resolve_auto(OptimConfig(), GPU, True).precision == expected
+    assert resolve_auto(OptimConfig(), CPU, True).precision == "fp32"
+    assert resolve_auto(OptimConfig(precision="bf16"), CPU, True).precision == "bf16"
     with pytest.raises(OptionError, match="--precision 'fp16' is unknown, expected one of auto, fp32, bf16"):
         OptimConfig(precision="fp16")
 
@@ -71,7 +70,7 @@ def test_bf16_is_for_the_blocks_alone(method):
 COMPILED = """
 import torch
 from cdl_deploy.training.machine import compile_blocks
-from cdl_deploy.training.stage import stage_losses
+from cdl_deploy.training.step import stage_losses
 from tests.training.test_learner import make_pair, pixels
 
 labels = torch.tensor([2, 3, 4, 3, 2])

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from cdl_deploy.errors import OptionError
-from cdl_deploy.training.config import DataConfig, MethodConfig, ModelConfig, OptimConfig, RunConfig
+from cdl_deploy.run.config import DataConfig, MethodConfig, ModelConfig, OptimConfig, RunConfig
+from cdl_deploy.training.checkpoint import load_heldout, load_run
+from cdl_deploy.training.loop import resume, train
 from cdl_deploy.training.models.learner import learner_logits
 from cdl_deploy.training.progress import Progress
-from cdl_deploy.training.restore import load_heldout, load_run
-from cdl_deploy.training.run import resume, train
 
 
 def config(photos, **method) -> RunConfig:

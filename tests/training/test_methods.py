@@ -6,15 +6,15 @@ import pytest
 import torch
 
 from cdl_deploy.errors import OptionError
-from cdl_deploy.training.config import MethodConfig
+from cdl_deploy.run.config import MethodConfig
+from cdl_deploy.training.backbones.protocol import NetworkShape
+from cdl_deploy.training.heads.cosine import CosineHead
 from cdl_deploy.training.methods import METHODS, build_head, build_method
 from cdl_deploy.training.methods.apt import AdditivePrompts
 from cdl_deploy.training.methods.dualprompt import DualPrompt
 from cdl_deploy.training.methods.l2p import L2P
-from cdl_deploy.training.models.backbone import NetworkShape
-from cdl_deploy.training.models.heads import NormalisedHead
 from cdl_deploy.training.models.learner import learner_logits
-from cdl_deploy.training.stage import make_optimizer, stage_losses
+from cdl_deploy.training.step import make_optimizer, stage_losses
 from tests.training.naive_methods import naive_head, naive_logits
 from tests.training.test_learner import make_pair, normalised, pixels
 
@@ -37,8 +37,8 @@ def make(method: str, distill: str = "kdp", query: str = "full", **config):
                 torch.nn.init.normal_(learner.method.working, std=0.5)
             if isinstance(learner.method, DualPrompt):  # uniform keys are all alike: every image would choose one
                 for entries in learner.method.own_entries().values():
-                    entries.keys.earlier.normal_()
-                    torch.nn.init.normal_(entries.keys.current)
+                    entries.keys.frozen.normal_()
+                    torch.nn.init.normal_(entries.keys.trainable)
     return pair
 
 
@@ -63,7 +63,7 @@ def test_a_method_runs_in_any_plain_vit(method):
     prompts = built(torch.randn(3, 40), "train").prompts
     assert max(prompts) < 5
     for prompt in prompts.values():
-        assert all(rows.shape[-1] == 8 for rows in prompt.before or prompt.class_shift)
+        assert all(rows.shape[-1] == 8 for rows in prompt.prefix or prompt.cls_bias)
 
 
 # L2P
@@ -71,19 +71,19 @@ def test_a_method_runs_in_any_plain_vit(method):
 
 def test_l2p_by_hand():
     """Two of three, the nearer one first; the pull is Σ over the chosen (1 − cos), mean over the batch."""
-    method = L2P(NetworkShape(4, 1, 2), random(), pool_size=3, top_k=2, prompt_rows=1, pull_weight=2.0)
+    method = L2P(NetworkShape(4, 1, 2), random(), pool_size=3, top_k=2, prompt_length=1, key_loss_weight=2.0)
     with torch.no_grad():
         method.keys.copy_(torch.tensor([[0.0, 3.0], [2.0, 0.0], [-1.0, 0.0]]))
         method.prompts.copy_(torch.arange(24.0).view(3, 2, 1, 4))
     selection = method(torch.tensor([[5.0, 0.0], [-1.0, 2.0]]), "train")
-    keys, values = selection.prompts[0].before
+    keys, values = selection.prompts[0].prefix
     first, second = torch.arange(24.0).view(3, 2, 4)[[1, 0]], torch.arange(24.0).view(3, 2, 4)[[0, 2]]
     assert torch.equal(keys, torch.stack([first[:, 0], second[:, 0]]))
     assert torch.equal(values, torch.stack([first[:, 1], second[:, 1]]))
     pull = ((1 - 1) + (1 - 0) + (1 - 2 / 5**0.5) + (1 - 1 / 5**0.5)) / 2
-    torch.testing.assert_close(selection.losses["pull"], torch.tensor(2.0 * pull))
+    torch.testing.assert_close(selection.losses["key_loss"], torch.tensor(2.0 * pull))
     assert method(torch.randn(1, 2), "test").losses == {}
-    selection.losses["pull"].backward()
+    selection.losses["key_loss"].backward()
     assert method.prompts.grad is None
 
 
@@ -91,7 +91,7 @@ def test_only_what_is_chosen_learns():
     method = L2P(SHAPE, random(), pool_size=6, top_k=2)
     query = torch.randn(1, 16, generator=random(1))
     selection = method(query, "train")
-    (sum(rows.sum() for rows in selection.prompts[0].before) + selection.losses["pull"]).backward()
+    (sum(rows.sum() for rows in selection.prompts[0].prefix) + selection.losses["key_loss"]).backward()
     chosen = set(torch.cosine_similarity(query, method.keys).topk(2).indices.tolist())
     for gradient in (method.keys.grad, method.prompts.grad):
         assert {i for i in range(6) if gradient[i].any()} == chosen
@@ -114,18 +114,18 @@ def test_prompts_start_uniform():
 
 
 def test_dualprompt_trains_the_entry_of_the_current_task_and_pulls_its_keys():
-    method = DualPrompt(SHAPE, random(), pull_weight=3.0)
+    method = DualPrompt(SHAPE, random(), key_loss_weight=3.0)
     for task in range(3):
         method.begin_task(random(task))
     query = torch.randn(4, 16)
     selection = method(query, "train")
     expected = 0.0
     for index, entries in method.own_entries().items():
-        for part, rows in enumerate(selection.prompts[index].before):
+        for part, rows in enumerate(selection.prompts[index].prefix):
             assert torch.equal(rows, entries.prompts.all()[2:3, part])
         key = entries.keys.all()[2]
         expected += sum(1 - torch.dot(q, key) / (q.norm() * key.norm()) for q in query) / 4
-    torch.testing.assert_close(selection.losses["pull"], 3.0 * expected)
+    torch.testing.assert_close(selection.losses["key_loss"], 3.0 * expected)
     assert method(query, "distil").losses == {}
 
 
@@ -135,7 +135,7 @@ def test_dualprompt_chooses_block_by_block_among_the_tasks_that_have_come():
     query = torch.eye(16)[:2]
     only = method(query, "test").prompts
     for index, entries in method.own_entries().items():
-        assert torch.equal(only[index].before[0], entries.prompts.all()[[0, 0], 0])
+        assert torch.equal(only[index].prefix[0], entries.prompts.all()[[0, 0], 0])
     method.begin_task(random(1))
     for index, nearest in {2: [0, 1], 3: [1, 0], 4: [1, 1]}.items():
         entries = method.own_entries()[index]
@@ -143,10 +143,10 @@ def test_dualprompt_chooses_block_by_block_among_the_tasks_that_have_come():
             keys = torch.full((2, 16), -1.0)
             for image, task in enumerate(nearest):
                 keys[task, image] = 9.0
-            entries.keys.earlier.copy_(keys[:1])
-            entries.keys.current.copy_(keys[1:])
+            entries.keys.frozen.copy_(keys[:1])
+            entries.keys.trainable.copy_(keys[1:])
         for phase in ("test", "distil"):
-            chosen = method(query, phase).prompts[index].before
+            chosen = method(query, phase).prompts[index].prefix
             assert torch.equal(chosen[0], entries.prompts.all()[nearest, 0])
             assert torch.equal(chosen[1], entries.prompts.all()[nearest, 1])
 
@@ -154,8 +154,8 @@ def test_dualprompt_chooses_block_by_block_among_the_tasks_that_have_come():
 def test_growing_equals_preallocating_through_training():
     """A pool with room for all tasks, in which task t trains row t: the same numbers, to the bit."""
     tasks, steps = 3, 4
-    grown = DualPrompt(SHAPE, random(), prompt_rows=2)
-    pool = DualPrompt(SHAPE, random(), prompt_rows=2)
+    grown = DualPrompt(SHAPE, random(), prompt_length=2)
+    pool = DualPrompt(SHAPE, random(), prompt_length=2)
     whole: dict[int, tuple[torch.nn.Parameter, torch.nn.Parameter]] = {}
     for task in range(tasks):
         pool.begin_task(random(task))
@@ -177,9 +177,9 @@ def test_growing_equals_preallocating_through_training():
         theirs = torch.optim.Adam([pool.shared, *(value for pair in whole.values() for value in pair)], lr=0.05)
         for _ in range(steps):
             selection = grown(torch.randn(1, 16), "train").prompts
-            rows = {index: torch.cat(prompt.before) for index, prompt in selection.items()}
+            rows = {index: torch.cat(prompt.prefix) for index, prompt in selection.items()}
             ours.zero_grad()
-            loss(rows, lambda index: grown.own_entries()[index].keys.current).backward()
+            loss(rows, lambda index: grown.own_entries()[index].keys.trainable).backward()
             ours.step()
             fixed = {0: pool.shared[0], 1: pool.shared[1]} | {i: prompts[task] for i, (_, prompts) in whole.items()}
             theirs.zero_grad()
@@ -207,7 +207,7 @@ def test_merged_prompts_by_hand():
         prompts = method(None, phase).prompts
         assert sorted(prompts) == list(range(6))
         for prompt in prompts.values():
-            for vector in prompt.class_shift:
+            for vector in prompt.cls_bias:
                 torch.testing.assert_close(vector, torch.full((24,), expected))
 
 
@@ -243,18 +243,18 @@ def test_normalised_heads():
     logits = head(features)
     for i in range(3):
         torch.testing.assert_close(logits[i], naive_head(head, features[i]), atol=1e-5, rtol=1e-5)
-    head.weight.earlier.mul_(7)
+    head.weight.frozen.mul_(7)
     torch.testing.assert_close(head(features), logits, msg="only the direction of a row counts")
     zeros = build_head(24, MethodConfig(method="apt"))
     zeros.begin_task(2, random())
-    assert isinstance(zeros, NormalisedHead)
+    assert isinstance(zeros, CosineHead)
     torch.testing.assert_close(zeros(features), torch.zeros(3, 2), atol=1e-5, rtol=0)
 
 
 def test_both_heads_of_an_apt_student_are_normalised():
     pair = make("apt")
     for head in (pair.teacher.class_head, pair.student.class_head, pair.student.distillation.head):
-        assert isinstance(head, NormalisedHead)
+        assert isinstance(head, CosineHead)
 
 
 # all of them
@@ -278,7 +278,7 @@ def test_a_later_task_moves_nothing_of_earlier_ones_and_nothing_frozen(method, q
             optimizer.zero_grad()
             terms = stage_losses(pair, role, pixels(4), torch.tensor([5, 6, 5, 6]))
             assert ("query_regulariser" in terms) == (weight > 0)
-            assert ("pull" in terms) == (method in ("l2p", "dualprompt"))
+            assert ("key_loss" in terms) == (method in ("l2p", "dualprompt"))
             sum(terms.values()).backward()
             for other in pair.learners.values():
                 assert all(value.grad is None for value in other.backbone.parameters())
@@ -292,8 +292,8 @@ def test_a_later_task_moves_nothing_of_earlier_ones_and_nothing_frozen(method, q
         assert all(torch.equal(value, frozen[name]) for name, value in learner.backbone.state_dict().items())
     state = pair.trained_state()
     for name in state:
-        if name.endswith(".earlier"):
-            before = torch.cat([kept[name], kept[name.removesuffix("earlier") + "current"]])
+        if name.endswith(".frozen"):
+            before = torch.cat([kept[name], kept[name.removesuffix("frozen") + "trainable"]])
             assert torch.equal(state[name], before), name
             compared.append(name)
     rows = {"l2p": 0, "dualprompt": 3 * 2, "coda": 5 * 3, "apt": 0}[method]
@@ -337,11 +337,11 @@ def test_a_model_with_too_few_blocks_is_refused(method, where):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"pull_weight": -1.0}, "--pull-weight is -1, expected at least 0"),
+        ({"key_loss_weight": -1.0}, "--key-loss-weight is -1, expected at least 0"),
         ({"pool_size": 0}, "--pool-size is 0, expected at least 1"),
         ({"pool_size": 4}, "--top-k 5 is more than the --pool-size of 4: ask for fewer"),
-        ({"prompt_rows": 0}, "--prompt-rows is 0, expected at least 1"),
-        ({"shared_prompt_rows": 0}, "--shared-prompt-rows is 0, expected at least 1"),
+        ({"prompt_length": 0}, "--prompt-length is 0, expected at least 1"),
+        ({"shared_prompt_length": 0}, "--shared-prompt-length is 0, expected at least 1"),
         ({"merge_share": 1.5}, "--merge-share is 1.5, expected from 0 to 1"),
         ({"orthogonality": -1.0}, "--orthogonality is -1, expected at least 0"),
     ],
@@ -355,11 +355,11 @@ def test_options_reach_the_method():
     def built(**values):
         return build_method(SHAPE, MethodConfig(**values), random())
 
-    l2p = built(method="l2p", pool_size=7, top_k=2, prompt_rows=3, pull_weight=2.0)
-    assert (l2p.prompts.shape, l2p.top_k, l2p.pull_weight) == ((7, 2, 3, 24), 2, 2.0)
-    dual = built(method="dualprompt", shared_prompt_rows=2, prompt_rows=4, pull_weight=0.5)
-    assert (dual.shared.shape, dual.pull_weight) == ((2, 2, 2, 24), 0.5)
+    l2p = built(method="l2p", pool_size=7, top_k=2, prompt_length=3, key_loss_weight=2.0)
+    assert (l2p.prompts.shape, l2p.top_k, l2p.key_loss_weight) == ((7, 2, 3, 24), 2, 2.0)
+    dual = built(method="dualprompt", shared_prompt_length=2, prompt_length=4, key_loss_weight=0.5)
+    assert (dual.shared.shape, dual.key_loss_weight) == ((2, 2, 2, 24), 0.5)
     assert dual.own_entries()[2].prompts.shape == (2, 4, 24)
     assert built(method="apt", merge_share=0.9).merge_share == 0.9
-    coda = built(method="coda", prompt_rows=6, orthogonality=0.1)
-    assert (coda.prompt_rows, coda.orthogonality, built().prompt_rows) == (6, 0.1, 4)
+    coda = built(method="coda", prompt_length=6, orthogonality=0.1)
+    assert (coda.prompt_length, coda.orthogonality, built().prompt_length) == (6, 0.1, 4)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cdl_deploy.training import metrics
+from cdl_deploy.run import metrics
 
 MATRIX = [[90.0], [70.0, 80.0], [75.0, 60.0, 99.0]]
 

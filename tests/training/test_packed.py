@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cdl_deploy.training.backbones import packed
+from cdl_deploy.training.backbones.packed import PackedLinear, can_pack
+from cdl_deploy.training.backbones.protocol import BlockPrompt
 from cdl_deploy.training.machine import compile_blocks, in_precision
-from cdl_deploy.training.models import packed
-from cdl_deploy.training.models.backbone import BlockPrompt
-from cdl_deploy.training.models.packed import PackedLinear, can_pack
 from tests.training.conftest import make_backbone
 from tests.training.test_learner import make_pair
 
@@ -49,7 +49,7 @@ def test_a_packed_backbone_computes_the_same(read):
 
     def run():
         leaves = [value.clone().requires_grad_() for value in (tokens, *rows)]
-        prompt = BlockPrompt(before=(leaves[1], leaves[2]), after=(leaves[3], leaves[4]))
+        prompt = BlockPrompt(prefix=(leaves[1], leaves[2]), suffix=(leaves[3], leaves[4]))
         out = backbone.run_blocks(leaves[0], 0, 2, {0: prompt}, read)
         out.square().sum().backward()
         return [out.detach(), *(leaf.grad for leaf in leaves)]
@@ -78,7 +78,7 @@ def test_what_is_not_packed(monkeypatch):
         assert not small.packed
     assert not can_pack(torch.device("meta"))
     pair = make_pair()
-    monkeypatch.setattr("cdl_deploy.training.models.backbone.SMALLEST_WIDTH", 1)
+    monkeypatch.setattr("cdl_deploy.training.backbones.plain.SMALLEST_WIDTH", 1)
     backbones = [learner.backbone for learner in pair.learners.values()]
     with in_precision(pair, "fp32"):
         assert all(backbone.packed for backbone in backbones)

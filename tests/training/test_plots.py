@@ -10,7 +10,7 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.text import Text
 
-from cdl_deploy.training.metrics import forgetting
+from cdl_deploy.run.metrics import forgetting
 from cdl_deploy.training.plots import COLOURS, draw_run
 
 TITLE = "/home/somebody/images/from/the/botanical/garden/flowers-by-month: dualprompt + reviewkd, seed 12"

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from cdl_deploy.errors import OptionError
-from cdl_deploy.training.config import MethodConfig
+from cdl_deploy.run.config import MethodConfig
+from cdl_deploy.training.backbones.protocol import Backbone
 from cdl_deploy.training.losses import similarity_distance
-from cdl_deploy.training.models.backbone import Backbone
 from cdl_deploy.training.models.learner import Role, learner_logits
-from cdl_deploy.training.models.pair import build_pair
-from cdl_deploy.training.stage import stage_losses
+from cdl_deploy.training.models.teacher_student import build_teacher_student
+from cdl_deploy.training.step import stage_losses
 from tests.training.conftest import make_backbone
 from tests.training.naive import naive_coda_weights
 from tests.training.naive_methods import naive_logits, naive_query
@@ -51,7 +51,7 @@ def test_prompts_move_up_by_k():
     for learner in pair.learners.values():
         assert sorted(learner.method(torch.randn(1, 24), "test").prompts) == [1, 2, 3, 4, 5]
     assert sorted(pair.student.distillation.block_prompts()) == [2, 3, 4, 5]
-    assert pair.student.distillation.rows.shape[0] == 4
+    assert pair.student.distillation.prompts.shape[0] == 4
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_the_regulariser_compares_what_the_method_chooses_by(method, role):
 
 def build(depth: int = 6, **config):
     backbones: dict[Role, Backbone] = {"student": make_backbone(depth=depth), "teacher": make_backbone(depth=8)}
-    return build_pair(backbones, MethodConfig(**config), seed=0)
+    return build_teacher_student(backbones, MethodConfig(**config), seed=0)
 
 
 @pytest.mark.parametrize(
@@ -143,4 +143,4 @@ def test_what_cannot_be_is_one_clear_line(config, message):
 
 def test_the_last_block_that_fits():
     assert build(query="block:1").student.first_block == 1
-    assert build(query="block:4", method="l2p").student.distillation.rows.shape[0] == 1
+    assert build(query="block:4", method="l2p").student.distillation.prompts.shape[0] == 1

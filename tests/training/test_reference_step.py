@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks.reference_step import collect_backbone_gradients, reference_losses, reference_step
-from cdl_deploy.training.stage import make_optimizer, stage_losses
+from cdl_deploy.training.step import make_optimizer, stage_losses
 from tests.training.test_learner import make_pair, pixels
 
 LABELS = torch.tensor([2, 3, 4, 3, 2])

@@ -9,15 +9,16 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional
 
+from cdl_deploy.data.preprocessing import ResizeCrop
 from cdl_deploy.training.data.loading import batches
 from cdl_deploy.training.data.resident import ResidentImages, augment, crop
 from cdl_deploy.training.data.task_data import TaskImages
-from cdl_deploy.training.data.transforms import Preprocessing, evaluation_transform
-from cdl_deploy.training.run import resume, train
+from cdl_deploy.training.data.transforms import evaluation_transform
+from cdl_deploy.training.loop import resume, train
 from tests.training.runs import Interrupt, config, weights
 
 CPU = torch.device("cpu")
-PREPROCESSING = Preprocessing(16, 18, "bicubic")
+PREPROCESSING = ResizeCrop.square(16, 18, "bicubic")
 
 
 def some_images(count: int = 11) -> TaskImages:
@@ -28,7 +29,7 @@ def some_images(count: int = 11) -> TaskImages:
 @pytest.mark.parametrize("skip", [0, 2])
 def test_batches_are_those_of_the_loader(skip):
     images = some_images()
-    settings = {"seed": 3, "place": (1, "student", 0), "skip": skip}
+    settings = {"seed": 3, "scope": (1, "student", 0), "skip": skip}
     theirs = list(
         batches(images.items, images.labels, evaluation_transform(PREPROCESSING), 4, shuffle=True, **settings)
     )
@@ -41,10 +42,10 @@ def test_batches_are_those_of_the_loader(skip):
 
 def test_a_crop_depends_on_the_image_alone():
     resident = ResidentImages(some_images(), PREPROCESSING, CPU, "photo")
-    place = (2, "teacher", 1)
+    scope = (2, "teacher", 1)
 
     def found(size: int, **settings) -> dict[int, torch.Tensor]:
-        made = resident.batches(size, 0, place, **settings)
+        made = resident.batches(size, 0, scope, **settings)
         return {int(label): image for pixels, labels in made for image, label in zip(pixels, labels, strict=True)}
 
     whole = found(11)

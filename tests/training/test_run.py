@@ -13,13 +13,13 @@ import torch
 from PIL import Image
 
 from cdl_deploy.errors import CdlError, DataError, OptionError, RunError
-from cdl_deploy.training.config import MethodConfig, ModelConfig, OptimConfig
+from cdl_deploy.run.config import MethodConfig, ModelConfig, OptimConfig
+from cdl_deploy.training.checkpoint import load_heldout, load_run
 from cdl_deploy.training.evaluation import accuracy_row
-from cdl_deploy.training.models.growing import GrowingRows, carried_over, earlier_names
+from cdl_deploy.training.growing import GrowingRows, carried_over, frozen_names
+from cdl_deploy.training.loop import resume, train
 from cdl_deploy.training.models.learner import learner_logits
 from cdl_deploy.training.progress import Progress
-from cdl_deploy.training.restore import load_heldout, load_run
-from cdl_deploy.training.run import resume, train
 from cdl_deploy.training.run_directory import RunDirectory
 from tests.training.conftest import write_images
 from tests.training.runs import Interrupt, config, weights
@@ -30,7 +30,7 @@ def test_a_run_directory_describes_itself(photos, tmp_path):
     record = train(config(photos), tmp_path / "run")
     stored = json.loads((tmp_path / "run/run.json").read_text())
     assert stored == json.loads(json.dumps(record.to_dict()))
-    assert stored["format_version"] == 1
+    assert stored["format_version"] == 2
     assert stored["status"] == "finished"
     assert stored["config"]["optim"] == {
         "epochs": 2, "batch_size": 4, "lr": 1e-3, "schedule": "cosine", "seed": 0, "device": "cpu",
@@ -52,7 +52,7 @@ def test_a_run_directory_describes_itself(photos, tmp_path):
     kinds = ("checkpoints/task-01", "checkpoints/task-02", "heldout/task-01", "heldout/task-02")
     for file in ("backbones/student", "backbones/teacher", *kinds):
         with safetensors.safe_open(tmp_path / f"run/{file}.safetensors", framework="pt") as opened:
-            assert opened.metadata()["format_version"] == "1"
+            assert opened.metadata()["format_version"] == "2"
     assert not list((tmp_path / "run").rglob("*.tmp*"))
     assert not (tmp_path / "run/.lock").exists()
 
@@ -159,9 +159,9 @@ def test_heads_start_at_zero_so_that_tasks_start_level(whole_run):
     state = weights(whole_run)
     for head in ("student/class_head", "teacher/class_head", "student/distillation.head"):
         for part in ("weight", "bias"):
-            total = state[f"{head}.{part}.current"].sum(dim=0)
+            total = state[f"{head}.{part}.trainable"].sum(dim=0)
             torch.testing.assert_close(total, torch.zeros_like(total), atol=1e-4, rtol=0)
-            assert state[f"{head}.{part}.current"].abs().max() > 1e-4
+            assert state[f"{head}.{part}.trainable"].abs().max() > 1e-4
 
 
 IN_USE = [
@@ -198,9 +198,9 @@ def test_what_is_wrong_is_found_before_anything_is_written(photos, tmp_path, cha
 def test_a_newer_format_is_refused(photos, tmp_path):
     train(config(photos, "none", epochs=1), tmp_path / "run")
     stored = json.loads((tmp_path / "run/run.json").read_text())
-    (tmp_path / "run/run.json").write_text(json.dumps({**stored, "format_version": 2}))
+    (tmp_path / "run/run.json").write_text(json.dumps({**stored, "format_version": 3}))
     for action in (resume, load_run):
-        with pytest.raises(RunError, match=r"has format version 2, this cdl-deploy .* reads up to 1: upgrade"):
+        with pytest.raises(RunError, match=r"has format version 3, this cdl-deploy .* reads up to 2: upgrade"):
             action(tmp_path / "run")
 
 
@@ -243,17 +243,18 @@ def test_accuracy_is_a_percentage_of_every_image(photos, tmp_path):
     _, pair = load_run(tmp_path / "run")
     head = pair.student.class_head
     with torch.no_grad():
-        for rows in (head.weight.earlier, head.weight.current):
+        for rows in (head.weight.frozen, head.weight.trainable):
             rows.zero_()
-        head.bias.earlier.copy_(torch.tensor([5.0, 0.0]))  # always the first class
-        head.bias.current.zero_()
-    from cdl_deploy.training.data.sources import image_folder
+        head.bias.frozen.copy_(torch.tensor([5.0, 0.0]))  # always the first class
+        head.bias.trainable.zero_()
+    from cdl_deploy.data.preprocessing import ResizeCrop
+    from cdl_deploy.data.sources import image_folder
     from cdl_deploy.training.data.task_data import TaskImages
-    from cdl_deploy.training.data.transforms import Preprocessing, evaluation_transform
+    from cdl_deploy.training.data.transforms import evaluation_transform
 
     test = image_folder(photos).test
     tasks = [TaskImages(list(test.items[:6]), [0, 0, 0, 1, 1, 1]), TaskImages(list(test.items[6:]), [2] * 3 + [3] * 3)]
-    row = accuracy_row(pair.encoder, pair.student, tasks, evaluation_transform(Preprocessing(32, 32, "bicubic")))
+    row = accuracy_row(pair.encoder, pair.student, tasks, evaluation_transform(ResizeCrop.square(32, 32, "bicubic")))
     assert row == [50.0, 0.0]
     assert all(math.isfinite(value) for value in row)
 
@@ -283,11 +284,11 @@ def test_what_is_left_out_of_a_checkpoint_is_what_a_task_retires():
     """With known classes opened again, and a state that is no growing rows of ours."""
     rows = torch.nn.ModuleDict({"a": GrowingRows(2), "b": torch.nn.Linear(2, 2)})
     rows["a"].grow(torch.arange(6.0).view(3, 2))
-    rows["a"].grow(torch.ones(1, 2), reopen=[2, 0])
+    rows["a"].grow(torch.ones(1, 2), unfreeze=[2, 0])
     with torch.no_grad():
-        rows["a"].reopened += 5
+        rows["a"].unfrozen += 5
     before = {name: value.clone() for name, value in rows.state_dict().items()}
     rows["a"].grow(torch.zeros(2, 2))
     found = carried_over(before)
-    assert found.keys() == {"a.earlier"} == earlier_names(rows.state_dict())
-    assert torch.equal(found["a.earlier"], rows["a"].earlier)
+    assert found.keys() == {"a.frozen"} == frozen_names(rows.state_dict())
+    assert torch.equal(found["a.frozen"], rows["a"].frozen)

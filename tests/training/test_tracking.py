@@ -14,12 +14,12 @@ import pytest
 import torch
 
 from cdl_deploy.errors import CdlError, MissingExtraError, OptionError, RunError
-from cdl_deploy.training import run as run_module
+from cdl_deploy.run.config import OptimConfig
+from cdl_deploy.training import loop as loop_module
 from cdl_deploy.training import trackers
-from cdl_deploy.training.additions import Addition, add_task
-from cdl_deploy.training.config import OptimConfig
+from cdl_deploy.training.loop import add_task, resume, train
+from cdl_deploy.training.preparation import Addition
 from cdl_deploy.training.progress import Progress
-from cdl_deploy.training.run import resume, train
 from tests.training.conftest import write_images
 from tests.training.runs import Interrupt, config, weights
 
@@ -30,7 +30,7 @@ Curves = dict[str, list[tuple[int, float]]]
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
     """Half of such a small run's time."""
-    monkeypatch.setattr(run_module, "plot_run", lambda *_: None)
+    monkeypatch.setattr(loop_module, "plot_run", lambda *_: None)
 
 
 @pytest.fixture
@@ -112,7 +112,7 @@ def test_curves_go_on_where_the_run_does(photos, tmp_path):
     next_second()
     record = add_task(run, more)
 
-    assert record.config["optim"]["log"] == "tensorboard"
+    assert record.config.optim.log == "tensorboard"
     assert len(list((run / "logs/tensorboard").iterdir())) == 4
     assert {"teacher/cross_entropy", "student/distillation", "student/lr", "accuracy/student/task_03"} <= set(
         watch.curves

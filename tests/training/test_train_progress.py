@@ -13,7 +13,7 @@ from cdl_deploy.cli.progress_line import ProgressLine, clock, number
 from cdl_deploy.cli.train_progress import TimeLeft, TrainingProgress
 from cdl_deploy.training.progress import Stage
 
-FOUR = {"cross_entropy": 0.331, "distillation": 0.224, "feature": 0.0123, "pull": 1.5}
+FOUR = {"cross_entropy": 0.331, "distillation": 0.224, "feature": 0.0123, "key_loss": 1.5}
 FIVE = {**FOUR, "query_regulariser": 0.01}
 
 
@@ -38,13 +38,13 @@ def test_one_line_that_fits(width, terms):
 
 def test_nothing_is_cut_off_with_four_terms_at_80_columns():
     text = drawn(at_work(FOUR), 80)
-    assert text == "10/10 student ep 20/20 1234/s 1:23:45 left ce 0.33 kd 0.22 feat 0.01 pull 1.50"
+    assert text == "10/10 student ep 20/20 1234/s 1:23:45 left ce 0.33 kd 0.22 feat 0.01 key 1.50"
 
 
 def test_a_wide_terminal_has_every_name_and_a_bar():
     text = drawn(at_work(FOUR), 200)
     assert text.startswith("task 10/10 student  epoch 20/20  ━━━━━━━━━━━━━━━━   1234 images/s  1:23:45 left  ")
-    assert text.endswith("cross_entropy 0.331 distillation 0.224 feature 0.012 pull 1.500")
+    assert text.endswith("cross_entropy 0.331 distillation 0.224 feature 0.012 key_loss 1.500")
     assert "################" in drawn(at_work(FOUR), 200, "ascii")
 
 

@@ -10,12 +10,13 @@ import safetensors.torch
 import timm
 import torch
 
+from cdl_deploy.data.preprocessing import ResizeCrop
+from cdl_deploy.data.sources import digits
 from cdl_deploy.errors import WeightsError
 from cdl_deploy.training.backbones import hub, mini
 from cdl_deploy.training.backbones.loading import load_backbone, load_weights_file, rebuild_backbone
 from cdl_deploy.training.data.loading import batches
-from cdl_deploy.training.data.sources import digits
-from cdl_deploy.training.data.transforms import Preprocessing, evaluation_transform
+from cdl_deploy.training.data.transforms import evaluation_transform
 
 
 @pytest.fixture
@@ -148,7 +149,7 @@ def test_the_shipped_pair_knows_digits_it_never_saw(model, bar):
     source, features = digits(), []
     for split in (source.train, source.test):
         loader = batches(
-            split.items, split.labels.tolist(), evaluation_transform(Preprocessing(32, 32, "bicubic")), 512
+            split.items, split.labels.tolist(), evaluation_transform(ResizeCrop.square(32, 32, "bicubic")), 512
         )
         with torch.no_grad():
             tokens = [backbone.run_blocks(backbone.embed(images), 0, backbone.depth)[:, 0] for images, _ in loader]

@@ -11,10 +11,10 @@ import torch
 
 from cdl_deploy.cli import main
 from cdl_deploy.errors import DataError
-from cdl_deploy.training.data import loading, sources
+from cdl_deploy.training.data import loading
+from cdl_deploy.training.loop import train
 from cdl_deploy.training.processes import connected
-from cdl_deploy.training.run import train
-from cdl_deploy.training.stage import make_optimizer, stage_losses
+from cdl_deploy.training.step import make_optimizer, stage_losses
 from tests.training.runs import config
 from tests.training.test_learner import make_pair, pixels
 
@@ -42,15 +42,15 @@ def gradients(out: Path) -> None:
 
 def fail_in_the_second() -> None:
     """An image that only the second process meets turns out to be broken, in the middle of training."""
-    load, seen = sources.load_image, []
+    load, seen = loading.load_known, []
 
-    def load_image(item):
+    def load_known(item):
         seen.append(item)
         if os.environ["RANK"] == "1" and len(seen) == 5:
             raise DataError("image 5 is broken: repair it")
         return load(item)
 
-    setattr(loading, "load_image", load_image)  # noqa: B010  it is not loading's own
+    setattr(loading, "load_known", load_known)  # noqa: B010
 
 
 if __name__ == "__main__":

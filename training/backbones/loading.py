@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,37 +14,10 @@ from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_
 from torch import Tensor
 
 from cdl_deploy.errors import WeightsError, nearest
-from cdl_deploy.training.backbones import hub, mini, small
-from cdl_deploy.training.models.backbone import Backbone
+from cdl_deploy.run.record import BackboneInfo
+from cdl_deploy.training.backbones import Backbone, build_backbone, hub, mini, small
 
 MISMATCHES_NAMED = 3
-
-
-@dataclass(frozen=True)
-class BackboneInfo:
-    """What a run records of a backbone, and needs to build it again without the hub."""
-
-    model: str
-    """timm name with its tag."""
-    source: str
-    """Where the weights came from: `hub`, `package`, or the file's name."""
-    sha256: str
-    """Of the weights as they are used."""
-    image_size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    interpolation: str
-    crop_pct: float
-    parameters: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {**self.__dict__, "mean": list(self.mean), "std": list(self.std)}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> BackboneInfo:
-        """The inverse of `to_dict`."""
-        return cls(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
 
 
 def load_backbone(
@@ -68,7 +40,7 @@ def load_backbone(
     data = timm.data.resolve_model_data_config(vit)
     if pixel_range == "unit":
         data |= {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
-    backbone = Backbone(vit, data["mean"], data["std"])
+    backbone = build_backbone(vit, data["mean"], data["std"])
     tag = cast(dict[str, Any], vit.pretrained_cfg).get("tag")
     full_name = model if "." in model or not tag else f"{model}.{tag}"
     info = BackboneInfo(
@@ -94,7 +66,7 @@ def rebuild_backbone(info: BackboneInfo, file: Path) -> Backbone:
         raise WeightsError(
             f"{file} does not hold the weights the run was trained on: its hash differs from the record's"
         )
-    return Backbone(vit, info.mean, info.std)
+    return build_backbone(vit, info.mean, info.std)
 
 
 def known_model(model: str) -> None:
@@ -116,7 +88,7 @@ def create_vit(model: str, image_size: int) -> VisionTransformer:
             network = timm.create_model(model, pretrained=False, num_classes=0, **_size(model, image_size))
     except (AssertionError, TypeError, ValueError, RuntimeError) as error:
         raise WeightsError(f"model '{model}' cannot be built for {image_size}x{image_size} images: {error}") from None
-    vit = cast(VisionTransformer, network)  # `Backbone` refuses what is none
+    vit = cast(VisionTransformer, network)  # `build_backbone` refuses what is none
     if image_size < vit.patch_embed.patch_size[0]:
         patch = vit.patch_embed.patch_size[0]
         raise WeightsError(
@@ -191,7 +163,7 @@ def _with_pretrained(model: str, image_size: int) -> VisionTransformer:
         with warnings.catch_warnings(), hub.quiet():
             warnings.simplefilter("ignore")
             network = timm.create_model(model, pretrained=True, **options)
-            return cast(VisionTransformer, network)  # `Backbone` refuses what is none
+            return cast(VisionTransformer, network)  # `build_backbone` refuses what is none
     except Exception as error:  # noqa: BLE001  hub, network and disk errors have no common base
         reason = " ".join(str(error).split())[:200]
         raise WeightsError(

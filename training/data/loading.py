@@ -1,17 +1,21 @@
-"""Batches of pixels. What an image looks like in a batch depends on the seed and its place, not on who loads it."""
+"""Batches of pixels. What an image looks like in a batch depends on the seed and its scope, not on who loads it."""
 
 from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import cast
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from cdl_deploy.training.data.sources import Item, load_image
+from cdl_deploy.data.images import load_image
+from cdl_deploy.data.labelled import Item
+from cdl_deploy.errors import DataError
 from cdl_deploy.training.data.transforms import PixelTransform
 from cdl_deploy.training.seeds import derive_seed, generator
 
@@ -35,11 +39,21 @@ class PixelDataset(Dataset[tuple[Tensor, int]]):
         # seed those of every accelerator too, which takes longer than the image.
         torch.default_generator.manual_seed(seed)
         random.seed(seed)
-        return self.transform(load_image(self.items[index])), self.labels[index]
+        return self.transform(load_known(self.items[index])), self.labels[index]
+
+
+def load_known(item: Item) -> Image.Image:
+    """An image that could be read when the run began."""
+    try:
+        return load_image(item)
+    except DataError as error:
+        if isinstance(item, Path) and not item.exists():
+            raise DataError(f"{item} has vanished since the run began: restore it and continue with --resume") from None
+        raise DataError(f"cannot read image {error}") from None
 
 
 class SeededBatches(Sampler[list[Key]]):
-    """Every image once, in an order and with augmentations drawn from `seed` and `place`.
+    """Every image once, in an order and with augmentations drawn from `seed` and `scope`.
 
     The last batch may be smaller.
     Differs: the reference drops the last partial batch, so a task with fewer images than a batch trains on nothing.
@@ -50,14 +64,14 @@ class SeededBatches(Sampler[list[Key]]):
         count: int,
         batch_size: int,
         seed: int,
-        place: tuple[str | int, ...],
+        scope: tuple[str | int, ...],
         shuffle: bool,
         skip: int = 0,
         share: Share = lambda keys: keys,
     ) -> None:
         """`skip`: batches to leave out at the beginning, because they were learned from before an interruption.
         `share`: the part of each batch to yield, where several processes divide it among them."""
-        self.count, self.batch_size, self.seed, self.place, self.shuffle = count, batch_size, seed, place, shuffle
+        self.count, self.batch_size, self.seed, self.scope, self.shuffle = count, batch_size, seed, scope, shuffle
         self.skip, self.share = skip, share
 
     def __len__(self) -> int:
@@ -66,8 +80,8 @@ class SeededBatches(Sampler[list[Key]]):
     def __iter__(self) -> Iterator[list[Key]]:
         order = list(range(self.count))
         if self.shuffle:
-            order = torch.randperm(self.count, generator=generator(self.seed, "order", *self.place)).tolist()
-        first = derive_seed(self.seed, "augmentation", *self.place)
+            order = torch.randperm(self.count, generator=generator(self.seed, "order", *self.scope)).tolist()
+        first = derive_seed(self.seed, "augmentation", *self.scope)
         for start in range(self.skip * self.batch_size, self.count, self.batch_size):
             keys = [(index, (first + index) % 2**63) for index in order[start : start + self.batch_size]]
             # A process without a share runs one image that counts for nothing, so that all take the same steps.
@@ -83,7 +97,7 @@ class TrainingImages(ABC):
 
     @abstractmethod
     def batches(
-        self, batch_size: int, seed: int, place: tuple[str | int, ...], skip: int = 0, share: Share = lambda keys: keys
+        self, batch_size: int, seed: int, scope: tuple[str | int, ...], skip: int = 0, share: Share = lambda keys: keys
     ) -> Iterable[tuple[Tensor, Tensor]]:
         """Every image once: pixels [B, 3, height, width] uint8 and labels [B], in the order of `SeededBatches`."""
 
@@ -98,7 +112,7 @@ class LoadedImages(TrainingImages):
         return len(self.items)
 
     def batches(
-        self, batch_size: int, seed: int, place: tuple[str | int, ...], skip: int = 0, share: Share = lambda keys: keys
+        self, batch_size: int, seed: int, scope: tuple[str | int, ...], skip: int = 0, share: Share = lambda keys: keys
     ) -> Iterable[tuple[Tensor, Tensor]]:
         return batches(
             self.items,
@@ -107,7 +121,7 @@ class LoadedImages(TrainingImages):
             batch_size,
             workers=self.workers,
             seed=seed,
-            place=place,
+            scope=scope,
             shuffle=True,
             skip=skip,
             share=share,
@@ -122,7 +136,7 @@ def batches(
     *,
     workers: int = 0,
     seed: int = 0,
-    place: tuple[str | int, ...] = (),
+    scope: tuple[str | int, ...] = (),
     shuffle: bool = False,
     skip: int = 0,
     share: Share = lambda keys: keys,
@@ -130,7 +144,7 @@ def batches(
     """A loader of (pixels [B, 3, height, width] uint8, labels [B] int64)."""
     # A batch's labels, ints in the dataset, are collated into one tensor.
     dataset = cast(Dataset[tuple[Tensor, Tensor]], PixelDataset(items, labels, transform))
-    sampler = SeededBatches(len(items), batch_size, seed, place, shuffle, skip, share)
+    sampler = SeededBatches(len(items), batch_size, seed, scope, shuffle, skip, share)
     return DataLoader(dataset, batch_sampler=sampler, num_workers=workers, pin_memory=torch.cuda.is_available())
 
 

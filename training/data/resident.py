@@ -14,11 +14,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from cdl_deploy.training.config import OptimConfig
-from cdl_deploy.training.data.loading import LoadedImages, SeededBatches, Share, TrainingImages
-from cdl_deploy.training.data.sources import Item, LabelledImages, load_image
+from cdl_deploy.data.labelled import Item, LabelledImages
+from cdl_deploy.data.preprocessing import ResizeCrop
+from cdl_deploy.run.config import OptimConfig
+from cdl_deploy.training.data.loading import LoadedImages, SeededBatches, Share, TrainingImages, load_known
 from cdl_deploy.training.data.task_data import TaskImages
-from cdl_deploy.training.data.transforms import CROPS, Preprocessing, evaluation_transform, training_transform
+from cdl_deploy.training.data.transforms import CROPS, evaluation_transform, training_transform
 from cdl_deploy.training.seeds import derive_seed
 
 
@@ -28,7 +29,7 @@ class ResidentImages(TrainingImages):
     def __init__(
         self,
         images: TaskImages | LabelledImages,
-        preprocessing: Preprocessing,
+        preprocessing: ResizeCrop,
         device: torch.device,
         augmentation: str = "none",
     ) -> None:
@@ -36,7 +37,7 @@ class ResidentImages(TrainingImages):
         transform = evaluation_transform(preprocessing)
 
         def decode(item: Item) -> Tensor:
-            return transform(load_image(item))
+            return transform(load_known(item))
 
         self.items, self.augmentation = images.items, augmentation
         with ThreadPoolExecutor() as pool:
@@ -47,15 +48,15 @@ class ResidentImages(TrainingImages):
         return len(self.labels)
 
     def batches(
-        self, batch_size: int, seed: int, place: tuple[str | int, ...], skip: int = 0, share: Share = lambda keys: keys
+        self, batch_size: int, seed: int, scope: tuple[str | int, ...], skip: int = 0, share: Share = lambda keys: keys
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Every image once, as `TrainingImages` says.
 
-        An image's crop depends on the seed, the place and the image, not on the batch or the process it is in.
+        An image's crop depends on the seed, the scope and the image, not on the batch or the process it is in.
         """
         count = len(self.labels)
-        order = SeededBatches(count, batch_size, seed, place, True, skip, share)
-        draws = torch.Generator().manual_seed(derive_seed(seed, "resident", *place))
+        order = SeededBatches(count, batch_size, seed, scope, True, skip, share)
+        draws = torch.Generator().manual_seed(derive_seed(seed, "resident", *scope))
         chance = torch.rand(count, 5, generator=draws).to(self.pixels.device)
         for keys in order:
             chosen = torch.tensor([index for index, _ in keys], device=self.pixels.device)
@@ -70,9 +71,9 @@ class ResidentImages(TrainingImages):
 
 
 def training_images(
-    images: TaskImages, preprocessing: Preprocessing, augmentation: str, optim: OptimConfig, device: torch.device
+    images: TaskImages, preprocessing: ResizeCrop, augmentation: str, optim: OptimConfig, device: torch.device
 ) -> TrainingImages:
-    """A task's images where `optim`, which is settled, wants them: on the device, or loaded when they are due."""
+    """A task's images where `optim`, which is resolved, wants them: on the device, or loaded when they are due."""
     if optim.resident:
         return ResidentImages(images, preprocessing, device, augmentation)
     assert optim.workers is not None
@@ -83,7 +84,7 @@ def training_images(
 def augment(pixels: Tensor, chance: Float[Tensor, "B 5"], augmentation: str) -> Tensor:
     """Another crop of each image, and a flip of one in two where the augmentation flips; uint8 as before.
 
-    `chance` is uniform in [0, 1): share of the area, ratio, place across, place down, flip.
+    `chance` is uniform in [0, 1): share of the area, ratio, position across, position down, flip.
     """
     area, ratio, flips = CROPS[augmentation]
     share = area[0] + (area[1] - area[0]) * chance[:, 0]

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from cdl_deploy.data.folder import Files, find_splits
+from cdl_deploy.data.labelled import Item
+from cdl_deploy.data.sources import ImageSource, OnCheck, fingerprint, is_named, open_source
 from cdl_deploy.errors import DataError
-from cdl_deploy.image_folder import Files, find_splits
-from cdl_deploy.training.data.sources import ImageSource, Item, OnCheck, fingerprint, open_source
+from cdl_deploy.run.record import FinishedTask, TaskPlan
 
 Heldout = Mapping[str, Tensor]
 """`task_1/images` [n, 3, height, width] uint8 and `task_1/labels` [n], by number: test images kept of a task."""
@@ -28,37 +29,6 @@ class TaskImages:
     """Preprocessed [n, 3, height, width] uint8, in place of `items`, where only these are left."""
 
 
-@dataclass(frozen=True)
-class TaskPlan:
-    """Where the images of a task come from, and how it departs from the run's configuration."""
-
-    classes: tuple[str, ...]
-    """New classes, in the order of their logits."""
-    data: str
-    """`digits`, or an image folder."""
-    holdout: float | None = None
-    skip_bad: bool = False
-    known_classes: tuple[str, ...] = ()
-    """Classes of earlier tasks that this one brings new images of."""
-    optim: dict[str, Any] = field(default_factory=dict)
-    """Fields of OptimConfig that differ from the run's."""
-
-    @property
-    def place(self) -> tuple[str, float | None, bool]:
-        """What `open_source` needs to know."""
-        return self.data, self.holdout, self.skip_bad
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, as the record stores them."""
-        return {**asdict(self), "classes": list(self.classes), "known_classes": list(self.known_classes)}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> TaskPlan:
-        """The inverse of `to_dict`."""
-        names = {name: tuple(values[name]) for name in ("classes", "known_classes")}
-        return cls(**{**values, **names})
-
-
 def hold_out(
     images: TaskImages, share: float, generator: torch.Generator | None = None
 ) -> tuple[TaskImages, TaskImages]:
@@ -68,16 +38,16 @@ def hold_out(
     """
     if not share:
         return images, TaskImages([], [])
-    places: dict[int, list[int]] = {}
-    for place, label in enumerate(images.labels):
-        places.setdefault(label, []).append(place)
+    positions: dict[int, list[int]] = {}
+    for position, label in enumerate(images.labels):
+        positions.setdefault(label, []).append(position)
     held: set[int] = set()
-    for own in places.values():
+    for own in positions.values():
         drawn = torch.randperm(len(own), generator=generator)[: int(share * len(own))]
         held |= {own[i] for i in drawn.tolist()}
 
     def part(wanted: bool) -> TaskImages:
-        chosen = [place for place in range(len(images.labels)) if (place in held) == wanted]
+        chosen = [position for position in range(len(images.labels)) if (position in held) == wanted]
         return TaskImages([images.items[i] for i in chosen], [images.labels[i] for i in chosen])
 
     return part(False), part(True)
@@ -89,7 +59,7 @@ class TaskData:
     def __init__(
         self,
         plans: list[TaskPlan],
-        finished: list[dict[str, Any]],
+        finished: list[FinishedTask],
         sources: Mapping[tuple[str, float | None, bool], ImageSource],
         heldout: Callable[[int], Heldout],
         skipped: list[str],
@@ -109,13 +79,13 @@ class TaskData:
     def train(self, number: int) -> TaskImages:
         """Training images of a task whose folder is open."""
         plan = self.plans[number - 1]
-        return self._from_source(self.sources[plan.place], plan, "train")
+        return self._from_source(self.sources[plan.source_key], plan, "train")
 
     def test(self, number: int) -> TaskImages:
         """Test images of a task: all of them where the folder is still what it was, otherwise those the run kept."""
         plan = self.plans[number - 1]
-        if plan.place in self.sources:
-            return self._from_source(self.sources[plan.place], plan, "test")
+        if plan.source_key in self.sources:
+            return self._from_source(self.sources[plan.source_key], plan, "test")
         return self._listed(number, plan, "test") or self._kept(number)
 
     def kept_training(self, number: int) -> TaskImages | None:
@@ -127,26 +97,26 @@ class TaskData:
         items: list[Item] = []
         labels: list[int] = []
         for name in plan.known_classes + plan.classes:
-            own = images.of_class(source.classes.index(name))
+            own = images.of_class(name)
             items += own
             labels += [self.positions[name]] * len(own)
         return TaskImages(items, labels)
 
     def _listed(self, number: int, plan: TaskPlan, split: str) -> TaskImages | None:
         try:
-            if plan.data == "digits":
-                return self._from_source(open_source(*plan.place), plan, split)
-            if plan.place not in self.listings:
-                self.listings[plan.place] = find_splits(Path(plan.data), plan.holdout)
-            train, test = self.listings[plan.place]
+            if is_named(plan.data):
+                return self._from_source(open_source(*plan.source_key), plan, split)
+            if plan.source_key not in self.listings:
+                self.listings[plan.source_key] = find_splits(Path(plan.data), plan.holdout)
+            train, test = self.listings[plan.source_key]
             files = train if split == "train" else test
-            known = "data_fingerprint" if split == "train" else "test_fingerprint"
             chosen = {
                 name: [path for path in files[name] if str(path) not in self.skipped]
                 for name in plan.known_classes + plan.classes
             }
             items: list[Item] = [path for paths in chosen.values() for path in paths]
-            if fingerprint(items) != self.finished[number - 1][known]:
+            task = self.finished[number - 1]
+            if fingerprint(items) != (task.data_fingerprint if split == "train" else task.test_fingerprint):
                 return None
         except (DataError, OSError, KeyError):
             return None
@@ -162,4 +132,7 @@ def open_sources(
     plans: list[TaskPlan], finished: int, on_check: OnCheck | None = None
 ) -> dict[tuple[str, float | None, bool], ImageSource]:
     """Open the folder of every task that is still to be learned; every image is decoded once."""
-    return {place: open_source(*place, on_check) for place in dict.fromkeys(plan.place for plan in plans[finished:])}
+    return {
+        position: open_source(*position, on_check)
+        for position in dict.fromkeys(plan.source_key for plan in plans[finished:])
+    }

@@ -8,7 +8,7 @@ import torch
 import yaml
 
 from cdl_deploy.errors import DataError, nearest
-from cdl_deploy.training.config import DataConfig
+from cdl_deploy.run.config import DataConfig
 from cdl_deploy.training.seeds import generator
 
 Tasks = tuple[tuple[str, ...], ...]

@@ -2,61 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from collections.abc import Callable
 
+import numpy as np
 import torch
 from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
-from torchvision.transforms.v2 import functional
+
+from cdl_deploy.data.images import ByteArray, to_crop
+from cdl_deploy.data.preprocessing import ResizeCrop
 
 PixelTransform = Callable[[Image.Image], UInt8[Tensor, "3 height width"]]
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """The evaluation transform, which export carries into the bundle."""
-
-    size: int
-    """Side of the square crop, in pixels."""
-    resize: int
-    """Length of the shorter edge before the crop."""
-    interpolation: str
-    """PIL's name: `bicubic`, `bilinear`, …; always antialiased."""
-
-    @classmethod
-    def from_record(cls, preprocessing: Mapping[str, Any]) -> Preprocessing:
-        """What a run's record has under `preprocessing`, which names the augmentation as well."""
-        return cls(**{field.name: preprocessing[field.name] for field in fields(cls)})
 
 
 CROPS = {"photo": ((0.08, 1.0), (3 / 4, 4 / 3), True), "gentle": ((0.75, 1.0), (0.85, 1.18), False)}
 """Of the area and of width to height, the range of a crop; and whether one image in two is flipped. By augmentation."""
 
 
-def evaluation_transform(preprocessing: Preprocessing) -> PixelTransform:
-    """Shorter edge to `resize`, centre crop to `size`."""
-    interpolation = InterpolationMode(preprocessing.interpolation)
-    return _to_pixels(
-        v2.Compose([v2.Resize(preprocessing.resize, interpolation), v2.CenterCrop([preprocessing.size] * 2)])
-    )
+def evaluation_transform(preprocessing: ResizeCrop) -> PixelTransform:
+    """Shorter edge to `resize`, centre crop to `height` × `width`: the pixels that the runtime sees."""
+    return lambda image: _to_pixels(to_crop(image, preprocessing))
 
 
-def training_transform(preprocessing: Preprocessing, augmentation: str) -> PixelTransform:
+def training_transform(preprocessing: ResizeCrop, augmentation: str) -> PixelTransform:
     """`photo`: RandomResizedCrop and flip (method, section 6); `gentle`: small crops, no flip; `none`: as evaluated."""
     if augmentation == "none":
         return evaluation_transform(preprocessing)
     area, ratio, flips = CROPS[augmentation]
-    crop = v2.RandomResizedCrop(preprocessing.size, area, ratio, InterpolationMode(preprocessing.interpolation))
-    return _to_pixels(v2.Compose([crop, v2.RandomHorizontalFlip()]) if flips else crop)
+    size = [preprocessing.height, preprocessing.width]
+    crop = v2.RandomResizedCrop(size, area, ratio, InterpolationMode(preprocessing.interpolation))
+    transform = v2.Compose([crop, v2.RandomHorizontalFlip()]) if flips else crop
+    return lambda image: _to_pixels(np.asarray(transform(image)))
 
 
-def _to_pixels(transform: Callable[[Image.Image], Any]) -> PixelTransform:
-    def apply(image: Image.Image) -> Tensor:
-        pixels: torch.Tensor = functional.pil_to_tensor(transform(image))
-        return pixels
-
-    return apply
+def _to_pixels(image: ByteArray) -> UInt8[Tensor, "3 height width"]:
+    """[height, width, 3] → a tensor of its own: PIL's pixels cannot be written to."""
+    return torch.from_numpy(image.copy()).permute(2, 0, 1)

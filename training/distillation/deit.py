@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from cdl_deploy.training.config import MethodConfig
+from cdl_deploy.run.method_options import DeiTConfig
 from cdl_deploy.training.distillation.extra_token import ExtraToken
-from cdl_deploy.training.models.backbone import NetworkShape
+from cdl_deploy.training.distillation.protocol import Networks
 
 
 class DeitToken(ExtraToken):
@@ -15,5 +15,11 @@ class DeitToken(ExtraToken):
     Differs: like KDP's, the token learns at a tenth of the learning rate; `kd_lr_scale=1` is the paper's.
     """
 
-    def __init__(self, shape: NetworkShape, config: MethodConfig) -> None:
-        super().__init__(torch.zeros(1, shape.width), shape.width, config)
+    Config = DeiTConfig
+
+    def __init__(self, networks: Networks, config: DeiTConfig) -> None:
+        super().__init__(torch.zeros(1, networks.student.width), networks, config)
+
+    @classmethod
+    def build(cls, networks: Networks, config: DeiTConfig, generator: torch.Generator) -> DeitToken:
+        return cls(networks, config)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from cdl_deploy.training.config import MethodConfig
-from cdl_deploy.training.distillation.protocol import Distillation, Output
+from cdl_deploy.run.method_options import DKDConfig
+from cdl_deploy.training.distillation.protocol import Distillation, LearnerOutput, Networks
 from cdl_deploy.training.losses import nontarget_class_loss, target_class_loss
 from cdl_deploy.training.shapes import Labels
 
@@ -16,15 +17,26 @@ class DKD(Distillation):
     It has a temperature of its own.
     """
 
+    Config = DKDConfig
+
     needs_teacher = True
 
-    def __init__(self, config: MethodConfig) -> None:
+    def __init__(self, config: DKDConfig) -> None:
         super().__init__()
         self.alpha, self.temperature = config.alpha, config.dkd_temperature
         self.target_weight, self.nontarget_weight = config.dkd_target_weight, config.dkd_nontarget_weight
 
+    @classmethod
+    def build(cls, networks: Networks, config: DKDConfig, generator: torch.Generator) -> DKD:
+        return cls(config)
+
     def losses(
-        self, cross_entropy: Tensor, student: Output, teacher: Output | None, first_class: int, labels: Labels
+        self,
+        cross_entropy: Tensor,
+        student: LearnerOutput,
+        teacher: LearnerOutput | None,
+        first_class: int,
+        labels: Labels,
     ) -> dict[str, Tensor]:
         """(1 − α)·CE and α·(1·TCKD + 4·NCKD) over the current task's classes (method, section 5)."""
         assert teacher is not None

@@ -8,15 +8,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cdl_deploy.training.config import MethodConfig
-from cdl_deploy.training.distillation.protocol import Distillation, Output
+from cdl_deploy.run.method_options import DeiTConfig
+from cdl_deploy.training.distillation.protocol import Distillation, LearnerOutput, Networks
+from cdl_deploy.training.features import side_by_side
+from cdl_deploy.training.growing import ResizableBuffers
+from cdl_deploy.training.heads import FoldedHead
 from cdl_deploy.training.losses import distillation_loss, masked_cross_entropy
-from cdl_deploy.training.methods import build_student_head
-from cdl_deploy.training.models.growing import FreeBuffers
-from cdl_deploy.training.shapes import Labels, Logits, Tokens
+from cdl_deploy.training.shapes import Labels, Logits
 
 
-class ChosenAlpha(FreeBuffers):
+class ChosenAlpha(ResizableBuffers):
     """α of the prediction by class [C], where every task chooses its own."""
 
     alpha: Tensor
@@ -30,16 +31,15 @@ class ExtraToken(Distillation):
     """
 
     needs_teacher = True
-    answers = True
-    reads: tuple[int, ...] = (0, -1)
+    used_in_prediction = True
 
-    def __init__(self, token: Float[Tensor, "1 D"] | None, width: int, config: MethodConfig) -> None:
+    def __init__(self, token: Float[Tensor, "1 D"] | None, networks: Networks, config: DeiTConfig) -> None:
         super().__init__()
         self.alpha, self.temperature, self.lr_scale = config.alpha, config.temperature, config.kd_lr_scale
         self.over_seen = config.kd_classes == "seen"
         self.token = None if token is None else nn.Parameter(token)
-        self.reads = (0,) if token is None else (0, -1)
-        self.head = build_student_head(width, config)
+        self.features = ("class",) if token is None else ("kd",)
+        self.head = networks.new_head(networks.student.width, self.features)
         self.chosen = ChosenAlpha(alpha=torch.empty(0)) if config.alpha_holdout else None
 
     def begin_task(self, new_classes: int, generator: torch.Generator, known: Sequence[int] = ()) -> None:
@@ -48,13 +48,11 @@ class ExtraToken(Distillation):
             alpha = self.chosen.alpha
             self.chosen.alpha = torch.cat([alpha, alpha.new_full((new_classes,), self.alpha)])
 
-    def append_token(self, tokens: Tokens) -> Float[Tensor, "B more D"]:
-        if self.token is None:
-            return tokens
-        return torch.cat([tokens, self.token.expand(tokens.shape[0], 1, -1)], dim=1)
+    def extra_tokens(self) -> Float[Tensor, "1 D"] | None:
+        return self.token
 
-    def extra_logits(self, normalised_tokens: Tokens) -> Logits:
-        return self.head(normalised_tokens[:, self.reads[-1]])
+    def extra_logits(self, computed: Float[Tensor, "B n D"]) -> Logits:
+        return self.head(side_by_side(computed, self.features))
 
     def shared_parameters(self) -> tuple[list[nn.Parameter], float]:
         return [] if self.token is None else [self.token], self.lr_scale
@@ -67,6 +65,9 @@ class ExtraToken(Distillation):
     def predict(self, class_logits: Logits, extra_logits: Logits | None) -> Logits:
         """(1 − α)·z_class + α·z_kd, raw logits."""
         return mixed(class_logits, extra_logits, self.mixing)
+
+    def fold(self, class_head: FoldedHead) -> FoldedHead:
+        return class_head.mixed(self.head.fold(), self.mixing)
 
     def choose_alpha(self, class_logits: Logits, extra_logits: Logits, labels: Labels, first_class: int) -> None:
         """Of 0, 0.1, …, 1 the α with the lowest cross-entropy over the classes from `first_class` on, for these.
@@ -82,7 +83,12 @@ class ExtraToken(Distillation):
         self.chosen.alpha[first_class:] = shares[losses.index(min(losses))]
 
     def losses(
-        self, cross_entropy: Tensor, student: Output, teacher: Output | None, first_class: int, labels: Labels
+        self,
+        cross_entropy: Tensor,
+        student: LearnerOutput,
+        teacher: LearnerOutput | None,
+        first_class: int,
+        labels: Labels,
     ) -> dict[str, Tensor]:
         """(1 − α)·CE on the class head, α·KD on the KD head over the current task's classes (method, section 5).
 

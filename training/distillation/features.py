@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cdl_deploy.training.models.backbone import TokenLayout
+from cdl_deploy.training.backbones.protocol import TokenLayout
 from cdl_deploy.training.shapes import Tokens
 
 

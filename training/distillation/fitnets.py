@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cdl_deploy.training.config import MethodConfig
+from cdl_deploy.run.method_options import FitNetsConfig
+from cdl_deploy.training.backbones.protocol import NetworkShape
 from cdl_deploy.training.distillation.features import TokenMatch, drawn_linear
 from cdl_deploy.training.distillation.kd import KD
-from cdl_deploy.training.distillation.protocol import Output
+from cdl_deploy.training.distillation.protocol import LearnerOutput, Networks
 from cdl_deploy.training.losses import feature_loss
-from cdl_deploy.training.models.backbone import NetworkShape
 from cdl_deploy.training.shapes import Labels
 
 
@@ -20,10 +20,12 @@ class FitNets(KD):
     The projection is created once, learns in every task, and is left behind when the student is exported.
     """
 
+    Config = FitNetsConfig
+
     hidden_blocks = 1
 
     def __init__(
-        self, student: NetworkShape, teacher: NetworkShape | None, config: MethodConfig, generator: torch.Generator
+        self, student: NetworkShape, teacher: NetworkShape | None, config: FitNetsConfig, generator: torch.Generator
     ) -> None:
         super().__init__(config)
         assert teacher is not None
@@ -31,8 +33,17 @@ class FitNets(KD):
         self.match = TokenMatch(student.layout, teacher.layout)
         self.projection = drawn_linear(student.width, teacher.width, generator)
 
+    @classmethod
+    def build(cls, networks: Networks, config: FitNetsConfig, generator: torch.Generator) -> FitNets:
+        return cls(networks.student, networks.teacher, config, generator)
+
     def losses(
-        self, cross_entropy: Tensor, student: Output, teacher: Output | None, first_class: int, labels: Labels
+        self,
+        cross_entropy: Tensor,
+        student: LearnerOutput,
+        teacher: LearnerOutput | None,
+        first_class: int,
+        labels: Labels,
     ) -> dict[str, Tensor]:
         """KD's terms and the feature term (method, section 5)."""
         terms = super().losses(cross_entropy, student, teacher, first_class, labels)

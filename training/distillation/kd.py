@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
-from cdl_deploy.training.config import MethodConfig
-from cdl_deploy.training.distillation.protocol import Distillation, Output
+from cdl_deploy.run.method_options import KDConfig
+from cdl_deploy.training.distillation.protocol import Distillation, LearnerOutput, Networks
 from cdl_deploy.training.losses import distillation_loss
 from cdl_deploy.training.shapes import Labels
 
@@ -13,15 +16,26 @@ from cdl_deploy.training.shapes import Labels
 class KD(Distillation):
     """α·KD on the class head, and nothing that trains; the base of those that compare features as well."""
 
+    Config = KDConfig
+
     needs_teacher = True
 
-    def __init__(self, config: MethodConfig) -> None:
+    def __init__(self, config: KDConfig) -> None:
         super().__init__()
         self.alpha, self.temperature = config.alpha, config.temperature
         self.over_seen = config.kd_classes == "seen"
 
+    @classmethod
+    def build(cls, networks: Networks, config: Any, generator: torch.Generator) -> KD:
+        return cls(config)
+
     def losses(
-        self, cross_entropy: Tensor, student: Output, teacher: Output | None, first_class: int, labels: Labels
+        self,
+        cross_entropy: Tensor,
+        student: LearnerOutput,
+        teacher: LearnerOutput | None,
+        first_class: int,
+        labels: Labels,
     ) -> dict[str, Tensor]:
         """(1 − α)·CE and α·KD, both on the class head and over the current task's classes, KD maybe over all seen."""
         assert teacher is not None

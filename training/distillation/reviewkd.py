@@ -10,12 +10,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cdl_deploy.training.config import MethodConfig
+from cdl_deploy.run.method_options import ReviewKDConfig
+from cdl_deploy.training.backbones.protocol import NetworkShape
 from cdl_deploy.training.distillation.features import TokenMatch, drawn_linear
 from cdl_deploy.training.distillation.kd import KD
-from cdl_deploy.training.distillation.protocol import Output
+from cdl_deploy.training.distillation.protocol import LearnerOutput, Networks
 from cdl_deploy.training.losses import feature_loss
-from cdl_deploy.training.models.backbone import NetworkShape
 from cdl_deploy.training.shapes import Labels, Tokens
 
 
@@ -29,8 +29,10 @@ class ReviewKD(KD):
     since what comes before them cannot change.
     """
 
+    Config = ReviewKDConfig
+
     def __init__(
-        self, student: NetworkShape, teacher: NetworkShape | None, config: MethodConfig, generator: torch.Generator
+        self, student: NetworkShape, teacher: NetworkShape | None, config: ReviewKDConfig, generator: torch.Generator
     ) -> None:
         super().__init__(config)
         assert teacher is not None
@@ -42,8 +44,17 @@ class ReviewKD(KD):
             for index in range(count)
         )
 
+    @classmethod
+    def build(cls, networks: Networks, config: ReviewKDConfig, generator: torch.Generator) -> ReviewKD:
+        return cls(networks.student, networks.teacher, config, generator)
+
     def losses(
-        self, cross_entropy: Tensor, student: Output, teacher: Output | None, first_class: int, labels: Labels
+        self,
+        cross_entropy: Tensor,
+        student: LearnerOutput,
+        teacher: LearnerOutput | None,
+        first_class: int,
+        labels: Labels,
     ) -> dict[str, Tensor]:
         """KD's terms and the feature term (method, section 5)."""
         terms = super().losses(cross_entropy, student, teacher, first_class, labels)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import torch
 
 from cdl_deploy.errors import OptionError
-from cdl_deploy.training.config import MethodConfig
+from cdl_deploy.run.config import MethodConfig
+from cdl_deploy.training.backbones.protocol import NetworkShape
+from cdl_deploy.training.features import Feature
+from cdl_deploy.training.heads import HEADS, Head
 from cdl_deploy.training.methods.apt import AdditivePrompts
 from cdl_deploy.training.methods.coda import CodaPrompt
 from cdl_deploy.training.methods.dualprompt import DualPrompt
 from cdl_deploy.training.methods.l2p import L2P
-from cdl_deploy.training.methods.protocol import ContinualMethod, Phase, Selection
-from cdl_deploy.training.models.backbone import NetworkShape
-from cdl_deploy.training.models.heads import GrowingHead, NormalisedHead
+from cdl_deploy.training.methods.protocol import ContinualMethod, Phase, PromptSelection
 
 METHODS: dict[str, type[ContinualMethod]] = {
     "l2p": L2P,
@@ -30,17 +31,19 @@ def build_method(shape: NetworkShape, config: MethodConfig, generator: torch.Gen
             f"--query {config.query} has no meaning with --method {config.method}, "
             "which chooses nothing by the image and has no query pass to save: leave --query out"
         )
-    return method.build(shape, config, generator)
+    return method.build(shape, config.part(method.Config), generator)
 
 
-def build_head(width: int, config: MethodConfig) -> GrowingHead:
+def build_head(width: int, config: MethodConfig, features: tuple[Feature, ...] = ("class",)) -> Head:
     """An empty head of the kind the method asks for."""
-    return METHODS[config.method].head(width, config.head_start)
+    return METHODS[config.method].head(width, config.head_start, features)
 
 
-def build_student_head(width: int, config: MethodConfig) -> GrowingHead:
+def build_student_head(width: int, config: MethodConfig, features: tuple[Feature, ...] = ("class",)) -> Head:
     """The same for the student, which may have a kind of its own: for the classes or for the distillation's logits."""
-    return NormalisedHead(width, config.head_start) if config.student_head == "cosine" else build_head(width, config)
+    if config.student_head == "method":
+        return build_head(width, config, features)
+    return HEADS[config.student_head](width, config.head_start, features)
 
 
-__all__ = ["METHODS", "ContinualMethod", "Phase", "Selection", "build_head", "build_method", "build_student_head"]
+__all__ = ["METHODS", "ContinualMethod", "Phase", "PromptSelection", "build_head", "build_method", "build_student_head"]

@@ -13,10 +13,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from cdl_deploy.training.config import MethodConfig
-from cdl_deploy.training.methods.protocol import ContinualMethod, Phase, Selection
-from cdl_deploy.training.models.backbone import BlockPrompt, NetworkShape
-from cdl_deploy.training.models.heads import GrowingHead, NormalisedHead
+from cdl_deploy.run.method_options import APTConfig
+from cdl_deploy.training.backbones.protocol import BlockPrompt, NetworkShape
+from cdl_deploy.training.heads import Head
+from cdl_deploy.training.heads.cosine import CosineHead
+from cdl_deploy.training.methods.protocol import ContinualMethod, Phase, PromptSelection
 from cdl_deploy.training.shapes import Query
 
 
@@ -27,8 +28,10 @@ class AdditivePrompts(ContinualMethod):
     merged up to the task before, which are all zeros in the first.
     """
 
+    Config = APTConfig
+
     uses_query = False
-    head: ClassVar[type[GrowingHead]] = NormalisedHead
+    head: ClassVar[type[Head]] = CosineHead
     training_only = ("working", "merges")
 
     merged: Tensor
@@ -44,7 +47,7 @@ class AdditivePrompts(ContinualMethod):
         self.register_buffer("merges", torch.tensor(0))  # how many tasks G holds
 
     @classmethod
-    def build(cls, shape: NetworkShape, config: MethodConfig, generator: torch.Generator) -> AdditivePrompts:
+    def build(cls, shape: NetworkShape, config: APTConfig, generator: torch.Generator) -> AdditivePrompts:
         return cls(shape, generator, config.merge_share)
 
     def begin_task(self, generator: torch.Generator) -> None:
@@ -57,6 +60,6 @@ class AdditivePrompts(ContinualMethod):
         self.merged.mul_(keep).add_(self.working, alpha=1 - keep)
         self.merges += 1
 
-    def forward(self, query: Query | None, phase: Phase) -> Selection:
+    def forward(self, query: Query | None, phase: Phase) -> PromptSelection:
         vectors = self.merged if phase == "test" else self.working
-        return Selection({index: BlockPrompt(class_shift=(pair[0], pair[1])) for index, pair in enumerate(vectors)})
+        return PromptSelection({index: BlockPrompt(cls_bias=(pair[0], pair[1])) for index, pair in enumerate(vectors)})

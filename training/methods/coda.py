@@ -1,6 +1,6 @@
 """CODA-Prompt (Smith et al., CVPR 2023, arXiv 2211.13218): prompts are weighted sums of components.
 
-In each of the blocks 0 to 4, component i has a key K_i, an attention A_i and prompt rows P_i (method, section 3):
+In each of the blocks 0 to 4, component i has a key K_i, an attention A_i and prompts P_i (method, section 3):
 
     w_i = cos(q ∘ A_i, K_i)         prompt = Σ_i w_i P_i
 
@@ -17,10 +17,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from cdl_deploy.errors import OptionError
-from cdl_deploy.training.config import MethodConfig
-from cdl_deploy.training.methods.protocol import ContinualMethod, Phase, Selection, prompted_blocks
-from cdl_deploy.training.models.backbone import BlockPrompt, NetworkShape
-from cdl_deploy.training.models.growing import GrowingRows, Remembered
+from cdl_deploy.run.method_options import CodaConfig
+from cdl_deploy.training.backbones.protocol import BlockPrompt, NetworkShape
+from cdl_deploy.training.growing import Cached, GrowingRows
+from cdl_deploy.training.methods.protocol import ContinualMethod, Phase, PromptSelection, prompted_blocks
 from cdl_deploy.training.shapes import Query, Similarities
 
 BLOCKS = 5
@@ -29,20 +29,22 @@ BLOCKS = 5
 class CodaPrompt(ContinualMethod):
     """Components in five blocks from the learner's first prompted block on."""
 
+    Config = CodaConfig
+
     def __init__(
-        self, shape: NetworkShape, components_per_task: int = 10, prompt_rows: int = 4, orthogonality: float = 0.0
+        self, shape: NetworkShape, components_per_task: int = 10, prompt_length: int = 4, orthogonality: float = 0.0
     ) -> None:
-        """`prompt_rows`: p, rows for the keys and as many for the values. `orthogonality`: μ of the extra loss."""
+        """`prompt_length`: p, rows for the keys and as many for the values. `orthogonality`: μ of the extra loss."""
         super().__init__()
         self.components_per_task = components_per_task
-        self.prompt_rows = prompt_rows
+        self.prompt_length = prompt_length
         self.orthogonality = orthogonality
         blocks = prompted_blocks("CODA-Prompt", shape, BLOCKS)
-        self.blocks = nn.ModuleDict({str(b): CodaBlock(shape, prompt_rows) for b in blocks})
+        self.blocks = nn.ModuleDict({str(b): CodaBlock(shape, prompt_length) for b in blocks})
 
     @classmethod
-    def build(cls, shape: NetworkShape, config: MethodConfig, generator: torch.Generator) -> CodaPrompt:
-        return cls(shape, config.components_per_task, config.prompt_rows or 4, config.orthogonality)
+    def build(cls, shape: NetworkShape, config: CodaConfig, generator: torch.Generator) -> CodaPrompt:
+        return cls(shape, config.components_per_task, config.prompt_length or 4, config.orthogonality)
 
     def own_blocks(self) -> dict[int, CodaBlock]:
         """The components by the index of the block they prompt."""
@@ -52,15 +54,15 @@ class CodaPrompt(ContinualMethod):
         for block in self.own_blocks().values():
             block.begin_task(self.components_per_task, generator)
 
-    def forward(self, query: Query | None, phase: Phase) -> Selection:
+    def forward(self, query: Query | None, phase: Phase) -> PromptSelection:
         assert query is not None
         blocks = self.own_blocks()
-        prompts = {index: BlockPrompt(before=block(query)) for index, block in blocks.items()}
+        prompts = {index: BlockPrompt(prefix=block(query)) for index, block in blocks.items()}
         losses: dict[str, Tensor] = {}
         if self.orthogonality and phase == "train":
             penalty = torch.stack([block.orthogonality() for block in blocks.values()]).sum()
             losses["orthogonality"] = self.orthogonality * penalty
-        return Selection(prompts, losses)
+        return PromptSelection(prompts, losses)
 
     def similarities(self, query: Query) -> list[Similarities]:
         """w in each of the five blocks."""
@@ -68,14 +70,14 @@ class CodaPrompt(ContinualMethod):
 
 
 class CodaBlock(nn.Module):
-    """The components of one block: keys and attentions [M, Q], prompts [M, 2p, D] (key rows, then value rows)."""
+    """The components of one block: keys and attentions [M, Q], prompts [M, 2p, D] (key prompts, then value prompts)."""
 
-    def __init__(self, shape: NetworkShape, prompt_rows: int) -> None:
+    def __init__(self, shape: NetworkShape, prompt_length: int) -> None:
         super().__init__()
         self.keys = GrowingRows(shape.query_width)
         self.attentions = GrowingRows(shape.query_width)
-        self.prompts = GrowingRows(2 * prompt_rows, shape.width)
-        self.earlier = Remembered(similarity_factors)
+        self.prompts = GrowingRows(2 * prompt_length, shape.width)
+        self.frozen = Cached(similarity_factors)
 
     def begin_task(self, components: int, generator: torch.Generator) -> None:
         """New components, orthogonal to all earlier ones and of unit length."""
@@ -84,33 +86,33 @@ class CodaBlock(nn.Module):
             new = orthonormal_rows(rows.all().detach().cpu().flatten(1), drawn.flatten(1))
             rows.grow(new.view_as(drawn))
 
-    def earlier_weights(self, query: Query) -> Float[Tensor, "B n"]:
+    def frozen_weights(self, query: Query) -> Float[Tensor, "B n"]:
         """Of the components of earlier tasks; their factors are computed once."""
-        return cosines(query, *self.earlier(self.keys.earlier, self.attentions.earlier))
+        return cosines(query, *self.frozen(self.keys.frozen, self.attentions.frozen))
 
-    def current_weights(self, query: Query) -> Float[Tensor, "B m"]:
+    def trainable_weights(self, query: Query) -> Float[Tensor, "B m"]:
         """Of the current task's."""
-        return cosines(query, *similarity_factors(self.keys.current, self.attentions.current))
+        return cosines(query, *similarity_factors(self.keys.trainable, self.attentions.trainable))
 
     def weights(self, query: Query) -> Similarities:
         """cos(q ∘ A_i, K_i) of every component, in order."""
-        return torch.cat([self.earlier_weights(query), self.current_weights(query)], dim=1)
+        return torch.cat([self.frozen_weights(query), self.trainable_weights(query)], dim=1)
 
     def forward(self, query: Query) -> tuple[Float[Tensor, "B p D"], Float[Tensor, "B p D"]]:
-        """Key rows and value rows [B, p, D] each.
+        """key prompts and value prompts [B, p, D] each.
 
         Earlier components are summed apart, without gradient and without joining them to the current ones: what a task
         costs then hardly depends on how many came before.
         """
-        prompt = self.current_weights(query) @ self.prompts.current.flatten(1)
-        if len(self.prompts.earlier):
-            prompt = torch.addmm(prompt, self.earlier_weights(query), self.prompts.earlier.flatten(1))
-        key_rows, value_rows = prompt.unflatten(1, self.prompts.shape).chunk(2, dim=1)
-        return key_rows, value_rows
+        prompt = self.trainable_weights(query) @ self.prompts.trainable.flatten(1)
+        if len(self.prompts.frozen):
+            prompt = torch.addmm(prompt, self.frozen_weights(query), self.prompts.frozen.flatten(1))
+        key_prompts, value_prompts = prompt.unflatten(1, self.prompts.shape).chunk(2, dim=1)
+        return key_prompts, value_prompts
 
     def orthogonality(self) -> Float[Tensor, ""]:
         """Σ over K, A, P of mean((X Xᵀ − I)²)."""
-        total = torch.zeros((), device=self.keys.current.device)
+        total = torch.zeros((), device=self.keys.trainable.device)
         for rows in (self.keys, self.attentions, self.prompts):
             matrix = rows.all().flatten(1)
             total = total + (matrix @ matrix.T - torch.eye(len(matrix), device=matrix.device)).square().mean()

@@ -20,10 +20,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cdl_deploy.training.config import MethodConfig
-from cdl_deploy.training.methods.protocol import ContinualMethod, Phase, Selection, prompted_blocks
-from cdl_deploy.training.models.backbone import BlockPrompt, NetworkShape
-from cdl_deploy.training.models.growing import GrowingRows
+from cdl_deploy.run.method_options import DualPromptConfig
+from cdl_deploy.training.backbones.protocol import BlockPrompt, NetworkShape
+from cdl_deploy.training.growing import GrowingRows
+from cdl_deploy.training.methods.protocol import ContinualMethod, Phase, PromptSelection, prompted_blocks
 from cdl_deploy.training.shapes import Query, Similarities
 
 SHARED_BLOCKS = 2
@@ -31,25 +31,27 @@ TASK_BLOCKS = 3
 
 
 class DualPrompt(ContinualMethod):
-    """Shared prompts [2, 2, r, D] (block; key rows, value rows) and the entries of three blocks, uniform in [0, 1)."""
+    """Shared prompts [2, 2, r, D] (block; key, value) and the entries of three blocks, uniform in [0, 1)."""
+
+    Config = DualPromptConfig
 
     def __init__(
         self,
         shape: NetworkShape,
         generator: torch.Generator,
         shared_rows: int = 3,
-        prompt_rows: int = 10,
-        pull_weight: float = 1.0,
+        prompt_length: int = 10,
+        key_loss_weight: float = 1.0,
     ) -> None:
         super().__init__()
         blocks = prompted_blocks("DualPrompt", shape, SHARED_BLOCKS + TASK_BLOCKS)
-        self.shared_blocks, self.pull_weight = blocks[:SHARED_BLOCKS], pull_weight
+        self.shared_blocks, self.key_loss_weight = blocks[:SHARED_BLOCKS], key_loss_weight
         self.shared = nn.Parameter(torch.rand(SHARED_BLOCKS, 2, shared_rows, shape.width, generator=generator))
-        self.entries = nn.ModuleDict({str(b): TaskEntries(shape, prompt_rows) for b in blocks[SHARED_BLOCKS:]})
+        self.entries = nn.ModuleDict({str(b): TaskEntries(shape, prompt_length) for b in blocks[SHARED_BLOCKS:]})
 
     @classmethod
-    def build(cls, shape: NetworkShape, config: MethodConfig, generator: torch.Generator) -> DualPrompt:
-        return cls(shape, generator, config.shared_prompt_rows, config.prompt_rows or 10, config.pull_weight)
+    def build(cls, shape: NetworkShape, config: DualPromptConfig, generator: torch.Generator) -> DualPrompt:
+        return cls(shape, generator, config.shared_prompt_length, config.prompt_length or 10, config.key_loss_weight)
 
     def own_entries(self) -> dict[int, TaskEntries]:
         """The tasks' entries by the index of the block they prompt."""
@@ -58,21 +60,21 @@ class DualPrompt(ContinualMethod):
     def shared_prompts(self) -> dict[int, BlockPrompt]:
         """Prompts that every image gets, [1, r, D] for keys and for values."""
         pairs = zip(self.shared_blocks, self.shared, strict=True)
-        return {index: BlockPrompt(before=(pair[0:1], pair[1:2])) for index, pair in pairs}
+        return {index: BlockPrompt(prefix=(pair[0:1], pair[1:2])) for index, pair in pairs}
 
     def begin_task(self, generator: torch.Generator) -> None:
         for entries in self.own_entries().values():
             entries.begin_task(generator)
 
-    def forward(self, query: Query | None, phase: Phase) -> Selection:
+    def forward(self, query: Query | None, phase: Phase) -> PromptSelection:
         assert query is not None
         prompts, pulls = self.shared_prompts(), []
         for index, entries in self.own_entries().items():
-            rows: Tensor = entries.prompts.current if phase == "train" else entries.nearest(query)
+            rows: Tensor = entries.prompts.trainable if phase == "train" else entries.nearest(query)
             if phase == "train":
                 pulls.append(1 - entries.similarity(query)[:, -1].mean())
-            prompts[index] = BlockPrompt(before=(rows[:, 0], rows[:, 1]))
-        return Selection(prompts, {"pull": self.pull_weight * torch.stack(pulls).sum()} if pulls else {})
+            prompts[index] = BlockPrompt(prefix=(rows[:, 0], rows[:, 1]))
+        return PromptSelection(prompts, {"key_loss": self.key_loss_weight * torch.stack(pulls).sum()} if pulls else {})
 
     def similarities(self, query: Query) -> list[Similarities]:
         """cos(q, k_j) in each of the three blocks."""
@@ -80,12 +82,12 @@ class DualPrompt(ContinualMethod):
 
 
 class TaskEntries(nn.Module):
-    """One block's entries, one a task: keys [M, Q], prompts [M, 2, p, D] (key rows, value rows)."""
+    """One block's entries, one a task: keys [M, Q], prompts [M, 2, p, D] (key prompts, value prompts)."""
 
-    def __init__(self, shape: NetworkShape, prompt_rows: int) -> None:
+    def __init__(self, shape: NetworkShape, prompt_length: int) -> None:
         super().__init__()
         self.keys = GrowingRows(shape.query_width)
-        self.prompts = GrowingRows(2, prompt_rows, shape.width)
+        self.prompts = GrowingRows(2, prompt_length, shape.width)
 
     def begin_task(self, generator: torch.Generator) -> None:
         """One more entry."""

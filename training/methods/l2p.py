@@ -13,14 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from cdl_deploy.training.config import MethodConfig
-from cdl_deploy.training.methods.protocol import ContinualMethod, Phase, Selection, prompted_blocks
-from cdl_deploy.training.models.backbone import BlockPrompt, NetworkShape
+from cdl_deploy.run.method_options import L2PConfig
+from cdl_deploy.training.backbones.protocol import BlockPrompt, NetworkShape
+from cdl_deploy.training.methods.protocol import ContinualMethod, Phase, PromptSelection, prompted_blocks
 from cdl_deploy.training.shapes import Query, Similarities
 
 
 class L2P(ContinualMethod):
-    """Keys [M, Q] and prompts [M, 2, p, D] (key rows, value rows), uniform in [0, 1) before the first task."""
+    """Keys [M, Q] and prompts [M, 2, p, D] (key prompts, value prompts), uniform in [0, 1) before the first task."""
+
+    Config = L2PConfig
 
     def __init__(
         self,
@@ -28,31 +30,31 @@ class L2P(ContinualMethod):
         generator: torch.Generator,
         pool_size: int = 30,
         top_k: int = 5,
-        prompt_rows: int = 10,
-        pull_weight: float = 1.0,
+        prompt_length: int = 10,
+        key_loss_weight: float = 1.0,
     ) -> None:
         super().__init__()
         self.block = prompted_blocks("L2P", shape, 1).start
-        self.top_k, self.pull_weight = top_k, pull_weight
+        self.top_k, self.key_loss_weight = top_k, key_loss_weight
         self.keys = nn.Parameter(torch.rand(pool_size, shape.query_width, generator=generator))
-        self.prompts = nn.Parameter(torch.rand(pool_size, 2, prompt_rows, shape.width, generator=generator))
+        self.prompts = nn.Parameter(torch.rand(pool_size, 2, prompt_length, shape.width, generator=generator))
 
     @classmethod
-    def build(cls, shape: NetworkShape, config: MethodConfig, generator: torch.Generator) -> L2P:
-        return cls(shape, generator, config.pool_size, config.top_k, config.prompt_rows or 10, config.pull_weight)
+    def build(cls, shape: NetworkShape, config: L2PConfig, generator: torch.Generator) -> L2P:
+        return cls(shape, generator, config.pool_size, config.top_k, config.prompt_length or 10, config.key_loss_weight)
 
     def begin_task(self, generator: torch.Generator) -> None:
         """Nothing: the pool goes on learning."""
 
-    def forward(self, query: Query | None, phase: Phase) -> Selection:
+    def forward(self, query: Query | None, phase: Phase) -> PromptSelection:
         assert query is not None
         nearest, chosen = self.similarities(query)[0].topk(self.top_k, dim=1)
         # An embedding, because its gradient adds up in the same order every time; indexing promises no order.
         rows = F.embedding(chosen, self.prompts.flatten(1)).unflatten(2, self.prompts.shape[1:])
-        key_rows, value_rows = rows.transpose(1, 2).flatten(2, 3).unbind(1)
-        prompts = {self.block: BlockPrompt(before=(key_rows, value_rows))}
-        losses = {"pull": self.pull_weight * (1 - nearest).sum(dim=1).mean()} if phase == "train" else {}
-        return Selection(prompts, losses)
+        key_prompts, value_prompts = rows.transpose(1, 2).flatten(2, 3).unbind(1)
+        prompts = {self.block: BlockPrompt(prefix=(key_prompts, value_prompts))}
+        losses = {"key_loss": self.key_loss_weight * (1 - nearest).sum(dim=1).mean()} if phase == "train" else {}
+        return PromptSelection(prompts, losses)
 
     def similarities(self, query: Query) -> list[Similarities]:
         """cos(q, k_i)."""

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from cdl_deploy.errors import OptionError
-from cdl_deploy.training.config import MethodConfig
-from cdl_deploy.training.models.backbone import BlockPrompt, NetworkShape
-from cdl_deploy.training.models.heads import GrowingHead
+from cdl_deploy.run.options import Options
+from cdl_deploy.training.backbones.protocol import BlockPrompt, NetworkShape
+from cdl_deploy.training.heads import Head
+from cdl_deploy.training.heads.linear import LinearHead
 from cdl_deploy.training.shapes import Query, Similarities
 
 Phase = Literal["train", "distil", "test"]
@@ -21,7 +22,7 @@ evaluation. Prompts are chosen in the same way in the last two."""
 
 
 @dataclass
-class Selection:
+class PromptSelection:
     """The prompts chosen for a batch, by block, and the losses their choice adds, by name."""
 
     prompts: dict[int, BlockPrompt]
@@ -35,17 +36,19 @@ class ContinualMethod(nn.Module, ABC):
     what earlier tasks learned.
     """
 
+    Config: ClassVar[type[Options]] = Options
+    """What it can be told: options of its own, from `cdl_deploy.run.method_options` or beside the method."""
     uses_query: ClassVar[bool] = True
     """Whether `forward` looks at the query; where it does not, no query pass is run."""
-    head: ClassVar[type[GrowingHead]] = GrowingHead
+    head: ClassVar[type[Head]] = LinearHead
     """The kind of head, for the classes and for the distillation's own."""
     training_only: ClassVar[tuple[str, ...]] = ()
     """Names of its state that no prediction reads."""
 
     @classmethod
     @abstractmethod
-    def build(cls, shape: NetworkShape, config: MethodConfig, generator: torch.Generator) -> ContinualMethod:
-        """The method before any task; initial values of what all tasks share are drawn from `generator`."""
+    def build(cls, shape: NetworkShape, config: Any, generator: torch.Generator) -> ContinualMethod:
+        """The method before any task, as its `Config` says; what all tasks share is drawn from `generator`."""
 
     @abstractmethod
     def begin_task(self, generator: torch.Generator) -> None:
@@ -55,7 +58,7 @@ class ContinualMethod(nn.Module, ABC):
         """The learner has learned the current task, and everything this leaves is about to be saved."""
 
     @abstractmethod
-    def forward(self, query: Query | None, phase: Phase) -> Selection:
+    def forward(self, query: Query | None, phase: Phase) -> PromptSelection:
         """Choose prompts for a batch from its query [B, Q]."""
 
     def similarities(self, query: Query) -> list[Similarities]:

@@ -1,4 +1,4 @@
-"""Calibration of the answers between tasks, from statistics of the features and without images.
+"""TaskCalibration of the answers between tasks, from statistics of the features and without images.
 
 Every task is learned with a cross-entropy over its own classes, so nothing says how its logits compare with those of
 other tasks. As SLCA does for fine-tuned networks (Zhang et al., ICCV 2023, arXiv 2303.05118), each class leaves a
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cdl_deploy.training.models.growing import FreeBuffers
+from cdl_deploy.training.growing import ResizableBuffers
 from cdl_deploy.training.seeds import generator
 from cdl_deploy.training.shapes import Logits, Tokens
 
@@ -22,7 +22,7 @@ DRAWN_PER_CLASS = 100
 STEPS = 50
 
 
-class Calibration(FreeBuffers):
+class TaskCalibration(ResizableBuffers):
     """logits · scale [C] + offset [C]; one value of each a task.
 
     `mean` [C, n, D] are the features' means by class, `scatter` [n·D, n·D] the sum of their centred products over all

@@ -11,14 +11,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from cdl_deploy.training.distillation.protocol import Distillation, Output
+from cdl_deploy.training.backbones.protocol import Backbone, BlockPrompt, OutputTokens
+from cdl_deploy.training.distillation.protocol import Distillation, LearnerOutput
+from cdl_deploy.training.features import Feature, in_order, side_by_side
+from cdl_deploy.training.heads import FoldedHead, Head
 from cdl_deploy.training.methods.protocol import ContinualMethod, Phase
-from cdl_deploy.training.models.backbone import Backbone, BlockPrompt, Read
-from cdl_deploy.training.models.calibration import Calibration
-from cdl_deploy.training.models.heads import GrowingHead
+from cdl_deploy.training.models.calibration import TaskCalibration
 from cdl_deploy.training.shapes import Logits, Pixels, Query, Tokens
 
 Role = Literal["teacher", "student"]
+CLASS: tuple[Feature, ...] = ("class",)
 
 
 class QueryResult(NamedTuple):
@@ -54,14 +56,15 @@ class QueryEncoder:
             return QueryResult(None, tokens)
         if self.block:
             tokens = self.backbone.run_blocks(tokens, 0, self.block)
-            return QueryResult(self.backbone.final_norm(tokens[:, 0]), tokens, self.block)
+            return QueryResult(self.backbone.pool(tokens, CLASS)[:, 0], tokens, self.block)
         return QueryResult(self.full_query(QueryResult(None, tokens)), tokens)
 
     @torch.no_grad()
     def full_query(self, result: QueryResult) -> Query:
         """The query of the whole unprompted pass, which goes on where `result` ended."""
-        last = self.backbone.run_blocks(result.student_tokens, result.entry, self.backbone.depth, read=(0,))
-        return self.backbone.final_norm(last[:, 0])
+        backbone, tokens = self.backbone, result.student_tokens
+        last = backbone.run_blocks(tokens, result.entry, backbone.depth, output_tokens=backbone.output_tokens(CLASS))
+        return backbone.pool(last, CLASS)[:, 0]
 
 
 class Learner(nn.Module):
@@ -73,9 +76,9 @@ class Learner(nn.Module):
         backbone: Backbone,
         method: ContinualMethod,
         distillation: Distillation,
-        class_head: GrowingHead,
+        class_head: Head,
         first_block: int = 0,
-        calibration: Calibration | None = None,
+        calibration: TaskCalibration | None = None,
     ) -> None:
         """`first_block`: no prompt and no token of a distillation comes before it. `calibration`: of the answers."""
         super().__init__()
@@ -109,7 +112,12 @@ class Learner(nn.Module):
         """Index of the current task's first new class."""
         return sum(self.tasks[:-1])
 
-    def reopened_columns(self) -> Int[Tensor, "c"] | None:
+    @property
+    def features(self) -> tuple[Feature, ...]:
+        """What its heads read, in the order in which it is computed."""
+        return in_order((*self.class_head.features, *self.distillation.features))
+
+    def unfrozen_columns(self) -> Int[Tensor, "c"] | None:
         """Positions of the current task's classes where known ones are among them, in rising order; otherwise None."""
         if not self.known:
             return None
@@ -118,35 +126,51 @@ class Learner(nn.Module):
 
     def forward(
         self, tokens: Tokens, query: Query | None, phase: Phase, entry: int = 0, hidden_blocks: int = 0
-    ) -> Output:
+    ) -> LearnerOutput:
         """From tokens [B, N, D] that enter block `entry` and the query [B, Q] to the logits of every class seen.
 
         The last block computes what the heads read, or, where a distillation looks at the tokens after the last
         `hidden_blocks` blocks, all of them.
         """
-        read: Read = None if hidden_blocks else self.distillation.reads
+        features = self.features
+        output_tokens: OutputTokens = None if hidden_blocks else self.backbone.output_tokens(features)
         hidden: deque[Tensor] = deque(maxlen=hidden_blocks)
         selection = self.method(query, phase)
         prompts = merge(selection.prompts, self.distillation.block_prompts())
         tokens = self.backbone.run_blocks(tokens, entry, self.first_block, hidden=hidden)
         tokens = self.distillation.append_token(tokens)
-        tokens = self.backbone.run_blocks(tokens, self.first_block, self.backbone.depth, prompts, read, hidden)
-        output = self.read(self.backbone.final_norm(tokens))
+        tokens = self.backbone.run_blocks(tokens, self.first_block, self.backbone.depth, prompts, output_tokens, hidden)
+        output = self.apply_heads(self.backbone.pool(tokens, features))
         return replace(output, losses=selection.losses, hidden=list(hidden))
 
-    def read(self, features: Tokens) -> Output:
-        """What the heads say to tokens [B, n, D] after the final norm: those they read, or all."""
-        logits, extra = self.class_head(features[:, 0]), self.distillation.extra_logits(features)
-        return Output(class_logits=logits, extra_logits=extra, features=features)
+    def apply_heads(self, computed: Float[Tensor, "B n D"]) -> LearnerOutput:
+        """What the heads say to the features that have been computed for them."""
+        logits = self.class_head(side_by_side(computed, self.class_head.features))
+        extra = self.distillation.extra_logits(computed)
+        return LearnerOutput(class_logits=logits, extra_logits=extra, features=computed)
 
-    def predict(self, output: Output) -> Logits:
+    def predict(self, output: LearnerOutput) -> Logits:
         """The logits the learner answers with, every class seen."""
         logits = self.uncalibrated(output)
         return logits if self.calibration is None else self.calibration(logits)
 
-    def uncalibrated(self, output: Output) -> Logits:
+    def uncalibrated(self, output: LearnerOutput) -> Logits:
         """The same before calibration."""
         return self.distillation.predict(output.class_logits, output.extra_logits)
+
+    def fold_heads(self) -> FoldedHead:
+        """`predict` of what `apply_heads` says, as one matrix product."""
+        folded = self.distillation.fold(self.class_head.fold())
+        calibration = self.calibration
+        return folded if calibration is None else folded.calibrated(calibration.scale, calibration.offset)
+
+    def prediction_state(self) -> dict[str, Tensor]:
+        """What was trained and has a part in the prediction: neither projections of a distillation nor statistics."""
+        parts = {"class_head": self.class_head.training_only, "method": self.method.training_only}
+        if self.distillation.used_in_prediction:
+            parts["distillation"] = self.distillation.training_only
+        split = [(name.partition("."), value) for name, value in self.trained_state().items()]
+        return {f"{part}.{name}": v for (part, _, name), v in split if part in parts and name not in parts[part]}
 
     def trained_state(self) -> dict[str, Tensor]:
         """Everything that was trained: the state without the frozen backbone."""
@@ -165,11 +189,13 @@ def merge(first: dict[int, BlockPrompt], second: dict[int, BlockPrompt]) -> dict
     """Prompts of both; in a block that both prompt, `first` gives the prefix and `second` the KD rows."""
     merged = dict(first)
     for index, prompt in second.items():
-        merged[index] = replace(merged[index], after=prompt.after) if index in merged else prompt
+        merged[index] = replace(merged[index], suffix=prompt.suffix) if index in merged else prompt
     return merged
 
 
-def learner_output(encoder: QueryEncoder, learner: Learner, images: Pixels, query: QueryResult | None = None) -> Output:
+def learner_output(
+    encoder: QueryEncoder, learner: Learner, images: Pixels, query: QueryResult | None = None
+) -> LearnerOutput:
     """What `learner` computes for `images` at test time."""
     result = query or encoder(images, learner.method.uses_query)
     if learner.backbone is encoder.backbone:

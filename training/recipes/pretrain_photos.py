@@ -34,12 +34,12 @@ from timm.data import resolve_model_data_config
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from cdl_deploy.data.preprocessing import ResizeCrop
+from cdl_deploy.data.sources import open_source
 from cdl_deploy.errors import DataError, OptionError, WeightsError
 from cdl_deploy.files import write_json
 from cdl_deploy.training.backbones.loading import known_model
 from cdl_deploy.training.data.resident import ResidentImages
-from cdl_deploy.training.data.sources import open_source
-from cdl_deploy.training.data.transforms import Preprocessing
 from cdl_deploy.training.recipes.augmentation import erase, mix, rand_augment, random_resized_crop
 from cdl_deploy.training.recipes.pretraining import State, learning_rate, make_optimizers, save_half, update_average
 from cdl_deploy.training.seeds import derive_seed
@@ -89,7 +89,9 @@ class Pretraining:
         if not isinstance(model, VisionTransformer):
             raise WeightsError(f"the model is a {type(model).__name__}, expected a plain ViT: choose a vit_* model")
         config = resolve_model_data_config(model)
-        self.preprocessing = Preprocessing(config["input_size"][1], config["input_size"][1], config["interpolation"])
+        self.preprocessing = ResizeCrop.square(
+            config["input_size"][1], config["input_size"][1], config["interpolation"]
+        )
         self.mean, self.std = (torch.tensor(config[k], device=device).view(1, 3, 1, 1) for k in ("mean", "std"))
         self.train = ResidentImages(source.train, self.preprocessing, device)
         self.test = ResidentImages(source.test, self.preprocessing, device)

@@ -17,9 +17,9 @@ from cdl_deploy.bench import (
     ModelRecord,
     Watch,
 )
+from cdl_deploy.bench.models import find_models
 from cdl_deploy.bench.rounds import bench_latency
-from cdl_deploy.bench.sources import find_models
-from cdl_deploy.bundle import encode_metadata
+from cdl_deploy.runtime.bundle import encode_metadata
 
 QUIET = Machine("cpu", 2, 2, "Linux", "3.11", "1.32", {"numpy": "2.0"})
 CALM = Watch(0.01, 0.0, 0.1, 0, 3.0, (0.5,) * 30)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from cdl_deploy.bench.weights import Weights, file_bytes, read_weights
+from cdl_deploy.bench.weights import StoredWeights, file_bytes, read_weights
 
 
 def model_of(arrays, nodes=()):
@@ -30,7 +30,7 @@ def test_counts_are_those_of_the_onnx_package(shapes, kinds, tmp_path_factory):
     onnx.save(model_of(arrays), path)
     loaded = [numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer]
     expected = sum(a.size for a in loaded if a.dtype not in (np.int64, np.bool_))
-    assert read_weights(path) == Weights(expected, ())
+    assert read_weights(path) == StoredWeights(expected, ())
 
 
 def test_constants_in_nodes_and_subgraphs_count(tmp_path):
@@ -50,13 +50,13 @@ def test_constants_in_nodes_and_subgraphs_count(tmp_path):
     model.graph.initializer.append(condition)
     path = tmp_path / "m.onnx"
     onnx.save(model, path)
-    assert read_weights(path) == Weights(4 + 7 + 2 * (6 + 5), ())
+    assert read_weights(path) == StoredWeights(4 + 7 + 2 * (6 + 5), ())
 
 
 def test_weights_beside_the_file_belong_to_its_size(tmp_path):
     path = tmp_path / "m.onnx"
     onnx.save(model_of([np.zeros((64, 64), np.float32)]), path, save_as_external_data=True, location="m.bin")
-    assert read_weights(path) == Weights(64 * 64, ("m.bin",))
+    assert read_weights(path) == StoredWeights(64 * 64, ("m.bin",))
     assert file_bytes(path) == path.stat().st_size + (tmp_path / "m.bin").stat().st_size
     (tmp_path / "m.bin").unlink()
     assert file_bytes(path) == path.stat().st_size

@@ -1,0 +1,58 @@
+"""How far an image is from the nearest class, for saying that it is none of them.
+
+    d(φ) = min_c √((φ−μ_c)ᵀ Σ_ρ⁻¹ (φ−μ_c)) = min_c ‖(φ−μ_c) F‖      F Fᵀ = Σ_ρ⁻¹
+
+Source: Lee et al., "A Simple Unified Framework for Detecting Out-of-Distribution Samples", arXiv 1807.03888, eq. 2.
+
+In a graph: z = (φ − centre) F, d² = ‖z‖² + min_c (‖m_c‖² − 2 z·m_c) with m_c = (μ_c − centre) F: a product with [D, D]
+and one with [D, C]. The centre is the mean of the class means: without it the two terms would cancel in float32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cdl_deploy.closed_form.cholesky import solve_upper
+from cdl_deploy.closed_form.errors import StatisticsError
+from cdl_deploy.closed_form.seen import check_seen
+from cdl_deploy.closed_form.shrinkage import covariance_factor, shrunk_covariance
+from cdl_deploy.closed_form.statistics import Statistics
+from cdl_deploy.closed_form.teacher_sums import Floats
+
+
+@dataclass(frozen=True, eq=False)
+class Mahalanobis:
+    """What the distance is computed from."""
+
+    centre: Floats
+    """[D]."""
+    factor: Floats
+    """[D, D]: F, upper triangular."""
+    means: Floats
+    """[C, D]: m_c."""
+
+    def distance(self, features: NDArray[np.floating]) -> Floats:
+        """[n, D] → d [n]."""
+        z = (features.astype(np.float64) - self.centre) @ self.factor
+        nearest = ((self.means**2).sum(axis=1) - 2 * z @ self.means.T).min(axis=1)
+        result: Floats = np.sqrt(np.maximum((z**2).sum(axis=1) + nearest, 0))
+        return result
+
+
+def mahalanobis(statistics: Statistics, shrinkage: float | None = None) -> Mahalanobis:
+    """The distance under Σ_ρ; ρ by OAS unless given."""
+    check_seen(statistics)
+    covariance, _ = shrunk_covariance(statistics, shrinkage)
+    factor = solve_upper(covariance_factor(covariance), np.eye(statistics.dimension))
+    centre = statistics.means.mean(axis=0)
+    return Mahalanobis(centre, factor, (statistics.means - centre) @ factor)
+
+
+def percentile_threshold(distances: Floats, percent: float) -> float:
+    """The distance that `percent` of images, whose classes are known, do not exceed."""
+    if not 0 < percent <= 100:
+        raise StatisticsError(f"the percentile is {percent:g}, expected above 0 and at most 100")
+    return float(np.percentile(distances, percent))

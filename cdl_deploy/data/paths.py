@@ -1,0 +1,142 @@
+"""What the words on a command line stand for: files, folders, patterns, standard input → paths, one after another.
+
+The same sources give the same paths in the same order every time, in little memory: of a folder with a million files
+only some thousand names are held at once.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import glob
+import heapq
+import os
+from collections.abc import Iterable, Iterator
+
+from cdl_deploy.data.images import SUFFIXES
+from cdl_deploy.errors import DataError
+
+STDIN = "-"
+NAMES_AT_ONCE = 50_000
+"""Names of one folder that are sorted at a time, about 10 MB; a larger folder is listed several times."""
+
+
+def expand_paths(sources: Iterable[str], stdin: Iterable[str] = ()) -> Iterator[str]:
+    """Paths of the images that `sources` name, found as they are asked for.
+
+    A source is a file (any suffix), a folder (searched recursively, in sorted order, for files with an image's suffix;
+    hidden ones and links to folders are skipped), a pattern with `*`, `?` or `[` that the shell left alone, or `-` for
+    one path a line from `stdin`. A folder inside that may not be read is given as a path itself, to be reported as one
+    that cannot be opened. Raises `DataError` for a source that is not there or may not be read, a folder without
+    images, or a pattern without a match.
+    """
+    for source in sources:
+        if source == STDIN:
+            yield from (line.rstrip("\r\n") for line in stdin if line.strip())
+        elif os.path.isdir(source):
+            _check_readable(source)
+            yield from _require(_walk(source), f"{source}: no images in this folder (looked for {_known_suffixes()})")
+        elif os.path.lexists(source):
+            yield source
+        elif glob.has_magic(source):
+            root, *parts = _split_pattern(source)
+            images = (path for match in _matches(root, parts) for path in _images_at(match))
+            yield from _require(images, f"{source}: no file matches this pattern")
+        else:
+            raise DataError(f"{source}: no such file or folder")
+
+
+def check_sources(sources: Iterable[str]) -> None:
+    """Raise `DataError` for the first source that names nothing, before any work is done."""
+    for source in sources:
+        if source != STDIN:
+            next(expand_paths([source]), None)
+
+
+def _require(paths: Iterator[str], otherwise: str) -> Iterator[str]:
+    first = next(paths, None)
+    if first is None:
+        raise DataError(otherwise)
+    yield first
+    yield from paths
+
+
+def _check_readable(folder: str) -> None:
+    try:
+        os.scandir(folder).close()
+    except OSError as error:
+        raise DataError(f"{folder}: {error.strerror or error}") from error
+
+
+def _images_at(match: str) -> Iterator[str]:
+    return _walk(match) if os.path.isdir(match) else iter([match])
+
+
+def _walk(folder: str) -> Iterator[str]:
+    """Image files below `folder`, depth first, each level sorted by name; `folder` itself if it may not be read."""
+    try:
+        for name, is_folder in _names(folder):
+            if name.startswith("."):
+                continue
+            if is_folder:
+                yield from _walk(os.path.join(folder, name))
+            elif os.path.splitext(name)[1].lower() in SUFFIXES:
+                yield os.path.join(folder, name)
+    except OSError:
+        yield folder
+
+
+def _names(folder: str) -> Iterator[tuple[str, bool]]:
+    """(name, whether it is a folder and no link) of what is in `folder`, sorted by name; raises `OSError`."""
+    last = ""
+    while True:
+        with os.scandir(folder) as found:
+            later = ((entry.name, entry.is_dir(follow_symlinks=False)) for entry in found if entry.name > last)
+            chosen = heapq.nsmallest(NAMES_AT_ONCE, later)
+        yield from chosen
+        if len(chosen) < NAMES_AT_ONCE:
+            return
+        last = chosen[-1][0]
+
+
+def _split_pattern(pattern: str) -> list[str]:
+    """The folder where a pattern begins, then its parts: `"/a/*/b"` → `["/", "a", "*", "b"]`."""
+    parts = [part for part in pattern.split(os.sep) if part]
+    once = [part for part, before in zip(parts, ["", *parts], strict=False) if (part, before) != ("**", "**")]
+    return [os.sep if pattern.startswith(os.sep) else "", *once]
+
+
+def _matches(folder: str, parts: list[str]) -> Iterator[str]:
+    """What matches a pattern below `folder`, in sorted order; `**` stands for any number of folders."""
+    if not parts:
+        yield folder
+        return
+    part, rest = parts[0], parts[1:]
+    if part == "**" and not rest:
+        yield folder
+    elif part == "**":
+        yield from _matches(folder, rest)
+        for name, is_folder in _listed(folder):
+            if is_folder and not name.startswith("."):
+                yield from _matches(os.path.join(folder, name), parts)
+    elif not glob.has_magic(part):
+        path = os.path.join(folder, part)
+        if os.path.lexists(path):
+            yield from _matches(path, rest)
+    else:
+        for name, _ in _listed(folder):
+            path = os.path.join(folder, name)
+            hidden = name.startswith(".") and not part.startswith(".")
+            if not hidden and fnmatch.fnmatchcase(name, part) and (not rest or os.path.isdir(path)):
+                yield from _matches(path, rest)
+
+
+def _listed(folder: str) -> Iterator[tuple[str, bool]]:
+    """As `_names`; nothing where `folder` is no folder or may not be read."""
+    try:
+        yield from _names(folder or os.curdir)
+    except OSError:
+        return
+
+
+def _known_suffixes() -> str:
+    return ", ".join(sorted(SUFFIXES))

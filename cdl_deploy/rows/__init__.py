@@ -1,0 +1,1 @@
+"""Predictions as rows of a table: JSON Lines, CSV, Parquet, and a file of them that survives an interruption."""

@@ -1,0 +1,341 @@
+"""The configuration of a run: a frozen dataclass of options a section, checked when it is built, saved in the run.
+
+Messages name the command-line option, since that is where almost every value comes from.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from cdl_deploy.errors import OptionError
+from cdl_deploy.run import plugins
+from cdl_deploy.run.method_options import (
+    DISTILLATION_CONFIGS,
+    METHOD_CONFIGS,
+    APTConfig,
+    CodaConfig,
+    DKDConfig,
+    DualPromptConfig,
+    FitNetsConfig,
+    HeadOptions,
+    KDPConfig,
+    L2PConfig,
+    ReviewKDConfig,
+)
+from cdl_deploy.run.options import Declared, Options, check_name, option, options_of, refuse_unknown
+
+CLASS_ORDERS = ("shuffled", "natural")
+PRECISIONS = ("auto", "fp32", "bf16")
+SCHEDULES = ("cosine", "cosine-late")
+PIXEL_RANGES = ("model", "unit")
+AUGMENTATIONS = ("auto", "photo", "gentle", "none")
+LOGS = ("none", "tensorboard", "wandb")
+SomeOptions = TypeVar("SomeOptions", bound=Options)
+
+
+@dataclass(frozen=True)
+class DataConfig(Options):
+    """Which images, in which tasks."""
+
+    group = "Data"
+
+    data: str = option(
+        "digits",
+        "Image folder (train/CLASS/… with test/ or val/, or CLASS/… with --holdout), or the embedded digits.",
+        metavar="DIR|digits",
+    )
+    """`digits`, or the path of an image folder."""
+    tasks: int | None = option(None, "Deal the classes out to N tasks.", metavar="N", low=1, default_text="5")
+    """Number of tasks; the classes are dealt out as evenly as possible."""
+    classes_per_task: int | None = option(None, "Or: N classes a task.", metavar="N", low=1)
+    """Classes a task; the last task may be smaller."""
+    task_file: str | None = option(None, "Or: a YAML list of tasks, each a list of classes.", metavar="FILE")
+    """YAML file that lists the classes of each task by name."""
+    holdout: float | None = option(
+        None,
+        "Hold out this share of every class, such as 0.2.",
+        metavar="SHARE",
+        above=0,
+        below=1,
+        expected="a share between 0 and 1, such as 0.2",
+    )
+    """Share of every class held out for testing where the folder has no test/ or val/."""
+    class_order: str = option(
+        "shuffled", "Order in which classes are learned.", choices=CLASS_ORDERS, default_text="shuffled, by the seed"
+    )
+    """`shuffled` by the seed, or `natural` (alphabetical)."""
+    augmentation: str = option(
+        "auto", "Random crops and flips.", choices=AUGMENTATIONS, default_text="auto, by the data"
+    )
+    """`photo` (RandomResizedCrop and flip), `gentle` (small crops, no flip), `none`; `auto` follows the data."""
+    image_size: int | None = option(
+        None, "Side of the images.", metavar="PIXELS", low=8, default_text="the student's own"
+    )
+    """Side of the square image both models see, in pixels."""
+    skip_bad: bool = option(False, "Go on without unreadable images.")
+    """Go on without unreadable images and report them."""
+
+    def check(self) -> None:
+        """Tasks can be dealt out in one way only."""
+        chosen = [self.tasks is not None, self.classes_per_task is not None, self.task_file is not None]
+        if sum(chosen) > 1:
+            raise OptionError("--tasks, --classes-per-task and --task-file exclude each other: give one of them")
+
+
+@dataclass(frozen=True)
+class ModelConfig(Options):
+    """Which two backbones, and where their weights come from."""
+
+    group = "Models"
+
+    teacher: str = option("mini_teacher", "A plain ViT by its timm tag.", metavar="MODEL")
+    """timm name of the teacher's ViT, with its tag."""
+    student: str = option("mini_student", "The same, smaller.", metavar="MODEL")
+    """timm name of the student's ViT, with its tag."""
+    teacher_weights: str | None = option(None, "Weights of the teacher.", metavar="FILE", default_text="from the hub")
+    """Weights file of the teacher, instead of the hub's."""
+    student_weights: str | None = option(None, "Weights of the student.", metavar="FILE", default_text="from the hub")
+    """Weights file of the student, instead of the hub's."""
+    teacher_run: str | None = option(
+        None, "Take the teacher of this run, task by task, instead of teaching one.", metavar="RUN"
+    )
+    """Run whose teacher is taken over, task by task, instead of teaching one: same tasks, method and backbones."""
+    pixel_range: str = option("model", "Pixels by the weights' mean and std, or in 0 to 1.", choices=PIXEL_RANGES)
+    """Pixels are normalised with the weights' own mean and std, or left in [0, 1] (`unit`), as in the paper."""
+
+
+@dataclass(frozen=True)
+class ChoiceOptions(Options):
+    """Which method and which distillation, and what is the same for all of them."""
+
+    method: str = option("coda", "coda, l2p, dualprompt or apt.", metavar="NAME", teacher=True)
+    """Continual-learning method, a name in `cdl_deploy.training.methods.METHODS`."""
+    distill: str = option(
+        "kdp",
+        "kd, dkd, fitnets, reviewkd, deit, kdp; none: the student alone.",
+        metavar="NAME",
+        group="Distillation",
+    )
+    """Distillation, a name in `cdl_deploy.training.distillation.DISTILLATIONS`."""
+    query: str = option(
+        "full",
+        "Choose prompts after a pass of their own, or after K blocks.",
+        metavar="full|block:K",
+        teacher=True,
+    )
+    """Where prompts are chosen from: `full`, an unprompted pass of its own through the student, or `block:K`, the class
+    token after the student's first K blocks, which prompts then leave alone."""
+    query_regulariser: float = option(
+        0.0,
+        "Pull block:K's choice towards that of full.",
+        metavar="WEIGHT",
+        low=0,
+        teacher=True,
+    )
+    """With `block:K`: weight of the loss that pulls the similarities of the early query towards the full query's."""
+
+    def check(self) -> None:
+        """The query must be one there is, and an early one to be pulled."""
+        if self.query_block < 0:
+            raise OptionError(
+                f"--query is '{self.query}', expected full, or block:K with K at least 1, such as block:4"
+            )
+        if self.query_regulariser and not self.query_block:
+            raise OptionError(
+                "--query-regulariser compares an early query with the full one: give --query block:K, or leave it out"
+            )
+
+    @property
+    def query_block(self) -> int:
+        """K of `block:K`, 0 for `full`, −1 for what is neither."""
+        kind, _, number = self.query.partition(":")
+        if kind == "block" and number.isdecimal() and number.isascii():
+            return int(number) or -1
+        return 0 if self.query == "full" else -1
+
+
+@dataclass(frozen=True)
+class MethodConfig(
+    HeadOptions,
+    KDPConfig,
+    ReviewKDConfig,
+    FitNetsConfig,
+    DKDConfig,
+    APTConfig,
+    CodaConfig,
+    DualPromptConfig,
+    L2PConfig,
+    ChoiceOptions,
+):
+    """Method, distillation and heads: every option there is, flat; `part` gives the chosen ones their own."""
+
+    more: Mapping[str, Any] = field(default_factory=dict)
+    """Options of methods and distillations that other packages bring."""
+
+    def part(self, config: type[SomeOptions]) -> SomeOptions:
+        """The options that one method or distillation has, from among all of them."""
+        own = {declared.name: getattr(self, declared.name) for declared in options_of(type(self))}
+        every = {**own, **self.more}
+        return config(**{name: every[name] for name in (it.name for it in options_of(config)) if name in every})
+
+    def value(self, name: str) -> Any:
+        """Of an option by its name, a plug-in's too."""
+        return self.more[name] if name in self.more else getattr(self, name)
+
+
+@dataclass(frozen=True)
+class OptimConfig(Options):
+    """The optimisation of each stage of each task, and the machine it runs on."""
+
+    group = "Optimisation"
+
+    epochs: int = option(20, "Epochs a task, teacher and student each.", metavar="N", low=1)
+    """Epochs a task, for the teacher and for the student each."""
+    batch_size: int | None = option(
+        None, "Images a step.", metavar="N", low=1, default_text="64, fewer where a task has under 1,024 images"
+    )
+    """Images in a step; by default 64, fewer where a task has under 1,024 images (see `default_batch_size`)."""
+    lr: float = option(
+        1e-3, "Adam's first learning rate.", metavar="LR", above=0, high=math.nextafter(math.inf, 0),
+        expected="a positive number",
+    )  # fmt: skip
+    """Adam's learning rate at the start of every stage; a cosine over the epochs takes it to zero."""
+    schedule: str = option("cosine", "Learning rate over the epochs.", choices=SCHEDULES)
+    """`cosine`, or `cosine-late`, one epoch behind, as in the paper."""
+    seed: int = option(0, "Everything random follows from it.", metavar="N", low=0)
+    """Everything random is drawn from it: class order, initial values, shuffling, augmentation."""
+    device: str = option("auto", "auto, cpu, cuda, mps.", metavar="NAME", group="Machine")
+    """`auto`, `cpu`, `cuda`, `mps`, or any torch device."""
+    precision: str = option(
+        "auto",
+        "Precision of matrix products.",
+        choices=PRECISIONS,
+        default_text="auto, bf16 on GPUs that have it",
+        group="Machine",
+    )
+    """Of the matrix products in forward passes: `fp32`, or `bf16` (autocast), by default on GPUs that have it.
+    Parameters, selection of prompts, losses, Adam and evaluation are always fp32."""
+    compile: bool = option(False, "Compile the backbones: slow to start, then faster.", group="Machine")
+    """Compile the backbones' blocks with `torch.compile`: minutes at the start, faster steps afterwards."""
+    resident: bool = option(
+        False,
+        "Keep all images on the device, decoded once, and augment there: for a GPU and small images.",
+        group="Machine",
+    )
+    """Decode every image once, keep them all on the device and augment whole batches there: for GPUs, which small
+    models leave waiting for the loader, and images not much larger than the model takes."""
+    workers: int | None = option(
+        None,
+        "Processes that load images.",
+        metavar="N",
+        low=0,
+        default_text="by the machine, 0 on a CPU",
+        group="Machine",
+    )
+    """Processes that load images; 0 loads them in the main process. By default 0 on a CPU and for images in memory,
+    otherwise one less than there are cores, at most 8."""
+    log: str = option(
+        "none",
+        "Curves in RUN/logs as well; both with a comma between.",
+        metavar="tensorboard|wandb",
+        choices=LOGS,
+        several=True,
+        group="Machine",
+    )
+    """Where the curves of the run go as well: `tensorboard`, `wandb`, both with a comma between, or `none`. What is
+    learned does not depend on it."""
+
+    @property
+    def trackers(self) -> tuple[str, ...]:
+        """The names in `log`, each once."""
+        names = (name.strip() for name in self.log.split(","))
+        return tuple(dict.fromkeys(name for name in names if name != "none"))
+
+
+def default_batch_size(images: int) -> int:
+    """The paper's 64, halved until an epoch over `images` images has 16 steps, but at least 8.
+
+    Differs: the paper's tasks have 5,000 images. With 64 a task of 290 takes 5 steps an epoch and learns next to
+    nothing.
+    """
+    size = 64
+    while size > 8 and images < 16 * size:
+        size //= 2
+    return size
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that determines a run."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    models: ModelConfig = field(default_factory=ModelConfig)
+    method: MethodConfig = field(default_factory=MethodConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """Plain values by section and name, as the run directory stores them."""
+        sections = dataclasses.asdict(self)
+        sections["method"] |= sections["method"].pop("more")
+        return sections
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], recorded: bool = False) -> RunConfig:
+        """The inverse of `to_dict`. Unknown keys are errors that offer the nearest name.
+
+        Options of other packages are looked for where there are keys of unknown names. A run that is `recorded` may
+        have used one that is not installed here: its options are kept as they are.
+        """
+        refuse_unknown("configuration", values, tuple(SECTIONS))
+        built: dict[str, Any] = {}
+        for name, section in SECTIONS.items():
+            given = dict(values.get(name, {}))
+            known = tuple(declared.name for declared in options_of(section))
+            if section is MethodConfig:
+                given["more"] = _more({key: value for key, value in given.items() if key not in known}, given, recorded)
+                given = {key: value for key, value in given.items() if key not in given["more"]}
+                known += ("more",)
+            refuse_unknown(f"configuration section '{name}'", given, known)
+            built[name] = section(**given)
+        return cls(**built)
+
+
+SECTIONS: dict[str, type[Options]] = dict(typing.get_type_hints(RunConfig))
+"""Class of every section of a configuration."""
+
+
+def option_sections(with_plugins: bool = False) -> dict[str, list[Declared]]:
+    """Every option there is, by section; on request those of other packages as well, which loads them."""
+    found = {name: list(options_of(section)) for name, section in SECTIONS.items()}
+    if with_plugins:
+        known = {declared.name for declared in found["method"]}
+        found["method"] += [declared for declared in plugins.options() if declared.name not in known]
+    return found
+
+
+def teacher_options(config: MethodConfig) -> list[str]:
+    """Names of the options that decide what a teacher is."""
+    declared = list(options_of(MethodConfig))
+    if config.more:
+        declared += [it for it in plugins.options() if it.name in config.more]
+    return [it.name for it in declared if it.about.teacher]
+
+
+def _more(unknown: dict[str, Any], given: Mapping[str, Any], recorded: bool) -> dict[str, Any]:
+    """Those of the unknown options that belong to other packages' methods and distillations."""
+    chosen = given.get("method", "coda") in METHOD_CONFIGS, given.get("distill", "kdp") in DISTILLATION_CONFIGS
+    if not unknown or (recorded and not all(chosen)):
+        return unknown
+    names = {declared.name for declared in plugins.options()}
+    return {name: value for name, value in unknown.items() if name in names}
+
+
+__all__ = [
+    "DataConfig", "MethodConfig", "ModelConfig", "OptimConfig", "RunConfig", "check_name", "default_batch_size",
+    "option_sections", "teacher_options",
+]  # fmt: skip

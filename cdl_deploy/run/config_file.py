@@ -1,0 +1,103 @@
+"""A configuration in layers: preset, then file, then command line; what comes later wins."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cdl_deploy.errors import OptionError
+from cdl_deploy.run.config import SECTIONS, RunConfig, option_sections
+from cdl_deploy.run.options import Declared, check_name
+from cdl_deploy.run.presets import PRESETS, Sections
+from cdl_deploy.typed_json import short
+
+EXCLUSIVE = ("tasks", "classes_per_task", "task_file")
+"""One of them displaces all of them in the layers below."""
+
+KINDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+
+
+def layered_config(preset: str | None, file: Path | None, given: Sections) -> RunConfig:
+    """The preset's values, under those of the file, under `given`, those of the command line.
+
+    Raises OptionError for a preset that does not exist, and for a file that cannot be used.
+    """
+    layers: list[Sections] = []
+    if preset is not None:
+        check_name("--preset", preset, tuple(PRESETS))
+        layers.append(PRESETS[preset])
+    if file is not None:
+        layers.append(read_config_file(file))
+    merged: Sections = {}
+    for layer in (*layers, given):
+        for name, values in layer.items():
+            section = merged.setdefault(name, {})
+            if any(values.get(key) is not None for key in EXCLUSIVE):
+                for key in EXCLUSIVE:
+                    section.pop(key, None)
+            section.update(values)
+    return RunConfig.from_dict(merged)
+
+
+def read_config_file(path: Path) -> Sections:
+    """Sections of `RunConfig.to_dict()`, or some of them, from YAML or JSON; a run's own `config` is such a file.
+
+    Raises OptionError, naming the place, for what is no such file, unknown keys, and values that cannot be.
+    """
+    import yaml
+
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except OSError as error:
+        raise OptionError(f"cannot read --config {path}: {error.strerror}") from None
+    except (ValueError, yaml.YAMLError) as error:
+        kind = "JSON" if path.suffix == ".json" else "YAML"
+        raise OptionError(f"--config {path} is not {kind}: {' '.join(str(error).split())}") from None
+    try:
+        sections = typed_sections({} if content is None else content)
+        RunConfig.from_dict(sections)
+    except OptionError as error:
+        raise OptionError(f"--config {path}: {error}") from None
+    return sections
+
+
+def typed_sections(content: Any) -> Sections:
+    """`content` with every value checked against the type of its option; unknown keys are left to `RunConfig`."""
+    if isinstance(content, Mapping):  # `optim:` with nothing below it is an empty section
+        content = {name: {} if values is None else values for name, values in content.items()}
+    if not isinstance(content, Mapping) or not all(isinstance(values, Mapping) for values in content.values()):
+        raise OptionError(
+            f"expected sections ({', '.join(SECTIONS)}), each with values by name, such as 'optim: {{epochs: 5}}'"
+        )
+    sections: Sections = {str(name): {str(key): v for key, v in values.items()} for name, values in content.items()}
+    known = {name: {it.name for it in options} for name, options in option_sections().items()}
+    foreign = any(key not in known["method"] for key in sections.get("method", {}))
+    for name, options in option_sections(with_plugins=foreign).items():
+        given = sections.get(name, {})
+        for declared in options:
+            if declared.about.was in given:
+                if declared.name in given:
+                    raise OptionError(
+                        f"{name}.{declared.about.was} is the old name of {declared.name}: give one of them"
+                    )
+                given[declared.name] = given.pop(declared.about.was)
+            if declared.name in given:
+                given[declared.name] = _value(declared, given[declared.name], f"{name}.{declared.name}")
+    return sections
+
+
+def _value(declared: Declared, value: Any, where: str) -> Any:
+    """`value` as the option's type. YAML reads 1e-3 as text, so text that is a number counts as one."""
+    if value is None and declared.optional:
+        return None
+    if declared.kind is float and not isinstance(value, bool):
+        try:
+            return float(value)
+        except (TypeError, ValueError):
+            pass
+    elif type(value) is declared.kind:
+        return value
+    raise OptionError(f"{where} is {short(repr(value))}, expected {KINDS[declared.kind]}")

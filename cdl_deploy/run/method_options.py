@@ -1,0 +1,249 @@
+"""What the continual-learning methods, the distillations and the heads can be told: a class of options each.
+
+The class that computes has the same class of options as its `Config`. They are here, and not beside it, since the
+command line reads them without PyTorch. A package of its own registers its class by an entry point: see plugins.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cdl_deploy.errors import OptionError
+from cdl_deploy.run.options import Options, option
+
+CALIBRATIONS = ("none", "statistics")
+HEAD_STARTS = ("zeros", "linear")
+KD_CLASSES = ("task", "seen")
+KD_PROMPT_STARTS = ("uniform", "orthogonal")
+KD_TOKEN_STARTS = ("class-token", "uniform", "none")
+STUDENT_HEADS = ("method", "cosine")
+
+# ---- methods ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PromptOptions(Options):
+    """What methods have in common that choose prompts."""
+
+    prompt_length: int | None = option(
+        None,
+        "Prompt length, of keys and of values.",
+        metavar="N",
+        low=1,
+        default_text="L2P and DualPrompt 10, CODA 4",
+        teacher=True,
+        was="prompt_rows",
+    )
+    """Length of a prompt for the keys, and as much for the values; by default the method's own."""
+
+
+@dataclass(frozen=True)
+class KeyOptions(PromptOptions):
+    """Those of methods that learn keys by a loss of their own."""
+
+    key_loss_weight: float = option(
+        1.0,
+        "L2P, DualPrompt: weight of the key loss.",
+        metavar="WEIGHT",
+        low=0,
+        teacher=True,
+        was="pull_weight",
+    )
+    """Weight of the loss that pulls the chosen keys towards the query; 2 in the paper's published runs."""
+
+
+@dataclass(frozen=True)
+class L2PConfig(KeyOptions):
+    """L2P."""
+
+    pool_size: int = option(30, "L2P: prompts in the pool.", metavar="N", low=1, teacher=True)
+    """Prompts in the pool."""
+    top_k: int = option(5, "L2P: prompts an image gets.", metavar="N", low=1, teacher=True)
+    """Prompts an image gets."""
+
+    def check(self) -> None:
+        """An image cannot get more prompts than there are."""
+        if self.top_k > self.pool_size:
+            raise OptionError(f"--top-k {self.top_k} is more than the --pool-size of {self.pool_size}: ask for fewer")
+
+
+@dataclass(frozen=True)
+class DualPromptConfig(KeyOptions):
+    """DualPrompt."""
+
+    shared_prompt_length: int = option(
+        3,
+        "DualPrompt: length of the shared prompts, of keys and of values.",
+        metavar="N",
+        low=1,
+        teacher=True,
+        was="shared_prompt_rows",
+    )
+    """Length for the keys, and as much for the values, of the prompts that all tasks share."""
+
+
+@dataclass(frozen=True)
+class CodaConfig(PromptOptions):
+    """CODA-Prompt."""
+
+    components_per_task: int = option(10, "CODA: components a task.", metavar="N", low=1, teacher=True)
+    """Components each task brings (the paper's 100 over 10 tasks)."""
+    orthogonality: float = option(
+        0.0,
+        "CODA: weight of keeping components orthogonal.",
+        metavar="WEIGHT",
+        low=0,
+        teacher=True,
+    )
+    """μ, weight of the loss that keeps keys, attentions and prompts orthogonal; the paper's runs have 0."""
+
+
+@dataclass(frozen=True)
+class APTConfig(Options):
+    """APT."""
+
+    merge_share: float = option(
+        0.7, "APT: what merged prompts keep of earlier tasks.", metavar="SHARE", low=0, high=1, teacher=True
+    )
+    """e, what the merged prompts keep of themselves when a task ends; the rest is what the task has learned."""
+
+
+# ---- distillations ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class AlphaOptions(Options):
+    """What all distillations have in common."""
+
+    group = "Distillation"
+
+    alpha: float = option(0.5, "Weight of the teacher in loss and prediction.", metavar="SHARE", low=0, high=1)
+    """α: weight of the teacher in the loss, and of the KD head in the prediction."""
+
+
+@dataclass(frozen=True)
+class KDConfig(AlphaOptions):
+    """KD on the class head; also a part of FitNets, ReviewKD, DeiT and KDP."""
+
+    group = "Distillation"
+
+    temperature: float = option(2.0, "Temperature of the distillation.", metavar="T", above=0)
+    """T of the distillation loss."""
+    kd_classes: str = option(
+        "task", "kd, kdp, deit: distil logits of the task's classes, or of all seen.", choices=KD_CLASSES
+    )
+    """The teacher's logits that are distilled: of the `task`'s classes, as in the paper, or of all classes `seen`. Rows
+    of earlier tasks stand still either way."""
+
+
+@dataclass(frozen=True)
+class DKDConfig(AlphaOptions):
+    """DKD."""
+
+    group = "Distillation"
+
+    dkd_target_weight: float = option(1.0, "DKD: weight of TCKD.", metavar="WEIGHT", low=0)
+    """Weight of TCKD."""
+    dkd_nontarget_weight: float = option(4.0, "DKD: weight of NCKD.", metavar="WEIGHT", low=0)
+    """Weight of NCKD."""
+    dkd_temperature: float = option(4.0, "DKD: a temperature of its own.", metavar="T", above=0)
+    """Its own T."""
+
+
+@dataclass(frozen=True)
+class FitNetsConfig(KDConfig):
+    """FitNets."""
+
+    group = "Distillation"
+
+    fitnets_weight: float = option(0.1, "FitNets: weight of the feature term.", metavar="WEIGHT", low=0)
+    """Weight of the feature term; 0.2 in the paper's published runs."""
+
+
+@dataclass(frozen=True)
+class ReviewKDConfig(KDConfig):
+    """ReviewKD."""
+
+    group = "Distillation"
+
+    reviewkd_weight: float = option(0.2, "ReviewKD: weight of the feature term.", metavar="WEIGHT", low=0)
+    """Weight of the feature term; 0.4 in the paper's published runs."""
+
+
+@dataclass(frozen=True)
+class DeiTConfig(KDConfig):
+    """DeiT's distillation token; also a part of KDP."""
+
+    group = "Distillation"
+
+    kd_lr_scale: float = option(0.1, "Share of the learning rate for KD token and prompts.", metavar="SHARE", low=0)
+    """Share of the learning rate that KD token and KD prompts get; the paper's is 1."""
+    alpha_holdout: float = option(
+        0.0,
+        "Images held out to choose the prediction's alpha by task, such as 0.1.",
+        metavar="SHARE",
+        low=0,
+        below=1,
+        expected="a share from 0 to below 1: try 0.1",
+    )
+    """Share of every task's training images the student does not train on; they choose the α of the prediction for the
+    task's classes. With 0 it is `alpha`."""
+
+
+@dataclass(frozen=True)
+class KDPConfig(DeiTConfig):
+    """KDP: the KD token, and KD prompts."""
+
+    group = "Distillation"
+
+    kd_prompt_length: int = option(
+        3, "KDP: length of the KD prompts, of keys and of values.", metavar="N", low=0, was="kd_prompt_rows"
+    )
+    """Length for the keys, and as much for the values, in every block after the first ("length 6")."""
+    kd_prompt_blocks: int | None = option(
+        None, "KDP: blocks with KD prompts, from the second on.", metavar="N", low=0, default_text="all"
+    )
+    """How many blocks get KD prompts, counted from the one after the first."""
+    kd_prompt_start: str = option("uniform", "KDP: how KD prompts start.", choices=KD_PROMPT_STARTS)
+    """KD prompts start `uniform` in [0, 1), as in the paper, or `orthogonal` to each other in every block and of unit
+    length."""
+    kd_prompt_scale: float = option(1.0, "KDP: factor on what KD prompts start as.", metavar="FACTOR", low=0)
+    """Factor on what KD prompts start as."""
+    kd_token_start: str = option(
+        "class-token",
+        "KDP: how the KD token starts; without one the KD head reads the class token.",
+        choices=KD_TOKEN_STARTS,
+    )
+    """The KD token starts as the backbone's class token, or `uniform` in [0, 1) as in the paper. With `none` there is
+    no such token, and the KD head reads the class token: the extra head alone."""
+
+
+# ---- heads -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class HeadOptions(Options):
+    """The heads of both learners, and the student's own."""
+
+    group = "Head"
+
+    head_start: str = option("zeros", "How heads start.", choices=HEAD_STARTS, teacher=True)
+    """Heads start at `zeros`, or `linear`, drawn as `torch.nn.Linear` does, as in the paper."""
+    student_head: str = option("method", "Kind of the student's heads.", choices=STUDENT_HEADS)
+    """The student's heads: as its `method` has them, linear but for APT, or `cosine`, normalised as APT's are."""
+    calibration: str = option(
+        "none",
+        "Calibrate the student's logits between tasks, from feature statistics without images.",
+        choices=CALIBRATIONS,
+    )
+    """`statistics`: after every task the student's logits are scaled and shifted, task by task, by what Gaussians of
+    each class's features say. No image is kept. `none`: they are answered with as they are."""
+
+
+METHOD_CONFIGS: dict[str, type[Options]] = {
+    "l2p": L2PConfig, "dualprompt": DualPromptConfig, "coda": CodaConfig, "apt": APTConfig,
+}  # fmt: skip
+DISTILLATION_CONFIGS: dict[str, type[Options]] = {
+    "none": Options, "kd": KDConfig, "dkd": DKDConfig, "fitnets": FitNetsConfig, "reviewkd": ReviewKDConfig,
+    "deit": DeiTConfig, "kdp": KDPConfig,
+}  # fmt: skip

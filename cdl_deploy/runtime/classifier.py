@@ -1,0 +1,186 @@
+"""`Classifier`: images in, class names out. Everything it needs to know is in the `.onnx` file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+from PIL import Image
+
+from cdl_deploy.data.images import ByteArray, FloatArray, load_image, to_crop, to_input, to_tensor
+from cdl_deploy.errors import BundleError, DataError, OptionError, nearest
+from cdl_deploy.runtime.bundle import Bundle, open_session
+from cdl_deploy.runtime.cores import usable_cores
+from cdl_deploy.runtime.interface import interface_of
+from cdl_deploy.typed_json import short
+
+ImageInput = str | Path | Image.Image | NDArray[Any]
+"""A path, a PIL image, or a uint8 array [H, W, 3]."""
+GraphInput = ByteArray | FloatArray
+"""What the graph takes of one image."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says about one image."""
+
+    label: str
+    """Name of the most probable class."""
+    probability: float
+    """Its probability, 0 to 1."""
+    top_k: tuple[tuple[str, float], ...]
+    """The most probable classes with their probabilities, best first; equal ones in the order of the logits."""
+    task: int
+    """Number of the task that taught the class; the first task is 1."""
+    index: int
+    """Position of the class in the logits; the first is 0."""
+
+
+class Classifier:
+    """A model, ready to run: one that cdl exported, or another's ONNX classifier whose labels can be found.
+
+    It may be used from several threads at once: nothing in it changes after it is built.
+    """
+
+    def __init__(self, path: str | Path, providers: Sequence[str] | None = None, threads: int | None = None) -> None:
+        """Open the model at `path`.
+
+        `providers`: onnxruntime execution providers in order of preference; default: CPU.
+        `threads`: threads that one inference may use; default: onnxruntime's choice, or the cores that a container
+        allows where they are fewer.
+        Raises `BundleError` for a file that is no such model, `OptionError` for a bad provider or thread count.
+        """
+        if threads is not None and threads < 1:
+            raise OptionError(f"threads is {threads}, expected at least 1")
+        for name in providers or ():
+            available = onnxruntime.get_available_providers()
+            if name not in available:
+                raise OptionError(
+                    f"this onnxruntime has no provider {name!r}, only {', '.join(available)}{nearest(name, available)}"
+                )
+        if threads is None and usable_cores() < (os.cpu_count() or 1):  # which is all that onnxruntime looks at
+            threads = usable_cores()
+        self.path = Path(path)
+        self._session = open_session(self.path, providers=providers, threads=threads)
+        self.interface = interface_of(self._session, self.path)
+
+    @property
+    def bundle(self) -> Bundle:
+        """What an exported model says about itself. Raises `BundleError` for a model from elsewhere."""
+        if self.interface.bundle is None:
+            raise BundleError(f"{self.path} is an ONNX model that cdl did not export, and says nothing about training")
+        return self.interface.bundle
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in the order of the logits."""
+        return self.interface.classes
+
+    def predict(
+        self, images: ImageInput | Iterable[ImageInput], batch_size: int = 32, top_k: int = 5
+    ) -> Iterator[Prediction]:
+        """Classify one image or any number of them, in order; `images` may be endless.
+
+        At most `batch_size` images are held at a time, and the predictions of a batch come when it is full (or the
+        images end): use 1 for a camera. `top_k` is the number of classes to report, at most all of them.
+        Raises `DataError` at the first image that cannot be read, after the predictions of those before it, and
+        `OptionError` at once for a batch size or `top_k` below 1. `predict_rows` is faster for many files.
+        """
+        check_at_least_one("batch_size", batch_size)
+        check_at_least_one("top_k", top_k)
+        if isinstance(images, str | Path | Image.Image) or (isinstance(images, np.ndarray) and images.ndim < 4):
+            images = [images]
+        return self._predict(iter(images), batch_size, top_k)
+
+    def _predict(self, images: Iterator[ImageInput], batch_size: int, top_k: int) -> Iterator[Prediction]:
+        failure: DataError | None = None
+        while failure is None:
+            batch: list[GraphInput] = []
+            try:
+                for image in islice(images, batch_size):
+                    batch.append(self.prepare(image))
+            except DataError as error:
+                failure = error
+            if batch:
+                yield from self.classify(batch, top_k)
+            elif failure is None:
+                return
+        raise failure
+
+    def prepare(self, image: ImageInput) -> GraphInput:
+        """What the graph takes of one image: uint8 [resize, resize, 3] or normalised float32 [3, height, width].
+
+        Raises `DataError` if it cannot be read.
+        """
+        pixels, wanted = load_image(image), self.interface
+        if wanted.dtype == "uint8":
+            crop = to_crop(pixels, wanted.preprocessing)
+            return crop if wanted.channels_last else np.ascontiguousarray(crop.transpose(2, 0, 1))
+        if wanted.channels_last:
+            return np.ascontiguousarray(to_tensor(pixels, wanted.preprocessing).transpose(1, 2, 0))
+        return to_input(pixels, wanted.preprocessing)
+
+    def probabilities(self, batch: Sequence[GraphInput] | NDArray[Any]) -> FloatArray:
+        """Run the graph on prepared images: an array [B, …] or a list of them → probabilities [B, C].
+
+        Raises `BundleError` where the graph fails on what it says that it takes.
+        """
+        size, results = self.interface.batch, []
+        for start in range(0, len(batch), size or len(batch)):
+            part = np.stack(list(batch[start : start + (size or len(batch))]))
+            missing = size - len(part) if size else 0
+            filled = np.concatenate([part, np.repeat(part[-1:], missing, axis=0)]) if missing else part
+            results.append(self._run(filled)[: len(part)])
+        return np.concatenate(results)
+
+    def classify(self, batch: Sequence[GraphInput] | NDArray[Any], top_k: int = 5) -> list[Prediction]:
+        """Predictions of prepared images, in order."""
+        names, tasks, results = self.classes, self.interface.task_numbers, []
+        rows = self.probabilities(batch)
+        for row, order in zip(rows, np.argsort(-rows, axis=1, kind="stable")[:, :top_k], strict=True):
+            top = tuple((names[i], float(row[i])) for i in order)
+            index = int(order[0])
+            results.append(Prediction(top[0][0], top[0][1], top, tasks[index], index))
+        return results
+
+    def _run(self, batch: NDArray[Any]) -> FloatArray:
+        """[B, …] → probabilities [B, C]."""
+        if self.interface.dtype == "float16":
+            batch = batch.astype(np.float16)
+        try:
+            (rows,) = self._session.run([self.interface.output], {self.interface.input: batch})
+        except Exception as error:  # onnxruntime's exceptions share no base class
+            raise BundleError(
+                f"{self.path} cannot be run on {batch.dtype} {list(batch.shape)}: {short(str(error))}"
+            ) from error
+        if self.interface.bundle is not None:
+            probabilities: FloatArray = rows
+            return probabilities
+        if rows.shape != (len(batch), len(self.classes)):
+            raise BundleError(
+                f"{self.path}: output {self.interface.output!r} has shape {list(rows.shape)} for {len(batch)} images, "
+                f"expected {[len(batch), len(self.classes)]}: as many columns as labels were found"
+            )
+        return as_probabilities(rows.astype(np.float32))
+
+
+def as_probabilities(rows: FloatArray) -> FloatArray:
+    """Rows [B, C] that are probabilities already, as they are; softmax of any other."""
+    if (rows >= 0).all() and np.allclose(rows.sum(axis=1), 1, atol=1e-3):
+        return rows
+    powers = np.exp(rows - rows.max(axis=1, keepdims=True))
+    result: FloatArray = powers / powers.sum(axis=1, keepdims=True)
+    return result
+
+
+def check_at_least_one(name: str, value: int) -> None:
+    """Raise `OptionError` if `value` of the option `name` is below 1."""
+    if value < 1:
+        raise OptionError(f"{name} is {value}, expected at least 1")
