@@ -148,7 +148,9 @@ def test_a_forgotten_class_leaves_no_sum_and_is_never_said(photos, tmp_path):
     assert gone in record.known_classes and (logits_of(tmp_path / "run", photos).argmax(dim=1) == 1).any()
 
 
-@pytest.mark.parametrize(("method", "distill"), [("coda", "kdp"), ("dualprompt", "none"), ("l2p", "kd"), ("apt", "deit")])
+@pytest.mark.parametrize(
+    ("method", "distill"), [("coda", "kdp"), ("dualprompt", "none"), ("l2p", "kd"), ("apt", "deit")]
+)
 def test_prompts_train_in_the_first_task_alone(photos, tmp_path, method, distill):
     record = train(frozen(photos, method=method, distill=distill), tmp_path / "run")
     assert [task.optim.epochs for task in record.tasks] == [1] + [0] * (len(record.tasks) - 1)
@@ -165,7 +167,9 @@ def test_cdl_head_solves_what_a_run_of_that_head_solves(photos, tmp_path):
     learned = frozen(photos, method="coda", distill="none", head="learned", components_per_task=2)
     train(learned, tmp_path / "learned")
     record = new_heads(tmp_path / "learned", tmp_path / "slda", {"head": "slda"})
-    direct = train(frozen(photos, method="coda", distill="none", adapt="all", components_per_task=2), tmp_path / "direct")
+    direct = train(
+        frozen(photos, method="coda", distill="none", adapt="all", components_per_task=2), tmp_path / "direct"
+    )
     assert record.matrices == direct.matrices
     ours, theirs = (load_run(tmp_path / name)[1].student for name in ("slda", "direct"))
     assert torch.equal(ours.closed_form.weight, theirs.closed_form.weight)
@@ -179,7 +183,9 @@ def test_known_classes_with_new_images_are_simply_added(photos, tmp_path):
     write_images(tmp_path / "more/train", {NAMES[0]: 5}, seed=7)
     write_images(tmp_path / "more/test", {NAMES[0]: 2}, seed=8)
     add_task(tmp_path / "run", Addition(str(tmp_path / "more"), allow_known=True))
-    assert load_run(tmp_path / "run")[1].student.closed_form.statistics.counts.tolist() == [17] + [12] * (len(NAMES) - 1)
+    assert load_run(tmp_path / "run")[1].student.closed_form.statistics.counts.tolist() == [17] + [12] * (
+        len(NAMES) - 1
+    )
 
 
 @pytest.mark.parametrize(
