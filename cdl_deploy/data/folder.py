@@ -13,7 +13,11 @@ from cdl_deploy.data.images import SUFFIXES
 from cdl_deploy.errors import DataError
 from cdl_deploy.seeds import derive_seed
 
-TEST_FOLDERS = ("test", "val")
+TRAIN_FOLDERS = ("train", "training")
+TEST_FOLDERS = ("test", "testing", "val", "valid", "validation")
+"""Names of folders that hold a folder for each class, in lower case; of several the first one is taken."""
+IGNORED_FOLDERS = ("__MACOSX",)
+"""What archives carry beside the images. What is hidden, such as `.ipynb_checkpoints`, is ignored as well."""
 
 Files = dict[str, list[Path]]
 """Image files by class."""
@@ -23,17 +27,18 @@ def find_splits(root: Path, holdout: float | None) -> tuple[Files, Files]:
     """Training and test files of an image folder; nothing is decoded. Raises DataError where a split is missing."""
     if not _is_folder(root):
         raise DataError(f"{root} is no folder: give an image folder, or 'digits' for the embedded data")
-    if _is_folder(root / "train"):
+    train_root = _split(root, TRAIN_FOLDERS)
+    if train_root is not None:
         _refuse_holdout(root, holdout)
         test_root = _test_root(root)
-        train_files, test_files = find_images(root / "train"), find_images(test_root)
+        train_files, test_files = find_images(train_root), find_images(test_root)
         for missing in sorted(set(train_files) - set(test_files)):
             raise DataError(
-                f"class '{missing}' has images in {root}/train but none in {test_root}: add some test images"
+                f"class '{missing}' has images in {train_root} but none in {test_root}: add some test images"
             )
         for missing in sorted(set(test_files) - set(train_files)):
             raise DataError(
-                f"class '{missing}' has images in {test_root} but none in {root}/train: add some, or remove it"
+                f"class '{missing}' has images in {test_root} but none in {train_root}: add some, or remove it"
             )
     else:
         found = find_images(root)
@@ -53,7 +58,8 @@ def find_test_images(root: Path, holdout: float | None) -> Files:
     """
     if not _is_folder(root):
         raise DataError(f"{root} is no folder: give an image folder, or 'digits' for the embedded data")
-    if _is_folder(root / "train"):
+    only_splits = all(folder.name.lower() in TRAIN_FOLDERS + TEST_FOLDERS for folder in _folders(root))
+    if _split(root, TRAIN_FOLDERS) is not None or (only_splits and _split(root, TEST_FOLDERS) is not None):
         _refuse_holdout(root, holdout)
         return find_images(_test_root(root))
     found = find_images(root)
@@ -64,7 +70,7 @@ def find_images(root: Path) -> Files:
     """Image files by class: the folders directly below `root`, each searched to any depth, in sorted order."""
     found: Files = {}
     try:
-        for folder in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")):
+        for folder in _folders(root):
             files = sorted(_walk_images(folder))
             for name in (folder.name, *(file.name for file in files)):
                 _check_name(name, folder)
@@ -102,8 +108,9 @@ def _walk_images(folder: Path) -> Iterator[Path]:
     def refuse(error: OSError) -> None:
         raise error
 
-    for below, _, names in os.walk(folder, onerror=refuse):
-        paths = (Path(below, name) for name in names)
+    for below, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not _is_ignored(name)]
+        paths = (Path(below, name) for name in names if not _is_ignored(name))
         yield from filter(_is_image, paths)
 
 
@@ -123,6 +130,30 @@ def split_by_name(files: Files, share: float, root: Path) -> tuple[Files, Files]
     return train, test
 
 
+def _folders(root: Path) -> list[Path]:
+    """The folders directly below, sorted by name, without those that are ignored."""
+    try:
+        return sorted(path for path in root.iterdir() if path.is_dir() and not _is_ignored(path.name))
+    except OSError as error:
+        raise _cannot_read(root, error) from None
+
+
+def _is_ignored(name: str) -> bool:
+    return name.startswith(".") or name in IGNORED_FOLDERS
+
+
+def _split(root: Path, names: tuple[str, ...]) -> Path | None:
+    """The folder with one of these names, in upper or lower case, that holds classes.
+
+    One that holds images and no folder is itself a class, whatever it is called: a train among cars and buses.
+    """
+    known = {path.name.lower(): path for path in _folders(root)}
+    for folder in (known[name] for name in names if name in known):
+        if _folders(folder) or not any(_is_image(path) for path in folder.iterdir()):
+            return folder
+    return None
+
+
 def _is_image(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES and path.is_file()
 
@@ -139,7 +170,7 @@ def _cannot_read(path: Path, error: OSError) -> DataError:
 
 
 def _test_root(root: Path) -> Path:
-    found = next((root / name for name in TEST_FOLDERS if _is_folder(root / name)), None)
+    found = _split(root, TEST_FOLDERS)
     if found is None:
         raise DataError(
             f"{root} has train/ but neither test/ nor val/: add one, or give {root}/train with --holdout 0.2"

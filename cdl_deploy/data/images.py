@@ -14,7 +14,7 @@ import threading
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,10 +68,11 @@ def load_image(source: str | Path | Image.Image | NDArray[Any]) -> Image.Image:
     try:
         if isinstance(source, Image.Image):
             return _convert(source, name)
-        _check_file(Path(source), name)
-        icon = _largest_in_icon(Path(source))  # which Pillow decodes as soon as it is opened
-        with _bounded(*icon, name), Image.open(source, formats=_known_formats()) as image:
-            return _convert(image, name)
+        _check_file(source, name)
+        with open(source, "rb") as file:
+            icon = _largest_in_icon(file)  # which Pillow decodes as soon as it is opened
+            with _bounded(*icon, name), Image.open(file, formats=_known_formats()) as image:
+                return _convert(image, name)
     except DataError:
         raise
     except UnidentifiedImageError as error:
@@ -90,9 +91,9 @@ def _known_formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-def _check_file(path: Path, name: str) -> None:
+def _check_file(path: str | Path, name: str) -> None:
     """Raise `DataError` or `OSError` unless there is a file with something in it; opening a pipe would wait forever."""
-    status = path.stat()
+    status = os.stat(path)
     if stat.S_ISDIR(status.st_mode):
         os.scandir(path).close()  # a folder that may not be read says so
         raise DataError(f"{name}: a folder, expected an image")
@@ -206,23 +207,22 @@ def _bounded(width: int, height: int, name: str) -> AbstractContextManager[objec
     return _one_at_a_time if width * height > LARGE_PIXELS else nullcontext()
 
 
-def _largest_in_icon(path: Path) -> tuple[int, int]:
+def _largest_in_icon(file: BinaryIO) -> tuple[int, int]:
     """(width, height) of the largest image inside an icon file, as that image itself says; (0, 0) for other files.
 
-    The icon's own directory has a byte for each, whatever the PNG behind it holds.
+    The icon's own directory has a byte for each, whatever the PNG behind it holds. `file` is left at its beginning.
     """
-    with path.open("rb") as file:
-        start, reserved = file.read(6), b"\x00\x00\x01\x00"
-        if start[:4] != reserved or len(start) < 6:
-            return 0, 0
+    sizes = [(0, 0)]
+    start = file.read(6)
+    if start.startswith(b"\x00\x00\x01\x00") and len(start) == 6:
         entries = file.read(16 * int.from_bytes(start[4:], "little"))
-        sizes = [(0, 0)]
         for at in range(0, len(entries) - 15, 16):
             file.seek(int.from_bytes(entries[at + 12 : at + 16], "little"))
             head = file.read(24)
             if len(head) == 24:
                 png = head.startswith(b"\x89PNG\r\n\x1a\n")
                 sizes.append(struct.unpack(">II", head[16:]) if png else _of_bitmap(head))
+    file.seek(0)
     return max(sizes, key=lambda size: size[0] * size[1])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +38,19 @@ class LabelledImages:
     @property
     def labels(self) -> NDArray[np.int64]:
         """For each image the position of its class among all that have images, in alphabetical order."""
-        positions = {name: position for position, name in enumerate(sorted(set(self.names)))}
+        positions = {name: position for position, name in enumerate(sorted(self._of_class))}
         return np.array([positions[name] for name in self.names], dtype=np.int64)
 
     def of_class(self, name: str) -> list[Item]:
         """The images of one class, in order."""
-        return [item for item, own in zip(self.items, self.names, strict=True) if own == name]
+        return self._of_class.get(name, [])
+
+    @cached_property
+    def _of_class(self) -> dict[str, list[Item]]:
+        found: dict[str, list[Item]] = {}
+        for item, name in zip(self.items, self.names, strict=True):
+            found.setdefault(name, []).append(item)
+        return found
 
     def restricted(self, keep: Callable[[str], bool]) -> LabelledImages:
         """The images of the classes that `keep` approves of; the others' names are added to `left_out`."""

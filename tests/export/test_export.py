@@ -98,6 +98,7 @@ def test_above_the_limit_of_a_file_weights_have_their_own(run, small_bundle, tmp
         assert not (tmp_path / "more").exists()
 
 
+@pytest.mark.usefixtures("traced")
 def test_no_teacher(run, tmp_path):
     export_run(run, tmp_path / "out", ExportOptions(teacher=False))
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["student.json", "student.onnx"]

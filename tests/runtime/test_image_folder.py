@@ -85,3 +85,41 @@ def test_a_folder_without_rights(shared, locked):
         (shared / locked).chmod(0o755)
     for caught in (by_class, below):
         assert re.fullmatch(f"cannot read {re.escape(str(shared / locked))}.*: Permission denied", str(caught.value))
+
+
+def test_what_notebooks_and_archives_leave_is_no_image(tmp_path):
+    write(tmp_path, ant=4, bee=4)
+    for hidden in ("ant/.ipynb_checkpoints", "__MACOSX/ant", "__MACOSX/bee", "bee/__MACOSX", ".thumbnails"):
+        write(tmp_path / hidden, more=2)
+        Image.new("RGB", (2, 2)).save(tmp_path / hidden / "0.png")
+    (tmp_path / "ant/._0.png").write_bytes(b"resource fork")
+    train, test = find_splits(tmp_path, 0.25)
+    assert {name: len(files) for name, files in train.items()} == {"ant": 3, "bee": 3}
+    assert {name: len(files) for name, files in test.items()} == {"ant": 1, "bee": 1}
+    assert len(images_below(tmp_path)) == 8
+
+
+def test_a_class_may_be_called_as_a_split_is(tmp_path):
+    """CIFAR-100, COCO and VOC have trains: a split holds folders, a class holds images."""
+    write(tmp_path, bus=5, car=5, train=5, test=5)
+    train, _ = find_splits(tmp_path, 0.2)
+    assert sorted(train) == ["bus", "car", "test", "train"]
+    assert sorted(find_test_images(tmp_path, None)) == ["bus", "car", "test", "train"]
+    with pytest.raises(DataError, match=r"has no train/ folder: add --holdout 0\.2"):
+        find_splits(tmp_path, None)
+
+
+@pytest.mark.parametrize(
+    ("training", "testing"), [("Train", "Test"), ("Training", "Testing"), ("train", "valid"), ("TRAIN", "validation")]
+)
+def test_splits_have_many_names(tmp_path, training, testing):
+    write(tmp_path / training, ant=3, bee=3)
+    write(tmp_path / testing, ant=2, bee=2)
+    train, test = find_splits(tmp_path, None)
+    assert [len(files) for files in (*train.values(), *test.values())] == [3, 3, 2, 2]
+    assert find_test_images(tmp_path, None) == test
+
+
+def test_test_images_alone(tmp_path):
+    write(tmp_path / "test", ant=2, bee=2)
+    assert sorted(find_test_images(tmp_path, None)) == ["ant", "bee"]

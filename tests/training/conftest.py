@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -47,13 +49,22 @@ def write_photos(root: Path) -> None:
     write_images(root / "test", dict.fromkeys(COLOURS, 3), seed=1)
 
 
-@pytest.fixture(autouse=True)
-def no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures take half of a small run's time: they are drawn only where a test is marked `pictures`."""
-    if request.node.get_closest_marker("pictures") is None:
-        from cdl_deploy.training import loop
+@contextmanager
+def no_pictures_drawn() -> Iterator[None]:
+    """Pictures take half of a small run's time."""
+    from cdl_deploy.training import loop
 
-        monkeypatch.setattr(loop, "plot_run", lambda *_: None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "plot_run", lambda *_: None)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Pictures are drawn only where a test is marked `pictures`."""
+    drawn = request.node.get_closest_marker("pictures") is not None
+    with nullcontext() if drawn else no_pictures_drawn():
+        yield
 
 
 @pytest.fixture
@@ -71,5 +82,6 @@ def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     root = tmp_path_factory.mktemp("whole")
     write_photos(root / "photos")
-    train(config(root / "photos"), root / "run")
+    with no_pictures_drawn():
+        train(config(root / "photos"), root / "run")
     return root / "run"

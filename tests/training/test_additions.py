@@ -31,7 +31,7 @@ from cdl_deploy.training.progress import Progress
 from cdl_deploy.typed_json import convert
 from tests.conftest import no_shape_checks
 from tests.records import finished_task
-from tests.training.conftest import write_images
+from tests.training.conftest import no_pictures_drawn, write_images
 
 CLASSES = ("ant", "bee", "cat", "dog", "eel", "fox", "gnu", "hen")
 PAIRS = [CLASSES[i : i + 2] for i in range(0, 8, 2)]
@@ -100,15 +100,27 @@ def test_single_additions_equal_one_run_bit_for_bit(tmp_path, method):
             assert a[key] == b[key]
 
 
-@pytest.fixture
-def run(tmp_path):
+def two_tasks(root):
     """Two tasks: ant, bee; cat, dog."""
-    make_photos(tmp_path / "photos", PAIRS[:2])
-    train(config(tmp_path / "photos", 2), tmp_path / "run")
-    return tmp_path / "run"
+    make_photos(root / "photos", PAIRS[:2])
+    train(config(root / "photos", 2), root / "run")
+    return root / "run"
 
 
-def test_earlier_tasks_are_tested_on_all_their_images_where_they_still_are(run, tmp_path):
+@pytest.fixture(scope="module")
+def trained_once(tmp_path_factory):
+    with no_pictures_drawn():
+        return two_tasks(tmp_path_factory.mktemp("two-tasks"))
+
+
+@pytest.fixture
+def run(trained_once, tmp_path):
+    """A copy, to be changed."""
+    return shutil.copytree(trained_once, tmp_path / "run")
+
+
+def test_earlier_tasks_are_tested_on_all_their_images_where_they_still_are(tmp_path):
+    run = two_tasks(tmp_path)  # its images are changed
     make_photos(tmp_path / "new", PAIRS[2:3])
     record = add_task(run, Addition(str(tmp_path / "new"), optim={"epochs": 2, "lr": 5e-4}))
     assert record.tasks[-1].kept_tests == []

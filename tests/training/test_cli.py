@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
+import shutil
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 
 import pytest
 
 from cdl_deploy.cli import main
-from tests.training.conftest import write_images
+from tests.training.conftest import no_pictures_drawn, write_images, write_photos
 
 MODELS = ["--teacher", "mini_student", "--student", "mini_student", "--device", "cpu"]
 QUICK = [*MODELS, "--epochs", "1", "--batch-size", "8", "--components-per-task", "2"]
@@ -23,16 +26,27 @@ def cdl(capsys, *arguments: object) -> tuple[int, str, str]:
     return int(exit_.value.code or 0), printed.out, printed.err
 
 
+@pytest.fixture(scope="module")
+def trained_once(tmp_path_factory):
+    """A run, and what `cdl train` printed."""
+    root, out, err = tmp_path_factory.mktemp("trained"), io.StringIO(), io.StringIO()
+    write_photos(root / "photos")
+    words = ["train", "--data", root / "photos", "--tasks", 2, "--out", root / "run", *QUICK]
+    with no_pictures_drawn(), redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as end:
+        main([str(word) for word in words])
+    assert (end.value.code, err.getvalue()) == (0, "")
+    return root / "run", out.getvalue()
+
+
 @pytest.fixture
-def trained(photos, tmp_path, capsys):
-    run = tmp_path / "run"
-    code, out, err = cdl(capsys, "train", "--data", photos, "--tasks", 2, "--out", run, *QUICK)
-    assert (code, err) == (0, "")
-    return run, out
+def trained(trained_once, tmp_path):
+    """A copy of the run, to be changed."""
+    run, out = trained_once
+    return shutil.copytree(run, tmp_path / "run"), out
 
 
-def test_train_prints_a_table_and_what_comes_next(trained):
-    run, out = trained
+def test_train_prints_a_table_and_what_comes_next(trained_once):
+    run, out = trained_once
     assert "accuracy over all classes seen" in out
     assert "final average" in out
     assert "forgetting" in out

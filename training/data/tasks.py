@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import torch
@@ -27,6 +28,8 @@ def make_tasks(classes: tuple[str, ...], config: DataConfig, seed: int) -> Tasks
     if config.class_order == "shuffled":
         shuffled = torch.randperm(len(order), generator=generator(seed, "class order")).tolist()
         order = [order[i] for i in shuffled]
+    else:
+        order.sort(key=_natural_key)
     if config.classes_per_task is not None:
         size = config.classes_per_task
         if size > len(order):
@@ -44,6 +47,11 @@ def make_tasks(classes: tuple[str, ...], config: DataConfig, seed: int) -> Tasks
         tasks.append(tuple(order[start : start + size]))
         start += size
     return tuple(tasks)
+
+
+def _natural_key(name: str) -> list[tuple[int, str]]:
+    """Numbers within names are compared as numbers: 2 comes before 10."""
+    return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"([0-9]+)", name)]
 
 
 def read_task_file(path: Path, classes: tuple[str, ...]) -> Tasks:
