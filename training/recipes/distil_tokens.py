@@ -23,12 +23,13 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from cdl_deploy.data.labelled import LabelledImages
+from cdl_deploy.data.preprocessing import ResizeCrop
+from cdl_deploy.data.sources import fingerprint
 from cdl_deploy.errors import OptionError
 from cdl_deploy.files import discard_abandoned, write_atomic, write_json
-from cdl_deploy.training.data.sources import LabelledImages, fingerprint
-from cdl_deploy.training.data.transforms import Preprocessing
-from cdl_deploy.training.models.backbone import Backbone
-from cdl_deploy.training.models.packed import can_pack
+from cdl_deploy.training.backbones import Backbone
+from cdl_deploy.training.backbones.packed import can_pack
 from cdl_deploy.training.recipes.backbone_probes import decode
 from cdl_deploy.training.recipes.pretraining import State, learning_rate, save_tensors, update_average
 from cdl_deploy.training.seeds import derive_seed
@@ -79,7 +80,7 @@ class TeacherTokens:
         teacher: Backbone,
         teacher_sha256: str,
         images: LabelledImages,
-        preprocessing: Preprocessing,
+        preprocessing: ResizeCrop,
         recipe: Recipe,
     ) -> None:
         """Raises OptionError where the folder holds tokens of something else, or no shard is allowed."""

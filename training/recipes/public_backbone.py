@@ -43,14 +43,14 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
+from cdl_deploy.data.preprocessing import ResizeCrop
+from cdl_deploy.data.sources import ImageSource, open_source
 from cdl_deploy.errors import CdlError, WeightsError
 from cdl_deploy.files import write_json
+from cdl_deploy.training.backbones import Backbone, build_backbone
 from cdl_deploy.training.backbones.loading import load_weights_file, weights_hash
 from cdl_deploy.training.backbones.patch14 import PATCH14_MODELS
 from cdl_deploy.training.backbones.small import IMAGENET
-from cdl_deploy.training.data.sources import ImageSource, open_source
-from cdl_deploy.training.data.transforms import Preprocessing
-from cdl_deploy.training.models.backbone import Backbone
 from cdl_deploy.training.recipes import backbone_probes, distil_tokens
 from cdl_deploy.training.recipes.onnx_encoder import (
     agreement,
@@ -174,7 +174,7 @@ def read_backbone(file: Path, device: torch.device) -> tuple[Backbone, dict[str,
     load_weights_file(vit, file)
     if weights_hash(vit) != record["weights_sha256"]:
         raise WeightsError(f"{file} does not hold the weights its record is of: remove both and run this again")
-    return Backbone(vit, mean, std).to(device), record
+    return build_backbone(vit, mean, std).to(device), record
 
 
 def tune(
@@ -184,7 +184,7 @@ def tune(
     teacher, about = read_backbone(out / "teacher.safetensors", device)
     side = int(about["image_size"])
     tokens = distil_tokens.TeacherTokens(
-        out / "tokens", teacher, about["weights_sha256"], source.train, Preprocessing(side, side, "bicubic"), recipe
+        out / "tokens", teacher, about["weights_sha256"], source.train, ResizeCrop.square(side, side, "bicubic"), recipe
     )
     torch.manual_seed(recipe.seed)
     vit = cast(VisionTransformer, timm.create_model(recipe.student, num_classes=0, img_size=side))
@@ -225,7 +225,7 @@ def probe(
             about["weights_sha256"],
             backbone,
             splits,
-            Preprocessing(side, side, "bicubic"),
+            ResizeCrop.square(side, side, "bicubic"),
             blocks,
             lambda done, of, name=file.stem: say(f"{name}: {done}/{of} images") if done % 2000 == 0 else None,  # type: ignore[misc]
             known,
