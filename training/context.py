@@ -80,8 +80,15 @@ class Task:
     """those that the student learns from,"""
     held_out: TaskImages
     """and those that choose its α."""
+    adapts: bool = True
+    """Whether prompts, distillation and learned heads train in it; otherwise it is one pass over its images."""
     loaded: tuple[TaskImages, TrainingImages] | None = None
     """What was made of one of these for the learner before."""
+
+    @property
+    def epochs(self) -> int:
+        """Of each learner."""
+        return self.optim.epochs if self.adapts else 0
 
     @property
     def batch_size(self) -> int:
@@ -94,13 +101,11 @@ def begin_task(run: Run, number: int) -> Task:
     plan, images, processes = run.plans[number - 1], run.data.train(number), run.processes
     optim = resolve_auto(run.optim(number), processes.device, in_memory=False, processes=processes.count_here)
     adapts = run.config.method.trains_in(number)
-    if not adapts:
-        optim = replace(optim, epochs=0)
     if run.position.begun < number:
         run.pair.begin_task(len(plan.classes), run.config.optim.seed, run.data.known(number), adapts)
         run.position = Position(begun=number)
     drawn = generator(run.config.optim.seed, "alpha-holdout", number)
-    return Task(number, plan, optim, images, *hold_out(images, run.config.method.alpha_holdout, drawn))
+    return Task(number, plan, optim, images, *hold_out(images, run.config.method.alpha_holdout, drawn), adapts)
 
 
 def images_to_learn(run: Run, task: Task, role: Role) -> TrainingImages:

@@ -126,10 +126,10 @@ def learn(run: Run) -> RunRecord:
             task = begin_task(run, number)
             for role, learner in run.pair.learners.items():
                 done = run.position.epochs.get(role, 0)
-                if done == task.optim.epochs or is_precomputed(run, task, role):
+                if done == task.epochs or is_precomputed(run, task, role):
                     continue
                 images = images_to_learn(run, task, role)
-                stage = Stage(number, len(run.plans), role, task.optim.epochs, len(images), task.batch_size)
+                stage = Stage(number, len(run.plans), role, task.epochs, len(images), task.batch_size)
                 optimizer = make_optimizer(learner, task.optim.lr)
                 run.position.restore_optimizer(optimizer)
                 run.progress.stage_started(stage, done, run.position.steps)
@@ -190,7 +190,7 @@ def is_precomputed(run: Run, task: Task, role: Role) -> bool:
     if known is None or not known.has_task(task.number, task.plan, task.images):
         return False
     known.load_task(run.pair.learners[role], task.number)
-    run.position.epochs[role] = task.optim.epochs
+    run.position.epochs[role] = task.epochs
     return True
 
 
@@ -208,7 +208,7 @@ def finish_task(run: Run, task: Task, tests: list[TaskImages], heads: dict[Role,
             data_fingerprint=fingerprint(task.images.items),
             test_fingerprint=fingerprint(tests[-1].items),
             kept_tests=[number for number, test in enumerate(tests, start=1) if test.pixels is not None],
-            optim=TaskOptim(optim.epochs, task.batch_size, optim.lr),
+            optim=TaskOptim(task.epochs, task.batch_size, optim.lr),
             teacher_run=run.config.models.teacher_run,
             finished=datetime.now(UTC).isoformat(timespec="seconds"),
             seconds={name: round(value, 3) for name, value in position.seconds.items()},

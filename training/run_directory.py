@@ -187,7 +187,8 @@ def _digest(tensors: dict[str, Tensor], header: str) -> str:
     digest = hashlib.sha256(header.encode())
     for name, value in sorted(tensors.items()):
         digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+        if value.numel():  # of none there is nothing to add, and no bytes to look at
+            digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

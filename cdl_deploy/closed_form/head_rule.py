@@ -70,15 +70,23 @@ class SolvedHead:
 def solve_head(statistics: Statistics, rule: HeadRule, calibrate: bool = True) -> SolvedHead:
     """The head that `rule` makes of `statistics`.
 
-    With `calibrate` its temperature is fitted in the world that the sums imply (`model_world`), where ρ and λ are those
+    It is the same whatever the order of the classes. With `calibrate` its temperature is fitted in the world that the sums imply (`model_world`), where ρ and λ are those
     chosen here. With a teacher the head is not solved anew there, as its sums are not drawn.
     """
+    given, statistics = statistics.classes, statistics.arranged(_by_content(statistics))
     layer, chosen = _solve(statistics, rule, None)
+    ordered = layer.arranged(given)
     if not calibrate or len(statistics.classes) < 2:
-        return SolvedHead(layer, 1.0, chosen)
+        return SolvedHead(ordered, 1.0, chosen)
     world = model_world(statistics, rule.shrinkage)
     judged = layer if rule.teacher_weight else _solve(world.statistics, rule, chosen)[0]
-    return SolvedHead(layer, fit_temperature(judged.scores(world.features), world.labels), chosen)
+    return SolvedHead(ordered, fit_temperature(judged.scores(world.features), world.labels), chosen)
+
+
+def _by_content(statistics: Statistics) -> list[str]:
+    """The classes in an order that says nothing of when they came: of their means, number by number."""
+    order = np.lexsort(statistics.means.T[::-1])
+    return [statistics.classes[place] for place in order]
 
 
 def solve_distance(statistics: Statistics, rule: HeadRule, percent: float = 95.0) -> tuple[Mahalanobis, float]:

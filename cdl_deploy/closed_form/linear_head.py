@@ -30,6 +30,11 @@ class LinearHead:
         """With scores divided by `temperature`, so that their softmax are the calibrated probabilities."""
         return replace(self, weight=self.weight / temperature, bias=self.bias / temperature)
 
+    def arranged(self, classes: Sequence[str]) -> LinearHead:
+        """With its rows in the order of `classes`."""
+        rows = [self.classes.index(name) for name in classes]
+        return LinearHead(tuple(classes), self.weight[rows], self.bias[rows])
+
     def centred(self) -> LinearHead:
         """With the mean over the classes taken from weight and bias: the same softmax, of smaller numbers.
 

@@ -199,6 +199,11 @@ class Statistics:
         teacher = self.teacher.arranged(places, len(names)) if self.teacher else None
         return replace(self, classes=names, counts=counts, means=means, spread=spread, teacher=teacher)
 
+    def seen(self) -> Statistics:
+        """The same without classes that have been named and of which there is no image."""
+        places = [place for place, count in enumerate(self.counts) if count]
+        return self if len(places) == len(self.counts) else self._kept(places)
+
     def _kept(self, places: list[int]) -> Statistics:
         index = np.array(places, dtype=np.intp)
         return replace(

@@ -83,9 +83,7 @@ class ClosedFormHead(Head):
         """The sums over some images: features [n, F] side by side, labels [n], and a teacher's probabilities [n, C]."""
         count = int(labels.max()) + 1 if teacher is None else teacher.shape[1]
         sums = gather(self.map.transform(features), labels, tuple(map(str, range(count))), teacher)
-        if teacher is not None:
-            return sums
-        return sums.arranged([name for name, seen in zip(sums.classes, sums.counts, strict=True) if seen])
+        return sums.seen() if teacher is None else sums
 
     def add(self, sums: Statistics) -> None:
         """The sums of more images. `solve` makes a layer of all there are."""
@@ -102,14 +100,11 @@ class ClosedFormHead(Head):
 
     def solve(self) -> None:
         """W and b of all that has been added, calibrated by the temperature that the sums suggest."""
-        positions = [int(name) for name in self.statistics.classes]
-        seen = [i for i, count in enumerate(self.statistics.counts) if count]
-        known = self.statistics.arranged([self.statistics.classes[i] for i in seen])
-        solved = solve_head(known, self.rule)
-        layer, count = solved.calibrated, positions[-1] + 1
+        known = self.statistics.seen()
+        solved, rows = solve_head(known, self.rule), [int(name) for name in known.classes]
+        count = int(self.statistics.classes[-1]) + 1
         weight, bias = np.zeros((count, self.size)), np.full(count, NEVER)
-        rows = [positions[i] for i in seen]
-        weight[rows], bias[rows] = layer.weight, layer.bias
+        weight[rows], bias[rows] = solved.calibrated.weight, solved.calibrated.bias
         self.weight = torch.from_numpy(weight).to(self.weight)
         self.bias = torch.from_numpy(bias).to(self.bias)
         self.temperature = torch.tensor(solved.temperature).to(self.temperature)
@@ -130,10 +125,10 @@ class ClosedFormHead(Head):
         super()._save_to_state_dict(destination, prefix, keep_vars)
         sums, begin = self.statistics, f"{prefix}{STATE}"
         values = {name: np.asarray(getattr(sums, name)) for name in SUMS}
-        values["positions"] = np.array([int(name) for name in sums.classes], np.int64)
+        values["positions"] = np.array([int(name) for name in sums.classes], np.int64).reshape(-1)
         if sums.teacher is not None:
             values |= {f"teacher_{name}": getattr(sums.teacher, name) for name in TEACHER_SUMS}
-        destination.update({begin + name: torch.from_numpy(value.copy()) for name, value in values.items()})
+        destination.update({begin + name: torch.from_numpy(np.array(value, order="C")) for name, value in values.items()})
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         begin, strict, missing, unexpected = f"{prefix}{STATE}", args[1], args[2], args[3]
