@@ -59,7 +59,7 @@ class Estimate:
     seconds: float
     """All tasks: the stages of both learners and the tests. Without writing checkpoints and pictures."""
     seconds_by_part: dict[str, float]
-    """`checking` the images, `teacher`, `student`, `tests`."""
+    """`checking` the images, `teacher`, `student`, closed-form `heads`, `tests`."""
     memory_bytes: int
     """The most this process has held, PyTorch and both models included."""
     gpu_memory_bytes: int | None
@@ -136,12 +136,15 @@ def plan_run(config: RunConfig, out: Path | None = None, progress: Progress | No
         tested, speeds["tests"] = measurement.testing(test)
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         on_gpu = processes.device.type == "cuda"
-    images_learned = sum(optim.epochs * task.train_images for task in tasks)
+    trained = [task for task in tasks if record.config.method.trains_in(task.number)]
+    images_learned = sum(optim.epochs * task.train_images for task in trained)
     images_tested = sum(sum(task.test_images for task in tasks[: number + 1]) for number in range(len(tasks)))
     learned = {str(role): images_learned / speeds[role] for role in pair.learners}
     if prepared.precomputed:
         learned["teacher"] = 0.0
     parts = {"checking": checking, **learned}
+    if any(learner.closed_form is not None for learner in pair.learners.values()):
+        parts["heads"] = sum(task.train_images for task in tasks) / speeds["tests"]
     parts["tests"] = images_tested / speeds["tests"]
     estimate = Estimate(
         seconds=sum(parts.values()),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from cdl_deploy.closed_form import ridge as ridge_head
 from cdl_deploy.closed_form.linear_head import LinearHead
 from cdl_deploy.closed_form.mahalanobis import Mahalanobis, mahalanobis, percentile_threshold
@@ -70,8 +72,9 @@ class SolvedHead:
 def solve_head(statistics: Statistics, rule: HeadRule, calibrate: bool = True) -> SolvedHead:
     """The head that `rule` makes of `statistics`.
 
-    It is the same whatever the order of the classes. With `calibrate` its temperature is fitted in the world that the sums imply (`model_world`), where ρ and λ are those
-    chosen here. With a teacher the head is not solved anew there, as its sums are not drawn.
+    It is the same whatever the order of the classes. With `calibrate` its temperature is fitted in the world that the
+    sums imply (`model_world`), where ρ and λ are those chosen here. With a teacher the head is not solved anew there,
+    as its sums are not drawn.
     """
     given, statistics = statistics.classes, statistics.arranged(_by_content(statistics))
     layer, chosen = _solve(statistics, rule, None)

@@ -20,14 +20,14 @@ KINDS = {int: "a whole number", float: "a number", str: "text", bool: "true or f
 
 
 def layered_config(preset: str | None, file: Path | None, given: Sections) -> RunConfig:
-    """The preset's values, under those of the file, under `given`, those of the command line.
+    """The preset's values (without one: those of `default`), under those of the file, under `given`, those of the
+    command line.
 
     Raises OptionError for a preset that does not exist, and for a file that cannot be used.
     """
-    layers: list[Sections] = []
-    if preset is not None:
-        check_name("--preset", preset, tuple(PRESETS))
-        layers.append(PRESETS[preset])
+    preset = "default" if preset is None else preset
+    check_name("--preset", preset, tuple(PRESETS))
+    layers: list[Sections] = [PRESETS[preset]]
     if file is not None:
         layers.append(read_config_file(file))
     merged: Sections = {}

@@ -128,7 +128,9 @@ class ClosedFormHead(Head):
         values["positions"] = np.array([int(name) for name in sums.classes], np.int64).reshape(-1)
         if sums.teacher is not None:
             values |= {f"teacher_{name}": getattr(sums.teacher, name) for name in TEACHER_SUMS}
-        destination.update({begin + name: torch.from_numpy(np.array(value, order="C")) for name, value in values.items()})
+        destination.update(
+            {begin + name: torch.from_numpy(np.array(value, order="C")) for name, value in values.items()}
+        )
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         begin, strict, missing, unexpected = f"{prefix}{STATE}", args[1], args[2], args[3]
