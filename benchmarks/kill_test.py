@@ -30,6 +30,7 @@ from cdl_deploy.run.config import DataConfig, MethodConfig, ModelConfig, OptimCo
 from cdl_deploy.training.checkpoint import load_run
 from cdl_deploy.training.loop import add_task, resume, train
 from cdl_deploy.training.preparation import Addition
+from cdl_deploy.training.run_directory import RunDirectory
 
 COLOURS = {"ant": (200, 30, 30), "bee": (30, 200, 30), "cat": (30, 30, 200), "dog": (200, 200, 30)}
 NEW = {"eel": (30, 200, 200), "fox": (200, 30, 200)}
@@ -58,9 +59,12 @@ def work(run: Path, data: Path) -> None:
             OptimConfig(epochs=2, batch_size=4, device="cpu"),
         )
         train(config, run)
-    record = resume(run)
-    if len(record.tasks) == 2:
+    record = RunDirectory(run).latest_record()
+    if not record.finished:
+        record = resume(run)
+    if len(record.tasks) == 2:  # whether or not the second was written down to the end before a kill
         add_task(run, Addition(str(data / "new")))
+    resume(run)
 
 
 def kill_at_write(number: int, moment: str) -> None:

@@ -18,18 +18,20 @@ import torch
 from torch import Tensor, nn
 
 from cdl_deploy.data.preprocessing import Preprocessing
-from cdl_deploy.export.fixed_selection import Select, fix_selection
 from cdl_deploy.export.graph import ExportGraph
 from cdl_deploy.export.onnx_file import export_onnx, save_onnx
+from cdl_deploy.export.parity import trained_logits
 from cdl_deploy.export.preprocessing import PIXELS_NAME
 from cdl_deploy.export.quantise import calibrate, prepare, quantise_dynamic, quantise_static
+from cdl_deploy.export.selection import Select, fix_selection
 from cdl_deploy.run.config import MethodConfig
 from cdl_deploy.runtime.bundle import Bundle, Method, RunOrigin, Weights, encode_metadata
 from cdl_deploy.training.backbones.plain import PlainViT
 from cdl_deploy.training.backbones.protocol import Backbone
 from cdl_deploy.training.distillation.kdp import KDPrompts
 from cdl_deploy.training.methods.coda import CodaPrompt
-from cdl_deploy.training.models.learner import Learner, learner_logits
+from cdl_deploy.training.methods.folded import FixedSelection
+from cdl_deploy.training.models.learner import Learner
 from cdl_deploy.training.models.teacher_student import TeacherStudent, build_teacher_student
 
 SIZE, CLASSES = 224, 10
@@ -78,7 +80,7 @@ def build(name: str, folder: Path, seed: int = 0) -> Path:
         pair = random_pair(recipe.query, recipe.tasks, MODEL, seed)
         export_as_is(AsTheReference(pair).eval(), path)
         images = random_images(2, seed)
-        check(path, pair, pair.student, images, ((images.float() / 255 - 0.5) / 0.5).numpy())
+        check(path, pair, pair.student, None, images, ((images.float() / 255 - 0.5) / 0.5).numpy())
     else:
         export_student(recipe, path, MODEL, seed)
     return path
@@ -111,14 +113,13 @@ def export_student(recipe: Recipe, path: Path, model: str, seed: int) -> None:
     pair = random_pair(recipe.query, recipe.tasks, model, seed)
     learner, select = pair.student, Select.parse(recipe.select)
     images = random_images(16, seed)
-    if not select.in_graph:
-        learner = fix_selection(learner, pair.encoder, select.task, [images])
-    network = ExportGraph(pair, learner, pixels=True)
+    fixed = None if select.in_graph else fix_selection(learner, pair.encoder, select.task, [images])
+    network = ExportGraph(pair, learner, pixels=True, fixed=fixed)
     bundle = describe(pair, learner, recipe, path, model, seed)
     graph = export_onnx(network, bundle)
     if recipe.quantise is None:
         save_onnx(graph, path, encode_metadata(bundle))
-        check(path, pair, learner, images[:2], as_pixels(images[:2]))
+        check(path, pair, learner, fixed, images[:2], as_pixels(images[:2]))
         return
     prepared = prepare(graph, static=recipe.quantise == "int8")
     if recipe.quantise == "int8":
@@ -148,11 +149,18 @@ def describe(pair: TeacherStudent, learner: Learner, recipe: Recipe, path: Path,
     return bundle if recipe.select == "in-graph" else replace(bundle, method=replace(bundle.method, query=None))
 
 
-def check(path: Path, pair: TeacherStudent, learner: Learner, images: Tensor, feed: np.ndarray) -> None:
+def check(
+    path: Path,
+    pair: TeacherStudent,
+    learner: Learner,
+    fixed: FixedSelection | None,
+    images: Tensor,
+    feed: np.ndarray,
+) -> None:
     """Raise SystemExit where a logit for `images`, fed as `feed`, is off by more than 1e-4."""
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     with torch.no_grad():
-        expected = learner_logits(pair.encoder, learner, images).numpy()
+        expected = trained_logits(pair.encoder, learner, images, fixed.prompts if fixed else None).numpy()
     difference = float(np.abs(session.run(["logits"], {"image": feed})[0] - expected).max())
     print(f"  logits within {difference:.1e} of the trained model's", file=sys.stderr)
     if difference > 1e-4:

@@ -29,6 +29,10 @@ from pathlib import Path
 from typing import Any
 
 PROJECT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(PROJECT))
+
+from cdl_deploy.run.record import RunRecord, read_record  # noqa: E402
+
 RESULTS = PROJECT / "docs" / "results"
 METHODS = ("coda", "l2p", "dualprompt", "apt")
 DISTILLATIONS = ("none", "kd", "dkd", "fitnets", "reviewkd", "deit", "kdp")
@@ -69,7 +73,7 @@ def command(setup: Setup, method: str, distill: str, seed: int, out: Path, teach
     return [
         "train", "--data", str(setup.data), "--tasks", "10", "--method", method, "--distill", distill,
         *backbone_options(setup.weights, setup.teacher), "--epochs", str(setup.epochs), "--seed", str(seed), *taught,
-        *setup.options, "--out", str(out), "--json",
+        *setup.options, "--out", str(out),
     ]  # fmt: skip
 
 
@@ -87,14 +91,14 @@ def train_all(setup: Setup, method: str, distillations: list[str], seed: int, fo
 
 def train(
     setup: Setup, method: str, distill: str, seed: int, out: Path, teacher_run: Path | None
-) -> tuple[dict[str, Any], float]:
+) -> tuple[RunRecord, float]:
     """One run, from where it was interrupted if it was; its record and the seconds spent here."""
     began = time.perf_counter()
     environment = dict(os.environ)
     if setup.threads:
         environment["OMP_NUM_THREADS"] = str(setup.threads)
     if (out / "run.json").exists():
-        arguments = ["train", str(out), "--resume", "--json"]
+        arguments = ["train", str(out), "--resume"]
     else:
         arguments = command(setup, method, distill, seed, out, teacher_run)
     done = subprocess.run(
@@ -102,12 +106,10 @@ def train(
     )
     if done.returncode:
         raise SystemExit(f"{out.name}: {done.stderr}")
-    return json.loads(done.stdout), time.perf_counter() - began
+    return read_record(out), time.perf_counter() - began
 
 
-def keep(
-    setup: Setup, file: Path, method: str, distill: str, seed: int, record: dict[str, Any], seconds: float
-) -> None:
+def keep(setup: Setup, file: Path, method: str, distill: str, seed: int, record: RunRecord, seconds: float) -> None:
     """A run's figures, into a record."""
     figures: dict[str, Any] = {
         "method": method,
@@ -115,32 +117,29 @@ def keep(
         "seed": seed,
         "epochs": setup.epochs,
         "options": list(setup.options),
-        "teacher_taken": record["config"]["models"]["teacher_run"] is not None,
+        "teacher_taken": record.config.models.teacher_run is not None,
         "seconds": round(seconds),
         "stage_seconds": stage_seconds(record),
         "commit": commit(),
         "machine": machine(),
         "versions": {name: version(name) for name in ("torch", "timm")},
         "backbones": {
-            role: {key: info[key] for key in ("model", "sha256", "parameters")}
-            for role, info in record["backbones"].items()
+            role: {key: getattr(info, key) for key in ("model", "sha256", "parameters")}
+            for role, info in record.backbones.items()
         },
     }
-    for role in ("student", "teacher"):
-        if record[role]:
-            figures[role] = {key: round(record[role][key], 3) for key in METRICS}
-            figures[role]["accuracy_matrix"] = [
-                [round(value, 2) for value in row] for row in record[role]["accuracy_matrix"]
-            ]
+    for role, matrix in record.matrices.items():
+        figures[role] = {key: round(getattr(record.results(role), key), 3) for key in METRICS}
+        figures[role]["accuracy_matrix"] = [[round(value, 2) for value in row] for row in matrix]
     file.write_text(json.dumps(figures, indent=1) + "\n")
     accuracy = figures["student"]["final_average_accuracy"]
     print(f"{file.stem}: student {accuracy:.2f} %, {figures['seconds']} s", file=sys.stderr, flush=True)
 
 
-def stage_seconds(record: dict[str, Any]) -> dict[str, int]:
+def stage_seconds(record: RunRecord) -> dict[str, int]:
     """What the tasks of a run took: learning by role, and evaluation after each."""
-    names = dict.fromkeys(name for task in record["tasks"] for name in task["seconds"])
-    return {name: round(sum(task["seconds"].get(name, 0) for task in record["tasks"])) for name in names}
+    names = dict.fromkeys(name for task in record.tasks for name in task.seconds)
+    return {name: round(sum(task.seconds.get(name, 0) for task in record.tasks)) for name in names}
 
 
 def read_records(folder: Path) -> list[dict[str, Any]]:
@@ -157,7 +156,7 @@ def values(records: list[dict[str, Any]], method: str, distill: str, role: str, 
 
 
 def hashes(record: dict[str, Any]) -> dict[str, str]:
-    """Of the backbones, by role, in a record of the table or of a run: they tell which pair it was."""
+    """Of the backbones, by role, in a record of the table: they tell which pair it was."""
     return {role: info["sha256"] for role, info in record["backbones"].items()}
 
 

@@ -23,8 +23,9 @@ from typing import Any
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
-from benchmarks.split_cifar import RESULTS, commit, hashes  # noqa: E402
+from benchmarks.split_cifar import RESULTS, commit  # noqa: E402
 from cdl_deploy.export import ExportOptions, Shrink, export_run  # noqa: E402
+from cdl_deploy.run.record import read_record  # noqa: E402
 from cdl_deploy.update.patch import make_update  # noqa: E402
 
 
@@ -67,10 +68,6 @@ def cdl(*arguments: object) -> Any:
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
-def run_record(run: Path) -> Any:
-    return json.loads((run / "run.json").read_text())
-
-
 def export(model: Model, run: Path, folder: Path) -> tuple[Path, int | None]:
     """The model's file, and the bytes of the update that makes it from what it was a task earlier.
 
@@ -81,7 +78,7 @@ def export(model: Model, run: Path, folder: Path) -> tuple[Path, int | None]:
     shutil.copy(out / model.file, path)
     if model.select != "in-graph":
         return path, None
-    older, tasks = folder / f"{model.name}.older", len(run_record(run)["tasks"])
+    older, tasks = folder / f"{model.name}.older", len(read_record(run).tasks)
     export_run(run, older, model.options, after=tasks - 1)
     update = make_update(older / model.file, path, folder / f"{model.name}.cdlup")
     return path, update.path.stat().st_size
@@ -123,10 +120,11 @@ def main() -> None:
         }
     for item in latency["comparisons"]:
         rows[item["model"]]["latency"][str(item["batch"])]["speedup"] = item["speedup"]
+    taught = read_record(given.runs / rows["teacher"]["run"])
     record = {
         "seed": given.seed,
         "commit": commit(),
-        "backbones": hashes(run_record(given.runs / rows["teacher"]["run"])),
+        "backbones": {role: info.sha256 for role, info in taught.backbones.items()},
         "machine": latency["machine"],
         "threads": sorted({item["threads"] for item in latency["measurements"]}),
         "notes": latency["notes"],

@@ -18,9 +18,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from cdl_deploy.training.backbones.protocol import Backbone, OutputTokens
+from cdl_deploy.training.methods.folded import HeadRows, split_heads
 
-HeadRows = tuple[Float[Tensor, "b H p d"], Float[Tensor, "b H p d"]]
-"""key prompts and value prompts, split into heads."""
 Projected = tuple[Float[Tensor, "B H N d"], Float[Tensor, "B H N d"], Float[Tensor, "B H N d"]]
 """Query, key and value of tokens."""
 
@@ -86,11 +85,6 @@ class FoldedAttention(nn.Module):
     def output(self, mixed: Float[Tensor, "B H n d"]) -> Float[Tensor, "B n D"]:
         """The projection of what was gathered."""
         return self.proj(mixed.transpose(1, 2).flatten(2))
-
-
-def split_heads(rows: Float[Tensor, "B N D"], heads: int) -> Float[Tensor, "B H N d"]:
-    """Rows split into heads."""
-    return rows.unflatten(2, (heads, -1)).transpose(1, 2)
 
 
 def fold_attentions(backbone: Backbone) -> dict[int, FoldedAttention]:

@@ -9,8 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cdl_deploy.export.attention import FoldedAttention, HeadRows, Projected, split_heads
+from cdl_deploy.export.attention import FoldedAttention, Projected
 from cdl_deploy.training.backbones.protocol import Backbone, BlockPrompt
+from cdl_deploy.training.methods.folded import HeadRows, split_heads
 
 STORED_AS = {"prefix": "before", "suffix": "after", "cls_bias": "class_shift"}
 """How the constants of each side are called in the file. These names stay what they were, so that an exported model is

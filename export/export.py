@@ -16,13 +16,13 @@ from torch import Tensor
 
 from cdl_deploy.data.preprocessing import INPUTS, Preprocessing
 from cdl_deploy.errors import OptionError, RunError, nearest
-from cdl_deploy.export.fixed_selection import BATCH, Select, check_select, fix_selection, load_images
 from cdl_deploy.export.graph import ExportGraph
 from cdl_deploy.export.latency import latency_ms
 from cdl_deploy.export.onnx_file import OPSET, above_limit, check_opset, export_onnx, file_size, save_onnx, weights_file
 from cdl_deploy.export.ort_file import write_ort
 from cdl_deploy.export.parity import check_parity, trained_logits
 from cdl_deploy.export.preprocessing import check_filter
+from cdl_deploy.export.selection import BATCH, Select, check_select, fix_selection, load_images
 from cdl_deploy.export.updates import MadeUpdate, make_updates, older_models
 from cdl_deploy.export.variants import Shrink, write_variants
 from cdl_deploy.files import write_json
@@ -41,6 +41,7 @@ from cdl_deploy.runtime.bundle import (
     encode_metadata,
 )
 from cdl_deploy.training.checkpoint import load_heldout, load_run
+from cdl_deploy.training.methods.folded import FixedSelection
 from cdl_deploy.training.models.learner import Learner
 from cdl_deploy.training.models.teacher_student import TeacherStudent
 
@@ -133,10 +134,11 @@ def export_run(
     learners = [pair.student]
     if options.teacher and pair.teacher is not None:
         learners.append(pair.teacher)
+    fixed: dict[str, FixedSelection] = {}
     if not select.in_graph:
         on_step("selecting prompts once for all images")
         samples = _samples(select, record, images, labels)
-        learners = [fix_selection(learner, pair.encoder, select.task, samples) for learner in learners]
+        fixed = {it.role: fix_selection(it, pair.encoder, select.task, samples) for it in learners}
     if options.input == "image":
         check_filter(record.preprocessing.interpolation)
     older = older_models(options.update_from, [learner.role for learner in learners])
@@ -147,7 +149,9 @@ def export_run(
     try:
         exported = []
         for learner in learners:
-            exported += _export_learner(run, record, pair, learner, images, staging, options, on_step)
+            exported += _export_learner(
+                run, record, pair, learner, fixed.get(learner.role), images, staging, options, on_step
+            )
         exported = [_with_updates(item, older.get(item.bundle.role, ()), on_step) for item in exported]
         out.mkdir(exist_ok=True)
         for path in sorted(staging.iterdir()):
@@ -178,6 +182,7 @@ def _export_learner(
     record: RunRecord,
     pair: TeacherStudent,
     learner: Learner,
+    fixed: FixedSelection | None,
     images: Tensor,
     folder: Path,
     options: ExportOptions,
@@ -186,14 +191,14 @@ def _export_learner(
     role = learner.role
     path = folder / f"{role}.onnx"
     on_step(f"{role}: building the graph")
-    graph = ExportGraph(pair, learner, pixels=options.input == "image")
-    bundle = describe(record, learner, path, options, graph)
+    graph = ExportGraph(pair, learner, pixels=options.input == "image", fixed=fixed)
+    bundle = describe(record, learner, path, options, graph, fixed)
     model = export_onnx(graph, bundle, options.opset)
     if above_limit(model):
         check_large(path, options)
     save_onnx(model, path, encode_metadata(bundle))
     on_step(f"{role}: comparing with the trained model on {len(images)} held-out images")
-    expected = trained_logits(pair.encoder, learner, images)
+    expected = trained_logits(pair.encoder, learner, images, fixed.prompts if fixed else None)
     bundle = replace(bundle, parity=check_parity(path, bundle.preprocessing, expected, images))
     save_onnx(model, path, encode_metadata(bundle))
     write_json(description_file(path), description(bundle))
@@ -223,14 +228,20 @@ def check_large(path: Path, options: ExportOptions) -> None:
             )
 
 
-def describe(record: RunRecord, learner: Learner, path: Path, options: ExportOptions, graph: ExportGraph) -> Bundle:
+def describe(
+    record: RunRecord,
+    learner: Learner,
+    path: Path,
+    options: ExportOptions,
+    graph: ExportGraph,
+    fixed: FixedSelection | None = None,
+) -> Bundle:
     """What the file says about itself."""
     role, select = learner.role, options.selection
     matrix = record.matrices[role]
     info = record.backbones[role]
     preprocessing = record.preprocessing
-    trained = sum(value.numel() for value in learner.prediction_state().values())
-    uses_query = learner.method.uses_query
+    uses_query = graph.uses_query
     return Bundle(
         path=path,
         role=role,
@@ -254,10 +265,20 @@ def describe(record: RunRecord, learner: Learner, path: Path, options: ExportOpt
         ),
         weights=Weights(model=info.model, sha256=info.sha256),
         run=RunOrigin(seed=record.config.optim.seed, tasks=len(record.tasks), fingerprint=run_fingerprint(record)),
-        parameters=info.parameters + trained,
+        parameters=info.parameters + trained_parameters(learner, fixed),
         top_k=min(MAX_TOP_K, len(record.classes)),
         accuracy=Accuracy(metrics.final_average_accuracy(matrix), metrics.forgetting(matrix)),
     )
+
+
+def trained_parameters(learner: Learner, fixed: FixedSelection | None) -> int:
+    """How many trained values have a part in the prediction; of a fixed selection only the prompts it has chosen."""
+    state = learner.prediction_state()
+    if fixed is None:
+        return sum(value.numel() for value in state.values())
+    prefixes = [prompt.prefix for prompt in fixed.prompts.values() if prompt.prefix is not None]
+    chosen = sum(rows.numel() for prefix in prefixes for rows in prefix)
+    return chosen + sum(value.numel() for name, value in state.items() if not name.startswith("method."))
 
 
 def run_fingerprint(record: RunRecord) -> str:

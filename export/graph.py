@@ -7,7 +7,7 @@ Five things differ from the training model, and none changes a logit by more tha
   and values of all the others are not worth computing: `AbsorbedKVAttention` brings the question to the tokens instead;
 * an attention's biases and scale are part of other constants (`cdl_deploy.export.attention`);
 * tokens that enter block 0 of both passes are normalised and projected there once;
-* a method's selection is folded by `cdl_deploy.export.selection` (key norms, A∘K̂ and A² are constants), and what is
+* a method folds its selection itself (key norms, A∘K̂ and A² are constants), and what is
   the same for every image is split into heads beforehand;
 * class head and KD head, with their share of the prediction, are one matrix.
 """
@@ -24,9 +24,9 @@ from cdl_deploy.export.attention import FoldedAttention, Projected, as_blocks, f
 from cdl_deploy.export.block import AbsorbedKVAttention, ConstantPrompt, run_block
 from cdl_deploy.export.embedding import fold_embedding
 from cdl_deploy.export.heads import fold_heads
-from cdl_deploy.export.selection import fold_selection
 from cdl_deploy.training.backbones.protocol import Backbone, OutputTokens
 from cdl_deploy.training.distillation import Distillation
+from cdl_deploy.training.methods.folded import ConstantSelection, FixedSelection
 from cdl_deploy.training.models.learner import CLASS, Learner, merge
 from cdl_deploy.training.models.teacher_student import TeacherStudent
 
@@ -38,7 +38,10 @@ class ExportGraph(nn.Module):
     With the query of `block:K` the student is one pass: its first K blocks give the query, and it goes on from there.
     """
 
-    def __init__(self, pair: TeacherStudent, learner: Learner, pixels: bool = False) -> None:
+    def __init__(
+        self, pair: TeacherStudent, learner: Learner, pixels: bool = False, fixed: FixedSelection | None = None
+    ) -> None:
+        """`fixed`: the prompts that every image gets, instead of those the method selects for it."""
         super().__init__()
         self.query_backbone = pair.encoder.backbone
         self.backbone = learner.backbone
@@ -55,10 +58,11 @@ class ExportGraph(nn.Module):
             self.query_blocks = as_blocks(self.query_attentions)
             count = pair.encoder.block or self.query_backbone.depth
             self.query_last = last_block(self.query_attentions[count - 1])
-        self.selection = fold_selection(learner.method, self.attentions, len(learner.tasks))
+        tasks = len(learner.tasks)
+        self.selection = ConstantSelection(fixed, tasks) if fixed else learner.method.fold(self.attentions, tasks)
         self.head = fold_heads(learner)
         self.token = learner.distillation.append_token
-        self.uses_query = learner.method.uses_query
+        self.uses_query = self.selection.uses_query
         self.first_block = learner.first_block
         self.query_block = pair.encoder.block
         constants = merge(dict(self.selection.constants), learner.distillation.block_prompts())

@@ -13,6 +13,7 @@ from cdl_deploy.data.images import crop_offset
 from cdl_deploy.data.preprocessing import Preprocessing
 from cdl_deploy.errors import ParityError
 from cdl_deploy.runtime.bundle import INPUT_NAME, LOGITS_NAME, Parity
+from cdl_deploy.training.backbones.protocol import BlockPrompt
 from cdl_deploy.training.models.learner import Learner, QueryEncoder, learner_logits
 from cdl_deploy.training.shapes import Logits, Pixels
 
@@ -39,9 +40,11 @@ def check_parity(path: Path, preprocessing: Preprocessing, expected: Logits, ima
 
 
 @torch.no_grad()
-def trained_logits(encoder: QueryEncoder, learner: Learner, images: Pixels) -> Logits:
-    """What the trained model answers."""
-    return torch.cat([learner_logits(encoder, learner, chunk) for chunk in images.split(64)])
+def trained_logits(
+    encoder: QueryEncoder, learner: Learner, images: Pixels, prompts: dict[int, BlockPrompt] | None = None
+) -> Logits:
+    """What the trained model answers, as it was trained; with `prompts` in place of those it selects by the image."""
+    return torch.cat([learner_logits(encoder, learner, chunk, prompts=prompts) for chunk in images.split(64)])
 
 
 def graph_input(images: Pixels, preprocessing: Preprocessing) -> np.ndarray:

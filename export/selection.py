@@ -1,198 +1,115 @@
-"""Prompt selection with everything that does not depend on the image turned into constants."""
+"""Prompts selected at export time, once for all images: a graph of one pass that asks no query.
+
+    --select task:K       what the method selects for images of task K
+    --select images:DIR   what it selects for the images in DIR: they say what the model will be shown
+
+Where every image has its own weights (CODA-Prompt) the mean of them is taken, where it has its own choice (L2P,
+DualPrompt) the one that most of them make, block by block. The images of `task:K` are those the run keeps of task K.
+DualPrompt needs none: each task has an entry of its own.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NamedTuple
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float
-from torch import Tensor, nn
+from PIL import Image
 
-from cdl_deploy.export.attention import FoldedAttention, HeadRows, split_heads
-from cdl_deploy.export.fixed_selection import FixedPrompts
-from cdl_deploy.training.backbones.protocol import BlockPrompt
+from cdl_deploy.data.folder import images_below
+from cdl_deploy.data.images import load_image
+from cdl_deploy.data.preprocessing import ResizeCrop
+from cdl_deploy.errors import DataError, OptionError, nearest
+from cdl_deploy.training.data.transforms import evaluation_transform
 from cdl_deploy.training.methods import ContinualMethod
-from cdl_deploy.training.methods.coda import CodaPrompt
-from cdl_deploy.training.methods.dualprompt import DualPrompt
-from cdl_deploy.training.methods.l2p import L2P
-from cdl_deploy.training.shapes import Query
+from cdl_deploy.training.methods.folded import FixedSelection
+from cdl_deploy.training.models.learner import Learner, QueryEncoder
+from cdl_deploy.training.shapes import Pixels, Query
 
-Attentions = Mapping[int, FoldedAttention]
-"""By block."""
-
-
-class Chosen(NamedTuple):
-    """The prompts of a batch, and whose they are."""
-
-    prompts: dict[int, HeadRows]
-    """Prefix prompts [b, H, p, d] for each block in which the image has a say, as the block's attention wants them."""
-    task_scores: Float[Tensor, "b T"]
-    """How strongly each task's prompts were selected; each row adds up to 1."""
+BATCH = 64
+MODES = ("in-graph", "task:K", "images:DIR")
 
 
-class FoldedSelection(nn.Module):
-    """What a method does at test time. This one runs the method itself: any method can be exported."""
+@dataclass(frozen=True)
+class Select:
+    """What `--select` says."""
 
-    by_task: bool = False
-    """Whether prompts belong to tasks. Where they do not, every task's score is 1 / T."""
-    scores: Tensor
+    task: int | None = None
+    """K of `task:K`, counted from 1."""
+    images: Path | None = None
+    """DIR of `images:DIR`."""
 
-    def __init__(self, method: ContinualMethod, attentions: Attentions, tasks: int) -> None:
-        super().__init__()
-        self.method: ContinualMethod | None = method
-        self.attentions, self.tasks = dict(attentions), tasks
-        self.register_buffer("scores", torch.full((1, tasks), 1 / tasks))
-        self.constants: Mapping[int, BlockPrompt] = {}
-        """Prompts that are the same for every image."""
+    @property
+    def in_graph(self) -> bool:
+        """Whether each image selects for itself."""
+        return self.task is None and self.images is None
 
-    def forward(self, query: Query) -> Chosen:
-        """The choice for a batch."""
-        assert self.method is not None
-        found = {}
-        for index, prompt in self.method(query, "test").prompts.items():
-            assert prompt.prefix is not None
-            attention = self.attentions[index]
-            key, value = prompt.prefix
-            rows = (split_heads(key, attention.heads), split_heads(value, attention.heads))
-            key_prompts, value_prompts = attention.shifted(rows)
-            size = (query.shape[0], -1, -1, -1)
-            found[index] = (key_prompts.expand(size), value_prompts.expand(size))
-        return Chosen(found, self.scores)
+    @property
+    def name(self) -> str:
+        """As the bundle calls it."""
+        return "in-graph" if self.in_graph else "images" if self.task is None else f"task:{self.task}"
 
-
-class FoldedConstants(FoldedSelection):
-    """A method that looks at no query, such as APT, or a choice made at export: all its prompts are constants."""
-
-    def __init__(self, method: ContinualMethod, attentions: Attentions, tasks: int) -> None:
-        super().__init__(method, attentions, tasks)
-        self.method = None
-        self.constants = method(None, "test").prompts
-        if isinstance(method, FixedPrompts) and method.task_scores is not None:
-            self.by_task, self.scores = True, method.task_scores
-
-    def forward(self, query: Query | None) -> Chosen:
-        return Chosen({}, self.scores)
+    @classmethod
+    def parse(cls, text: str) -> Select:
+        """From the option's value. Raises OptionError for an unknown mode."""
+        mode, _, value = text.partition(":")
+        if text == "in-graph":
+            return cls()
+        if mode == "images" and value:
+            return cls(images=Path(value))
+        if mode == "task" and re.fullmatch("[0-9]+", value):
+            return cls(task=int(value))
+        close = nearest(mode, [name.partition(":")[0] for name in MODES])
+        raise OptionError(f"unknown --select '{text}', expected {MODES[0]}, {MODES[1]} or {MODES[2]}{close}")
 
 
-class FoldedL2P(FoldedSelection):
-    """The `top_k` largest of q · K̂ᵀ: the length of the query changes no order, so it is left out."""
-
-    keys: Tensor
-    prompts: Tensor
-
-    def __init__(self, method: L2P, attentions: Attentions, tasks: int) -> None:
-        super().__init__(method, attentions, tasks)
-        self.method = None
-        self.block, self.top_k = method.block, method.top_k
-        by_head = fitted(method.prompts.detach(), attentions[self.block])  # [M, 2, H, p, d]
-        self.parts = by_head.shape[1:]
-        self.register_buffer("keys", F.normalize(method.keys.detach(), dim=1).T.contiguous())
-        self.register_buffer("prompts", by_head.flatten(1).contiguous())
-
-    def forward(self, query: Query) -> Chosen:
-        chosen = (query @ self.keys).topk(self.top_k, dim=1).indices
-        rows = F.embedding(chosen, self.prompts).unflatten(2, self.parts)  # [B, k, 2, H, p, d]
-        key_prompts, value_prompts = rows.permute(2, 0, 3, 1, 4, 5).flatten(3, 4).unbind(0)
-        return Chosen({self.block: (key_prompts, value_prompts)}, self.scores)
+def check_select(select: Select, method: type[ContinualMethod], name: str, tasks: int) -> None:
+    """Raise OptionError where `select` does not fit a run of the method `name` with `tasks` tasks."""
+    if select.in_graph:
+        return
+    if not method.uses_query:
+        raise OptionError(f"--select {select.name} has no meaning with {name}, which selects nothing: leave it out")
+    if not method.can_fix_selection():
+        raise OptionError(f"--select {select.name} is not known for {name}: export it with --select in-graph")
+    if select.task is not None and not 1 <= select.task <= tasks:
+        raise OptionError(f"--select task:{select.task}: the run has tasks 1 to {tasks}")
+    if select.images is not None:
+        next(_find(select.images))
 
 
-class FoldedDualPrompt(FoldedSelection):
-    """The entry with the largest q · k̂ in each block, the keys of all blocks side by side; shared prompts are constant.
-
-    The length of the query changes no order, so it is left out. A task's score is the share of the blocks in which its
-    entry was chosen.
-    """
-
-    by_task = True
-    keys: Tensor
-    numbers: Tensor
-
-    def __init__(self, method: DualPrompt, attentions: Attentions, tasks: int) -> None:
-        super().__init__(method, attentions, tasks)
-        self.method = None
-        self.constants = method.shared_prompts()
-        entries = method.own_entries()
-        self.indices = tuple(entries)
-        keys = torch.cat([F.normalize(block.keys.all(), dim=1) for block in entries.values()])
-        self.register_buffer("keys", keys.detach().T.contiguous())
-        self.register_buffer("numbers", torch.arange(tasks))
-        for index, block in entries.items():
-            by_head = fitted(block.prompts.all().detach(), attentions[index])
-            self.parts = by_head.shape[1:]
-            self.register_buffer(f"prompts_{index}", by_head.flatten(1).contiguous())
-
-    def forward(self, query: Query) -> Chosen:
-        prompts = {}
-        # Compared for all blocks at once, [B, blocks, T]: an argmax each would be as many small nodes.
-        nearest = (query @ self.keys).unflatten(1, (len(self.indices), self.tasks)).argmax(dim=2)
-        for position, index in enumerate(self.indices):
-            rows = F.embedding(nearest[:, position], self.get_buffer(f"prompts_{index}")).unflatten(1, self.parts)
-            prompts[index] = (rows[:, 0], rows[:, 1])
-        return Chosen(prompts, (nearest.unsqueeze(2) == self.numbers).float().mean(dim=1))
+@torch.no_grad()
+def fix_selection(learner: Learner, encoder: QueryEncoder, task: int | None, images: list[Pixels]) -> FixedSelection:
+    """The learner's choice for `images` (batches of [B, 3, height, width]), or for task `task`."""
+    queries = torch.cat([_query(encoder, batch) for batch in images])
+    return learner.method.fix_selection(queries, task, len(learner.tasks))
 
 
-class FoldedCoda(FoldedSelection):
-    """CODA's weights for all its blocks as two matrix products, its prompts as one more in each block.
-
-    w = (q · (A∘K̂)ᵀ) / √(q² · (A²)ᵀ), with the M components of all blocks side by side. A task's score is its share of
-    Σ |w| over all blocks.
-    """
-
-    by_task = True
-
-    numerator: Tensor
-    denominator: Tensor
-
-    def __init__(self, method: CodaPrompt, attentions: Attentions, tasks: int) -> None:
-        super().__init__(method, attentions, tasks)
-        self.method = None
-        blocks = method.own_blocks()
-        self.indices = tuple(blocks)
-        self.heads, self.prompt_length = attentions[self.indices[0]].heads, method.prompt_length
-        masks = torch.cat([block.attentions.all() for block in blocks.values()])
-        keys = torch.cat([F.normalize(block.keys.all(), dim=1) for block in blocks.values()])
-        self.register_buffer("numerator", (masks * keys).T.contiguous())
-        self.register_buffer("denominator", masks.square().T.contiguous())
-        for index, block in blocks.items():
-            prompts = block.prompts.all().unflatten(1, (2, -1)).detach()
-            shift = fitted(torch.zeros_like(prompts[:1]), attentions[index])  # once, whatever the weights add up to
-            self.register_buffer(f"shift_{index}", shift.flatten())
-            by_head = split_parts(prompts, self.heads)  # as heads want them, so no transpose is left
-            self.register_buffer(f"prompts_{index}", by_head.flatten(1).contiguous())
-
-    def forward(self, query: Query) -> Chosen:
-        norm = (query.square() @ self.denominator).sqrt().clamp_min(1e-12)
-        weights = (query @ self.numerator) / norm
-        prompts = {}
-        for index, own in zip(self.indices, weights.chunk(len(self.indices), dim=1), strict=True):
-            rows = own @ self.get_buffer(f"prompts_{index}") + self.get_buffer(f"shift_{index}")
-            parts = rows.unflatten(1, (2, self.heads, self.prompt_length, -1))
-            prompts[index] = (parts[:, 0], parts[:, 1])
-        strengths = weights.abs().unflatten(1, (len(self.indices), self.tasks, -1)).sum(dim=(1, 3))
-        return Chosen(prompts, strengths / strengths.sum(dim=1, keepdim=True).clamp_min(1e-12))
+def load_images(folder: Path, preprocessing: ResizeCrop) -> list[Pixels]:
+    """Every image below `folder`, as evaluation sees it, in batches. Raises OptionError where there is none."""
+    transform = evaluation_transform(preprocessing)
+    pixels = torch.stack([transform(_load(path)) for path in _find(folder)])
+    return list(pixels.split(BATCH))
 
 
-def split_parts(prompts: Float[Tensor, "M 2 p D"], heads: int) -> Float[Tensor, "M 2 H p d"]:
-    """key prompts and value prompts of many prompts, split into heads."""
-    return prompts.unflatten(3, (heads, -1)).transpose(2, 3)
+def _load(path: Path) -> Image.Image:
+    try:
+        return load_image(path)
+    except DataError as error:
+        raise DataError(f"cannot read image {error}") from None
 
 
-def fitted(prompts: Float[Tensor, "M 2 p D"], attention: FoldedAttention) -> Float[Tensor, "M 2 H p d"]:
-    """The same, as `attention` wants them."""
-    key, value = split_parts(prompts, attention.heads).unbind(1)
-    return torch.stack(attention.shifted((key, value)), dim=1)
+def _find(folder: Path) -> Iterator[Path]:
+    """Paths of images in sorted order, at least one."""
+    found = images_below(folder) if folder.is_dir() else []
+    if not found:
+        what = "has no images" if folder.is_dir() else "is no folder"
+        raise OptionError(f"--select images:{folder} {what}: give a folder of images like those it will be shown")
+    yield from found
 
 
-def fold_selection(method: ContinualMethod, attentions: Attentions, tasks: int) -> FoldedSelection:
-    """The folded form of a method's selection after `tasks` tasks; a method without one of its own runs as it is."""
-    if isinstance(method, CodaPrompt):
-        return FoldedCoda(method, attentions, tasks)
-    if isinstance(method, L2P):
-        return FoldedL2P(method, attentions, tasks)
-    if isinstance(method, DualPrompt):
-        return FoldedDualPrompt(method, attentions, tasks)
-    return (
-        FoldedSelection(method, attentions, tasks) if method.uses_query else FoldedConstants(method, attentions, tasks)
-    )
+def _query(encoder: QueryEncoder, images: Pixels) -> Query:
+    query = encoder(images).query
+    assert query is not None
+    return query

@@ -141,11 +141,12 @@ def _growth(record: RunRecord, count: int) -> dict[str, Any]:
 def rebuild_teacher_student(directory: RunDirectory, record: RunRecord) -> TeacherStudent:
     """Teacher and student of a run, from the weights the run stored, before any task."""
     roles: list[Role] = ["student", "teacher"]
-    backbones = {
-        role: rebuild_backbone(record.backbones[role], directory.backbone_file(role))
-        for role in roles
-        if role in record.backbones
-    }
+    backbones = {}
+    for role in roles:
+        if role in record.backbones:
+            file = directory.backbone_file(role)
+            with directory.readable(file):
+                backbones[role] = rebuild_backbone(record.backbones[role], file)
     return build_teacher_student(backbones, record.config.method, record.config.optim.seed)
 
 

@@ -54,6 +54,8 @@ class GrowingRows(nn.Module):
         for name in ("frozen", "unfrozen_at", "trainable", "unfrozen"):
             value = state_dict.get(prefix + name)
             if value is not None:
+                if name != "unfrozen_at" and tuple(value.shape[1:]) != self.shape:
+                    raise RuntimeError(f"{prefix}{name} has rows of shape {tuple(value.shape[1:])}, not {self.shape}")
                 empty = torch.empty_like(value, device=self.frozen.device)
                 learns = name == "trainable" or (name == "unfrozen" and len(value) > 0)
                 setattr(self, name, nn.Parameter(empty, learns) if name in self._parameters else empty)

@@ -14,6 +14,7 @@ leaves a pair of weights and record that belong together; `run.json` is derived 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -25,6 +26,7 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
+import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
@@ -89,7 +91,7 @@ class RunDirectory:
         """
         record = self.read_record()
         if self.last_checkpoint.exists():
-            record = parse_record(self.load_header(self.last_checkpoint)["record"], self.last_checkpoint)
+            record = parse_record(self.load_header(self.last_checkpoint).get("record"), self.last_checkpoint)
         return record
 
     def write_record(self, record: RunRecord) -> None:
@@ -100,31 +102,36 @@ class RunDirectory:
 
     def save_tensors(self, path: Path, tensors: dict[str, Tensor], header: dict[str, Any] | None = None) -> None:
         """A safetensors file with `header` as JSON in its metadata, atomically."""
-        metadata = {"format_version": str(FORMAT_VERSION), "header": json.dumps(header or {}, allow_nan=False)}
         ready = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+        text = json.dumps(header or {}, allow_nan=False)
+        metadata = {"format_version": str(FORMAT_VERSION), "header": text, "sha256": _digest(ready, text)}
         try:
             write_atomic(path, lambda file: file.write_bytes(safetensors.torch.save(ready, metadata)))
         except OSError as error:
             raise RunError(f"cannot write {path}: {error.strerror or error}; the last checkpoint is intact") from None
 
     def load_tensors(self, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Tensors and header of a file that `save_tensors` wrote."""
-        with self._open(path) as (file, header):
-            names = file.keys()  # the file itself cannot be iterated over
-            return {current_tensor_name(name): file.get_tensor(name) for name in names}, header
+        """Tensors and header of a file that `save_tensors` wrote. Raises RunError where it is not as it was written."""
+        with self._open(path) as (file, metadata):
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it cannot be iterated over
+            written = metadata.get("sha256")  # files of versions up to 0.1.0 have none
+            if written is not None and written != _digest(tensors, metadata["header"]):
+                raise RunError(f"{path} is damaged: it does not hold what was written to it (its hash differs)")
+            return {current_tensor_name(name): value for name, value in tensors.items()}, json.loads(metadata["header"])
 
     def load_header(self, path: Path) -> dict[str, Any]:
         """The header alone."""
-        with self._open(path) as (_, header):
+        with self._open(path) as (_, metadata):
+            header: dict[str, Any] = json.loads(metadata["header"])
             return header
 
     @contextmanager
-    def _open(self, path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
+    def _open(self, path: Path) -> Iterator[tuple[Any, dict[str, str]]]:
         try:
             with safetensors.safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
                 check_format(int(metadata.get("format_version", 0)), path)
-                yield file, json.loads(metadata["header"])
+                yield file, metadata
         except FileNotFoundError:
             raise RunError(f"{path} is missing: the run directory is incomplete") from None
         except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
@@ -135,7 +142,9 @@ class RunDirectory:
         """Around what makes learners of a file of this run: raises RunError where it does not fit them."""
         try:
             yield
-        except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+        except FileNotFoundError:
+            raise RunError(f"{path} is missing: the run directory is incomplete") from None
+        except (OSError, LookupError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
             reason = " ".join(str(error.args[0] if error.args else error).split())
             raise RunError(
                 f"{path} does not fit the run of {self.root}, it is damaged or another run's: {reason[:200]}"
@@ -171,6 +180,15 @@ class RunDirectory:
         for folder in (self.root, *(self.root / name for name in ("checkpoints", "backbones", "heldout", "logs"))):
             for path in folder.glob(TEMPORARY):
                 path.unlink(missing_ok=True)
+
+
+def _digest(tensors: dict[str, Tensor], header: str) -> str:
+    """SHA-256 over the names, shapes, types and bytes of tensors, and the header that goes with them."""
+    digest = hashlib.sha256(header.encode())
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _holder(lock: Path) -> str:

@@ -28,7 +28,7 @@ def headline(report: BenchReport) -> str:
         f"{model.name}: {_speed(comparison)} {reference.name} at {where} "
         f"({milliseconds(p50[model.name])} against {milliseconds(p50[reference.name])})",
         *_accuracy(model, reference),
-        f"{_size(model.file_bytes, reference.file_bytes)} "
+        f"{_size_ratio(model.file_bytes, reference.file_bytes)} "
         f"({file_size(model.file_bytes)} against {file_size(reference.file_bytes)})",
     ]
     return ", ".join(parts)
@@ -52,7 +52,7 @@ def _accuracy(model: ModelRecord, reference: ModelRecord) -> list[str]:
     return [f"keeps {kept * 100:.1f} % of its accuracy ({model.accuracy:.1f} % against {reference.accuracy:.1f} %)"]
 
 
-def _size(model: int, reference: int) -> str:
+def _size_ratio(model: int, reference: int) -> str:
     if abs(model / reference - 1) < 0.005:
         return "the same size"
     return ratio_in_words(reference, model, "smaller", "larger")

@@ -117,7 +117,7 @@ def command(
         threads=_numbers("--threads", threads) if threads is not None else (),
         streams=_numbers("--streams", streams),
         stages=tuple(part.strip() for part in stages.split(",")),
-        image_size=_size(image_size),
+        image_size=_width_and_height(image_size),
         images=images,
         precision=precision,
         min_effect=min_effect,
@@ -199,7 +199,7 @@ def _numbers(option: str, text: str) -> tuple[int, ...]:
         raise OptionError(f"{option} is {text!r}, expected whole numbers with commas between, such as 1,8") from error
 
 
-def _size(text: str | None) -> tuple[int, int] | None:
+def _width_and_height(text: str | None) -> tuple[int, int] | None:
     """`"640x480"` → (640, 480), width first; None for `model`."""
     if text is None or text == "model":
         return None

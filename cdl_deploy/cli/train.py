@@ -160,11 +160,11 @@ def _show_plan(out: Path | None, preset: str | None, config: Path | None, given:
         from cdl_deploy.run.config_file import layered_config
         from cdl_deploy.training.dry_run import plan_run
     with show_training() if sys.stderr.isatty() else nullcontext(None) as progress:
-        plan = plan_run(layered_config(preset, config, _sections(given)), out, progress).to_dict()
+        plan = plan_run(layered_config(preset, config, _sections(given)), out, progress)
     if as_json:
         import json
 
-        typer.echo(json.dumps(plan, indent=2))
+        typer.echo(json.dumps(plan.to_dict(), indent=2))
         return
     from rich.console import Console
 

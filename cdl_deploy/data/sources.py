@@ -8,7 +8,7 @@ without arguments that returns an `ImageSource`.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
@@ -45,14 +45,20 @@ class ImageSource:
     """Unreadable images that were left out."""
 
 
-def open_source(data: str, holdout: float | None, skip_bad: bool, on_check: OnCheck | None = None) -> ImageSource:
+def open_source(
+    data: str,
+    holdout: float | None,
+    skip_bad: bool,
+    on_check: OnCheck | None = None,
+    checked: Collection[str] | None = None,
+) -> ImageSource:
     """The data set called `data`, or the image folder there. Raises DataError for anything that cannot be trained on.
 
-    Every image of a folder is decoded once.
+    Every image of a folder is decoded once, or those of the classes `checked` alone.
     """
     if is_named(data):
         return open_named(data)
-    return image_folder(Path(data), holdout, skip_bad, on_check)
+    return image_folder(Path(data), holdout, skip_bad, on_check, checked)
 
 
 def open_test_images(option: str, data: str, holdout: float | None) -> LabelledImages:
@@ -60,7 +66,7 @@ def open_test_images(option: str, data: str, holdout: float | None) -> LabelledI
 
     `option`: where `data` was given, for messages. Raises DataError.
     """
-    if Path(data).is_dir() or not is_named(data):
+    if not is_named(data):
         return labelled_folder(Path(data), holdout)
     if holdout is not None:
         raise DataError(f"{option} {data} has a fixed test split, so --holdout cannot apply: leave it out")
@@ -68,7 +74,7 @@ def open_test_images(option: str, data: str, holdout: float | None) -> LabelledI
 
 
 def is_named(data: str) -> bool:
-    """Whether `data` is the name of a data set rather than a folder."""
+    """Whether `data` is the name of a data set; a folder that is called so is given as `./NAME`."""
     return data in NAMED or data in _others()
 
 
@@ -111,18 +117,22 @@ NAMED: dict[str, Callable[[], ImageSource]] = {"digits": digits}
 
 
 def image_folder(
-    root: Path, holdout: float | None = None, skip_bad: bool = False, on_check: OnCheck | None = None
+    root: Path,
+    holdout: float | None = None,
+    skip_bad: bool = False,
+    on_check: OnCheck | None = None,
+    checked: Collection[str] | None = None,
 ) -> ImageSource:
     """`root/train/<class>/…` with `test/` or `val/`, or one tree `root/<class>/…` split by `holdout`.
 
-    Every image is decoded once, here, so that a damaged one is found before hours of training and not after.
+    Every image, or every one of the classes `checked`, is decoded once, here, so that a damaged one is found before
+    hours of training and not after.
     """
     skipped: list[str] = []
     train_files, test_files = find_splits(root, holdout)
     classes = tuple(sorted(train_files))
-    bad = unreadable(
-        [path for files in (train_files, test_files) for name in classes for path in files[name]], on_check
-    )
+    names = [name for name in classes if checked is None or name in checked]
+    bad = unreadable([path for files in (train_files, test_files) for name in names for path in files[name]], on_check)
     if bad:
         first, reason = next(iter(bad.items()))
         if not skip_bad:

@@ -48,7 +48,7 @@ def draw_confusion(report: Evaluation) -> Figure:
     totals = counts.sum(axis=1, keepdims=True)
     percent = np.divide(100 * counts, totals, out=np.full_like(counts, np.nan), where=totals > 0)
     count = len(classes)
-    figure = _figure(*_size(count, count))
+    figure = _figure(*_figure_size(count, count))
     axis = figure.subplots()
     # A root, so that one image in a hundred is still seen beside the diagonal.
     image = axis.imshow(percent, cmap=COLOURS, norm=PowerNorm(0.5, 0, 100), interpolation="nearest")
@@ -121,7 +121,7 @@ def draw_selection(selection: PromptUse) -> Figure:
     columns = max(len(row.scores) for row in selection.rows if row.scores is not None)
     cells = np.array([row.scores or [np.nan] * columns for row in selection.rows])
     rows = len(cells)
-    figure = _figure(*_size(columns, rows))
+    figure = _figure(*_figure_size(columns, rows))
     axis = figure.subplots()
     image = axis.imshow(cells, cmap=COLOURS, vmin=0, interpolation="nearest", aspect="auto")
     if columns <= NUMBERED and rows <= NAMED:
@@ -154,7 +154,7 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _size(columns: int, rows: int) -> tuple[float, float]:
+def _figure_size(columns: int, rows: int) -> tuple[float, float]:
     """Width and height in inches: cells as large as fit, and room for names, titles and a scale."""
     across, down = (min(13.0, count * max(0.13, min(0.45, 9 / count))) for count in (columns, rows))
     return max(6.0, across + 3.0), max(4.2, down + 2.0)

@@ -328,11 +328,14 @@ def teacher_options(config: MethodConfig) -> list[str]:
 
 def _more(unknown: dict[str, Any], given: Mapping[str, Any], recorded: bool) -> dict[str, Any]:
     """Those of the unknown options that belong to other packages' methods and distillations."""
-    chosen = given.get("method", "coda") in METHOD_CONFIGS, given.get("distill", "kdp") in DISTILLATION_CONFIGS
-    if not unknown or (recorded and not all(chosen)):
+    ours = given.get("method", ChoiceOptions.method) in METHOD_CONFIGS
+    ours &= given.get("distill", ChoiceOptions.distill) in DISTILLATION_CONFIGS
+    if not unknown or (recorded and not ours):
         return unknown
-    names = {declared.name for declared in plugins.options()}
-    return {name: value for name, value in unknown.items() if name in names}
+    found = {declared.name: declared for declared in plugins.options() if declared.name in unknown}
+    for name, declared in found.items():
+        declared.check(unknown[name])
+    return {name: unknown[name] for name in found}
 
 
 __all__ = [

@@ -16,7 +16,6 @@ HEAD_STARTS = ("zeros", "linear")
 KD_CLASSES = ("task", "seen")
 KD_PROMPT_STARTS = ("uniform", "orthogonal")
 KD_TOKEN_STARTS = ("class-token", "uniform", "none")
-STUDENT_HEADS = ("method", "cosine")
 
 # ---- methods ---------------------------------------------------------------------------------------------------------
 
@@ -229,8 +228,9 @@ class HeadOptions(Options):
 
     head_start: str = option("zeros", "How heads start.", choices=HEAD_STARTS, teacher=True)
     """Heads start at `zeros`, or `linear`, drawn as `torch.nn.Linear` does, as in the paper."""
-    student_head: str = option("method", "Kind of the student's heads.", choices=STUDENT_HEADS)
-    """The student's heads: as its `method` has them, linear but for APT, or `cosine`, normalised as APT's are."""
+    student_head: str = option("method", "Kind of the student's heads.", metavar="method|cosine|…")
+    """The student's heads: as its `method` has them, linear but for APT, or `cosine`, normalised as APT's are, or any
+    other name in `cdl_deploy.training.heads.HEADS`."""
     calibration: str = option(
         "none",
         "Calibrate the student's logits between tasks, from feature statistics without images.",

@@ -16,7 +16,9 @@ from cdl_deploy.errors import OptionError
 from cdl_deploy.run.options import Declared, Options, options_of
 
 METHODS, DISTILLATIONS = "cdl_deploy.methods", "cdl_deploy.distillations"
-"""Groups of entry points: the name is that of `--method` or `--distill`, the value a class with a `Config`."""
+HEADS, BACKBONES = "cdl_deploy.heads", "cdl_deploy.backbones"
+"""Groups of entry points: the name is that of `--method` or `--distill`, the value a class with a `Config`. Heads go
+by the name of `--student-head`; a family of backbones by none: the first that takes a network has it."""
 
 
 @cache

@@ -11,9 +11,9 @@ from cdl_deploy.export.block import ConstantPrompt, run_block
 from cdl_deploy.export.graph import ExportGraph, last_block
 from cdl_deploy.export.heads import fold_heads
 from cdl_deploy.export.onnx_file import OPSET, export_core
-from cdl_deploy.export.selection import FoldedCoda
 from cdl_deploy.training.backbones.plain import PlainViT
 from cdl_deploy.training.backbones.protocol import BlockPrompt
+from cdl_deploy.training.methods.coda import FoldedCoda
 from cdl_deploy.training.models.learner import learner_logits
 from tests.training.conftest import make_vit
 from tests.training.test_learner import make_pair, pixels

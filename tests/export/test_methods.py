@@ -13,13 +13,13 @@ from cdl_deploy.export.attention import fold_attentions
 from cdl_deploy.export.export import describe
 from cdl_deploy.export.graph import ExportGraph
 from cdl_deploy.export.onnx_file import OPSET, export_core
-from cdl_deploy.export.selection import FoldedSelection, fold_selection
 from cdl_deploy.run.config import DataConfig, MethodConfig, ModelConfig, OptimConfig, RunConfig
 from cdl_deploy.runtime.bundle import read_bundle
 from cdl_deploy.training.checkpoint import load_run
 from cdl_deploy.training.distillation import DISTILLATIONS
 from cdl_deploy.training.loop import train
 from cdl_deploy.training.methods import METHODS
+from cdl_deploy.training.methods.folded import MethodItself
 from cdl_deploy.training.models.learner import learner_logits
 from tests.training.conftest import COLOURS, write_images
 from tests.training.test_learner import pixels
@@ -90,11 +90,11 @@ def test_a_method_without_a_folded_form_runs_as_it_is(method):
     pair = make(method)
     learner = pair.student.method
     attentions = fold_attentions(pair.student.backbone)
-    folded, own = fold_selection(learner, attentions, 2), FoldedSelection(learner, attentions, 2)
+    folded, own = learner.fold(attentions, 2), MethodItself(learner, attentions, 2)
     if not learner.uses_query:
         assert folded.constants.keys() == learner(None, "test").prompts.keys()
         return
-    assert type(folded) is not FoldedSelection
+    assert type(folded) is not MethodItself
     query = torch.randn(4, 24)
     rows = own(query).prompts
     for index, pair_of_rows in folded(query).prompts.items():

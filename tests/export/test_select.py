@@ -15,13 +15,14 @@ from torch.nn.functional import cosine_similarity
 from cdl_deploy.cli import main
 from cdl_deploy.errors import DataError, OptionError
 from cdl_deploy.export import ExportOptions, export_run
-from cdl_deploy.export.fixed_selection import Select, check_select, fix_selection
 from cdl_deploy.export.graph import ExportGraph
+from cdl_deploy.export.selection import Select, check_select, fix_selection
 from cdl_deploy.runtime.bundle import read_bundle
 from cdl_deploy.training.backbones.protocol import BlockPrompt
 from cdl_deploy.training.checkpoint import load_heldout, load_run
 from cdl_deploy.training.methods import METHODS, PromptSelection
-from cdl_deploy.training.models.learner import learner_logits
+from cdl_deploy.training.models.learner import learner_logits, learner_output
+from tests.export.test_methods import trained
 from tests.training.conftest import write_images
 from tests.training.naive import naive_coda_weights
 from tests.training.test_learner import pixels
@@ -72,7 +73,9 @@ def test_the_graph_is_the_model_with_that_choice_built_in(method, query, role, t
     queries = pair.encoder(samples).query
     prompts = chosen_slowly(learner.method, queries, task)
     fixed = fix_selection(learner, pair.encoder, task, list(samples.split(4)))
-    logits, _, scores = ExportGraph(pair, fixed)((images / 255 - learner.backbone.mean) / learner.backbone.std)
+    logits, _, scores = ExportGraph(pair, learner, fixed=fixed)(
+        (images / 255 - learner.backbone.mean) / learner.backbone.std
+    )
     monkeypatch.setattr(learner.method, "forward", lambda query, phase: PromptSelection(dict(prompts)))
     torch.testing.assert_close(logits, learner_logits(pair.encoder, learner, images), atol=1e-4, rtol=0)
     torch.testing.assert_close(scores.sum(dim=1), torch.ones(3))
@@ -94,7 +97,7 @@ def test_a_run_exported_with_one_tasks_prompts(small_run, tmp_path, capsys, monk
     images, labels = load_heldout(small_run, record)
     fixed = fix_selection(pair.student, pair.encoder, 2, [images[labels >= 2]])
     with torch.no_grad():
-        expected = learner_logits(pair.encoder, fixed, images).numpy()
+        expected = learner_logits(pair.encoder, pair.student, images, prompts=fixed.prompts).numpy()
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     logits, scores = session.run(["logits", "task_scores"], {"image": images.permute(0, 2, 3, 1).numpy()})
     np.testing.assert_allclose(logits, expected, atol=1e-4)
@@ -112,6 +115,28 @@ def test_a_run_exported_with_the_prompts_of_a_folders_images(small_run, tmp_path
     assert (student.method.query, teacher.method.query) == (None, None)
     stored = sum(int(np.prod(v.dims)) for v in onnx.load(tmp_path / "out/teacher.onnx").graph.initializer)
     assert stored <= 1.01 * teacher.parameters + 2000, "the student is not in the teacher's file"
+
+
+@pytest.mark.parametrize("select", ["in-graph", "task:2"])
+def test_a_calibrated_run_is_exported_as_calibrated_whoever_selects(select, tmp_path, monkeypatch):
+    record, pair = trained(tmp_path, method="coda", components_per_task=2, calibration="statistics")
+    student = pair.student
+    images, labels = load_heldout(tmp_path / "run", record)
+    (exported,) = export_run(tmp_path / "run", tmp_path / "out", ExportOptions(select=select))
+    if select == "task:2":
+        with torch.no_grad():
+            prompts = chosen_slowly(student.method, pair.encoder(images[labels >= 2]).query, 2)
+        monkeypatch.setattr(student.method, "forward", lambda query, phase: PromptSelection(dict(prompts)))
+    with torch.no_grad():
+        plain = student.uncalibrated(learner_output(pair.encoder, student, images))
+    expected = torch.stack([row * student.calibration.scale + student.calibration.offset for row in plain])
+    session = onnxruntime.InferenceSession(tmp_path / "out/student.onnx", providers=["CPUExecutionProvider"])
+    found = session.run(["logits"], {"image": images.permute(0, 2, 3, 1).numpy()})[0]
+    np.testing.assert_allclose(found, expected.numpy(), atol=1e-4)
+    assert float((expected - plain).abs().max()) > 1e-2, "calibration changes something here"
+    backbone = sum(value.numel() for value in student.backbone.parameters())
+    components = 5 * 4 * (64 + 64 + 8 * 64) if select == "in-graph" else 5 * 8 * 64
+    assert exported.bundle.parameters == backbone + components + 4 * (64 + 1), "statistics are no parameters"
 
 
 @pytest.mark.parametrize(("text", "message"), [

@@ -97,7 +97,7 @@ def test_single_additions_equal_one_run_bit_for_bit(tmp_path, method):
     assert all(torch.equal(expected[name], found[name]) for name in expected)
     for a, b in zip(whole.tasks, grown.tasks, strict=True):
         for key in ("classes", "train_images", "data_fingerprint", "test_fingerprint", "optim"):
-            assert a[key] == b[key]
+            assert getattr(a, key) == getattr(b, key)
 
 
 def two_tasks(root):

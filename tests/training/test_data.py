@@ -17,7 +17,7 @@ from cdl_deploy.data.preprocessing import ResizeCrop
 from cdl_deploy.data.sources import digits, fingerprint, image_folder, open_source
 from cdl_deploy.errors import DataError
 from cdl_deploy.run.config import DataConfig
-from cdl_deploy.training.data.loading import batches
+from cdl_deploy.training.data.loading import LoadedImages, batches
 from cdl_deploy.training.data.tasks import make_tasks
 from cdl_deploy.training.data.transforms import evaluation_transform, training_transform
 from tests.training.conftest import COLOURS, write_images
@@ -218,3 +218,21 @@ def test_batches_do_not_depend_on_who_loads_them(photos):
     for (a, x), (b, y) in zip(_batches(photos), _batches(photos, workers=2), strict=True):
         assert torch.equal(a, b)
         assert torch.equal(x, y)
+
+
+def test_worker_processes_are_started_once_and_every_pass_is_what_a_fresh_loader_gives(photos):
+    """Of another epoch, of the other learner, of an epoch that was stopped, and after a pass that was left halfway."""
+    train = image_folder(photos).train
+    transform = training_transform(ResizeCrop.square(32, 36, "bicubic"), "photo")
+    items, labels = list(train.items), train.labels.tolist()
+    images = LoadedImages(items, labels, transform, 2)
+    started = set()
+    for scope, skip in (((1, "teacher", 0), 0), ((1, "teacher", 1), 0), ((1, "student", 0), 2), ((1, "student", 1), 0)):
+        fresh = batches(items, labels, transform, 5, seed=3, scope=scope, shuffle=True, skip=skip)
+        found = images.batches(5, 3, scope, skip)
+        for (pixels, own), (wanted, expected) in zip(found, fresh, strict=True):
+            assert torch.equal(pixels, wanted)
+            assert torch.equal(own, expected)
+        started |= {worker.pid for worker in found._iterator._workers}
+        next(iter(images.batches(5, 4, scope)))
+    assert len(started) == 2

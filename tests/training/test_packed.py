@@ -12,12 +12,14 @@ from cdl_deploy.training.backbones import packed
 from cdl_deploy.training.backbones.packed import PackedLinear, can_pack
 from cdl_deploy.training.backbones.protocol import BlockPrompt
 from cdl_deploy.training.machine import compile_blocks, in_precision
+from cdl_deploy.training.step import stage_losses
 from tests.training.conftest import make_backbone
 from tests.training.test_learner import make_pair
 
-pytestmark = pytest.mark.skipif(not can_pack(torch.device("cpu")), reason="no oneDNN kernels on this machine")
+needs_kernels = pytest.mark.skipif(not can_pack(torch.device("cpu")), reason="no oneDNN kernels on this machine")
 
 
+@needs_kernels
 @settings(max_examples=25, deadline=None)
 @given(st.integers(1, 70), st.integers(1, 70), st.integers(1, 9), st.booleans(), st.booleans())
 def test_a_packed_layer_is_a_linear_layer(inputs, outputs, rows, has_bias, contiguous):
@@ -39,6 +41,7 @@ def test_a_packed_layer_is_a_linear_layer(inputs, outputs, rows, has_bias, conti
         torch.testing.assert_close(layer.then_gelu(ours), F.gelu(expected), atol=1e-4, rtol=1e-4)
 
 
+@needs_kernels
 @pytest.mark.parametrize("read", [None, (0, -1)])
 def test_a_packed_backbone_computes_the_same(read):
     """Blocks with and without prompts, all tokens and some, and the gradients of prompts and tokens."""
@@ -71,6 +74,7 @@ def test_a_packed_backbone_computes_the_same(read):
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(run(), before, strict=True)), "not unpacked"
 
 
+@needs_kernels
 def test_what_is_not_packed(monkeypatch):
     """Small models, compiled ones, bf16, other devices, and a PyTorch without the kernels."""
     small = make_backbone()
@@ -95,3 +99,24 @@ def test_what_is_not_packed(monkeypatch):
     compile_blocks(pair, "eager")
     with in_precision(pair, "fp32"):
         assert not any(backbone.packed for backbone in backbones)
+
+
+@pytest.mark.parametrize("missing", ["_reorder_linear_weight", "_linear_pointwise"])
+def test_without_the_operators_training_goes_on_unpacked(missing, monkeypatch):
+    """PyTorch promises nothing about them: where one is gone, or does something else, layers stay as they are."""
+
+    class Gone:
+        def __getattr__(self, name):
+            if name == missing:
+                raise AttributeError(f"'_OpNamespace' 'mkldnn' object has no attribute '{name}'")
+            return lambda weight, *rest: weight
+
+    monkeypatch.setattr("cdl_deploy.training.backbones.plain.SMALLEST_WIDTH", 1)
+    pair = make_pair()
+    images, labels = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8), torch.tensor([2, 3, 4, 2])
+    plain = {name: value.item() for name, value in stage_losses(pair, "student", images, labels).items()}
+    monkeypatch.setattr(packed, "mkldnn", Gone())
+    assert not can_pack(torch.device("cpu"))
+    with in_precision(pair, "fp32"):
+        found = {name: value.item() for name, value in stage_losses(pair, "student", images, labels).items()}
+    assert found == plain

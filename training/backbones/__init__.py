@@ -7,10 +7,12 @@ from typing import Any
 from torch import nn
 
 from cdl_deploy.errors import WeightsError
+from cdl_deploy.run import plugins
 from cdl_deploy.training.backbones.plain import PlainViT
 from cdl_deploy.training.backbones.protocol import Backbone
+from cdl_deploy.training.registry import Registry
 
-BACKBONES: dict[str, Any] = {"plain": PlainViT}
+BACKBONES: Registry[Any] = Registry(plugins.BACKBONES, {"plain": PlainViT})
 """Each is made of (network, mean, std). The first that does not refuse a network takes it."""
 
 

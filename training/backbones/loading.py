@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cdl_deploy.errors import WeightsError, nearest
 from cdl_deploy.run.record import BackboneInfo
-from cdl_deploy.training.backbones import Backbone, build_backbone, hub, mini, small
+from cdl_deploy.training.backbones import Backbone, build_backbone, hub, mini, patch14, small
 
 MISMATCHES_NAMED = 3
 
@@ -74,6 +74,7 @@ def known_model(model: str) -> None:
     name, _, tag = model.partition(".")
     if not is_model(name):
         plain = [*list_models("vit_*", module="vision_transformer"), *mini.MINI_MODELS, *small.SMALL_MODELS]
+        plain += patch14.PATCH14_MODELS
         raise WeightsError(f"model '{model}' is unknown to timm{nearest(name, plain)}")
     tags = [full.partition(".")[2] for full in list_models(f"{name}*", pretrained=True) if full.split(".")[0] == name]
     if tag and tag not in tags:

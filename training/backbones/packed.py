@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+mkldnn: Any = torch.ops.mkldnn
+"""Operators of PyTorch's own compiler; `can_pack` says whether they are there."""
 SMALLEST_WIDTH = 256
 """Of a model whose layers are worth packing."""
 
@@ -92,11 +94,11 @@ def _kernels_there() -> bool:
 
 
 def _pack(weight: Tensor) -> Tensor:
-    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight)
+    packed: Tensor = mkldnn._reorder_linear_weight(weight)
     return packed
 
 
 def _multiply(x: Tensor, packed: Tensor, bias: Tensor | None, then: str = "none") -> Tensor:
     """`then`: what is done to the product, `none` or `gelu`, whose algorithm `none` is the exact one."""
-    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias, then, [], "none" if then == "gelu" else "")
+    product: Tensor = mkldnn._linear_pointwise(x, packed, bias, then, [], "none" if then == "gelu" else "")
     return product

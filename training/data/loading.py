@@ -88,6 +88,19 @@ class SeededBatches(Sampler[list[Key]]):
             yield list(self.share(keys)) or keys[:1]
 
 
+class PassAfterPass(Sampler[list[Key]]):
+    """The batches of the `order` that is set before each pass."""
+
+    def __init__(self, order: SeededBatches) -> None:
+        self.order = order
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        return iter(self.order)
+
+
 class TrainingImages(ABC):
     """Images to learn from, wherever they are."""
 
@@ -107,6 +120,9 @@ class LoadedImages(TrainingImages):
 
     def __init__(self, items: Sequence[Item], labels: Sequence[int], transform: PixelTransform, workers: int) -> None:
         self.items, self.labels, self.transform, self.workers = items, labels, transform, workers
+        self.passes: PassAfterPass | None = None
+        self.loader: DataLoader[tuple[Tensor, Tensor]] | None = None
+        """Where worker processes load: they are started once and serve every pass."""
 
     def __len__(self) -> int:
         return len(self.items)
@@ -114,18 +130,14 @@ class LoadedImages(TrainingImages):
     def batches(
         self, batch_size: int, seed: int, scope: tuple[str | int, ...], skip: int = 0, share: Share = lambda keys: keys
     ) -> Iterable[tuple[Tensor, Tensor]]:
-        return batches(
-            self.items,
-            self.labels,
-            self.transform,
-            batch_size,
-            workers=self.workers,
-            seed=seed,
-            scope=scope,
-            shuffle=True,
-            skip=skip,
-            share=share,
-        )
+        order = SeededBatches(len(self.items), batch_size, seed, scope, True, skip, share)
+        if not self.workers:
+            return make_loader(self.items, self.labels, self.transform, order)
+        if self.loader is None or self.passes is None:
+            self.passes = PassAfterPass(order)
+            self.loader = make_loader(self.items, self.labels, self.transform, self.passes, self.workers)
+        self.passes.order = order
+        return self.loader
 
 
 def batches(
@@ -142,10 +154,23 @@ def batches(
     share: Share = lambda keys: keys,
 ) -> DataLoader[tuple[Tensor, Tensor]]:
     """A loader of (pixels [B, 3, height, width] uint8, labels [B] int64)."""
+    order = SeededBatches(len(items), batch_size, seed, scope, shuffle, skip, share)
+    return make_loader(items, labels, transform, order, workers)
+
+
+def make_loader(
+    items: Sequence[Item],
+    labels: Sequence[int],
+    transform: PixelTransform,
+    order: SeededBatches | PassAfterPass,
+    workers: int = 0,
+) -> DataLoader[tuple[Tensor, Tensor]]:
+    """A loader of the batches in `order`."""
     # A batch's labels, ints in the dataset, are collated into one tensor.
     dataset = cast(Dataset[tuple[Tensor, Tensor]], PixelDataset(items, labels, transform))
-    sampler = SeededBatches(len(items), batch_size, seed, scope, shuffle, skip, share)
-    return DataLoader(dataset, batch_sampler=sampler, num_workers=workers, pin_memory=torch.cuda.is_available())
+    again = isinstance(order, PassAfterPass) and workers > 0
+    pin = torch.cuda.is_available()
+    return DataLoader(dataset, batch_sampler=order, num_workers=workers, pin_memory=pin, persistent_workers=again)
 
 
 def to_device(batch: Tensor, device: torch.device) -> Tensor:

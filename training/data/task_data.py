@@ -97,7 +97,7 @@ class TaskData:
         items: list[Item] = []
         labels: list[int] = []
         for name in plan.known_classes + plan.classes:
-            own = images.of_class(name)
+            own = [item for item in images.of_class(name) if not (isinstance(item, Path) and str(item) in self.skipped)]
             items += own
             labels += [self.positions[name]] * len(own)
         return TaskImages(items, labels)
@@ -131,8 +131,8 @@ class TaskData:
 def open_sources(
     plans: list[TaskPlan], finished: int, on_check: OnCheck | None = None
 ) -> dict[tuple[str, float | None, bool], ImageSource]:
-    """Open the folder of every task that is still to be learned; every image is decoded once."""
-    return {
-        position: open_source(*position, on_check)
-        for position in dict.fromkeys(plan.source_key for plan in plans[finished:])
-    }
+    """Open the folder of every task that is still to be learned; every image of its classes is decoded once."""
+    left: dict[tuple[str, float | None, bool], set[str]] = {}
+    for plan in plans[finished:]:
+        left.setdefault(plan.source_key, set()).update(plan.classes + plan.known_classes)
+    return {key: open_source(*key, on_check, classes) for key, classes in left.items()}

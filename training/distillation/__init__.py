@@ -1,10 +1,12 @@
-"""The distillations by name. A new one is a file in this folder and a line in `DISTILLATIONS`."""
+"""The distillations by name. A new one is a file in this folder and a line in `DISTILLATIONS`, or a package of its own:
+see docs/extending.md."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from cdl_deploy.run import plugins
 from cdl_deploy.run.config import MethodConfig
 from cdl_deploy.training.backbones.protocol import NetworkShape
 from cdl_deploy.training.distillation.deit import DeitToken
@@ -15,16 +17,20 @@ from cdl_deploy.training.distillation.kdp import KDPrompts
 from cdl_deploy.training.distillation.protocol import Distillation, LearnerOutput, Networks
 from cdl_deploy.training.distillation.reviewkd import ReviewKD
 from cdl_deploy.training.methods import build_student_head
+from cdl_deploy.training.registry import Registry
 
-DISTILLATIONS: dict[str, type[Distillation]] = {
-    "none": Distillation,
-    "kd": KD,
-    "dkd": DKD,
-    "fitnets": FitNets,
-    "reviewkd": ReviewKD,
-    "deit": DeitToken,
-    "kdp": KDPrompts,
-}
+DISTILLATIONS: Registry[type[Distillation]] = Registry(
+    plugins.DISTILLATIONS,
+    {
+        "none": Distillation,
+        "kd": KD,
+        "dkd": DKD,
+        "fitnets": FitNets,
+        "reviewkd": ReviewKD,
+        "deit": DeitToken,
+        "kdp": KDPrompts,
+    },
+)
 
 
 def needs_teacher(distill: str) -> bool:

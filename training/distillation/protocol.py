@@ -84,7 +84,7 @@ class Distillation(nn.Module):
     def append_token(self, tokens: Tokens) -> Float[Tensor, "B more D"]:
         """The tokens that enter the first prompted block."""
         extra = self.extra_tokens()
-        return tokens if extra is None else torch.cat([tokens, extra.expand(tokens.shape[0], *extra.shape)], dim=1)
+        return tokens if extra is None else torch.cat([tokens, extra.expand(tokens.shape[0], len(extra), -1)], dim=1)
 
     def block_prompts(self) -> dict[int, BlockPrompt]:
         """Prompts of the distillation's own, by block; they carry no batch dimension of their own (b = 1)."""

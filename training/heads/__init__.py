@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from cdl_deploy.run import plugins
 from cdl_deploy.training.heads.cosine import CosineHead
 from cdl_deploy.training.heads.linear import LinearHead
 from cdl_deploy.training.heads.protocol import FoldedHead, Head
+from cdl_deploy.training.registry import Registry
 
-HEADS: dict[str, type[Head]] = {"linear": LinearHead, "cosine": CosineHead}
+HEADS: Registry[type[Head]] = Registry(plugins.HEADS, {"linear": LinearHead, "cosine": CosineHead})
 
 __all__ = ["HEADS", "FoldedHead", "Head"]

@@ -1,11 +1,13 @@
-"""The continual-learning methods by name. A new one is a file in this folder and a line in `METHODS`."""
+"""The continual-learning methods by name. A new one is a file in this folder and a line in `METHODS`, or a
+package of its own: see docs/extending.md."""
 
 from __future__ import annotations
 
 import torch
 
 from cdl_deploy.errors import OptionError
-from cdl_deploy.run.config import MethodConfig
+from cdl_deploy.run import plugins
+from cdl_deploy.run.config import MethodConfig, check_name
 from cdl_deploy.training.backbones.protocol import NetworkShape
 from cdl_deploy.training.features import Feature
 from cdl_deploy.training.heads import HEADS, Head
@@ -14,13 +16,11 @@ from cdl_deploy.training.methods.coda import CodaPrompt
 from cdl_deploy.training.methods.dualprompt import DualPrompt
 from cdl_deploy.training.methods.l2p import L2P
 from cdl_deploy.training.methods.protocol import ContinualMethod, Phase, PromptSelection
+from cdl_deploy.training.registry import Registry
 
-METHODS: dict[str, type[ContinualMethod]] = {
-    "l2p": L2P,
-    "dualprompt": DualPrompt,
-    "coda": CodaPrompt,
-    "apt": AdditivePrompts,
-}
+METHODS: Registry[type[ContinualMethod]] = Registry(
+    plugins.METHODS, {"l2p": L2P, "dualprompt": DualPrompt, "coda": CodaPrompt, "apt": AdditivePrompts}
+)
 
 
 def build_method(shape: NetworkShape, config: MethodConfig, generator: torch.Generator) -> ContinualMethod:
@@ -43,6 +43,7 @@ def build_student_head(width: int, config: MethodConfig, features: tuple[Feature
     """The same for the student, which may have a kind of its own: for the classes or for the distillation's logits."""
     if config.student_head == "method":
         return build_head(width, config, features)
+    check_name("--student-head", config.student_head, ("method", *HEADS))
     return HEADS[config.student_head](width, config.head_start, features)
 
 

@@ -20,6 +20,14 @@ from cdl_deploy.errors import OptionError
 from cdl_deploy.run.method_options import CodaConfig
 from cdl_deploy.training.backbones.protocol import BlockPrompt, NetworkShape
 from cdl_deploy.training.growing import Cached, GrowingRows
+from cdl_deploy.training.methods.folded import (
+    Attentions,
+    Chosen,
+    FixedSelection,
+    FoldedSelection,
+    fitted,
+    split_parts,
+)
 from cdl_deploy.training.methods.protocol import ContinualMethod, Phase, PromptSelection, prompted_blocks
 from cdl_deploy.training.shapes import Query, Similarities
 
@@ -63,6 +71,20 @@ class CodaPrompt(ContinualMethod):
             penalty = torch.stack([block.orthogonality() for block in blocks.values()]).sum()
             losses["orthogonality"] = self.orthogonality * penalty
         return PromptSelection(prompts, losses)
+
+    def fold(self, attentions: Attentions, tasks: int) -> FoldedSelection:
+        return FoldedCoda(self, attentions, tasks)
+
+    def fix_selection(self, queries: Query, task: int | None, tasks: int) -> FixedSelection:
+        """Mean weights of all components; a task's score is its share of Σ |w|."""
+        prompts, strengths = {}, torch.zeros(tasks)
+        for index, block in self.own_blocks().items():
+            weights = block.weights(queries).mean(dim=0)
+            rows = (weights @ block.prompts.all().flatten(1)).view(1, *block.prompts.shape)
+            key_prompts, value_prompts = rows.chunk(2, dim=1)
+            prompts[index] = BlockPrompt(prefix=(key_prompts, value_prompts))
+            strengths += weights.abs().view(tasks, -1).sum(dim=1)
+        return FixedSelection(prompts, (strengths / strengths.sum())[None])
 
     def similarities(self, query: Query) -> list[Similarities]:
         """w in each of the five blocks."""
@@ -117,6 +139,47 @@ class CodaBlock(nn.Module):
             matrix = rows.all().flatten(1)
             total = total + (matrix @ matrix.T - torch.eye(len(matrix), device=matrix.device)).square().mean()
         return total
+
+
+class FoldedCoda(FoldedSelection):
+    """CODA's weights for all its blocks as two matrix products, its prompts as one more in each block.
+
+    w = (q · (A∘K̂)ᵀ) / √(q² · (A²)ᵀ), with the M components of all blocks side by side. A task's score is its share of
+    Σ |w| over all blocks.
+    """
+
+    by_task = True
+
+    numerator: Tensor
+    denominator: Tensor
+
+    def __init__(self, method: CodaPrompt, attentions: Attentions, tasks: int) -> None:
+        super().__init__(tasks)
+        blocks = method.own_blocks()
+        self.indices = tuple(blocks)
+        self.heads, self.prompt_length = attentions[self.indices[0]].heads, method.prompt_length
+        masks = torch.cat([block.attentions.all() for block in blocks.values()])
+        keys = torch.cat([F.normalize(block.keys.all(), dim=1) for block in blocks.values()])
+        self.register_buffer("numerator", (masks * keys).T.contiguous())
+        self.register_buffer("denominator", masks.square().T.contiguous())
+        for index, block in blocks.items():
+            prompts = block.prompts.all().unflatten(1, (2, -1)).detach()
+            shift = fitted(torch.zeros_like(prompts[:1]), attentions[index])  # once, whatever the weights add up to
+            self.register_buffer(f"shift_{index}", shift.flatten())
+            by_head = split_parts(prompts, self.heads)  # as heads want them, so no transpose is left
+            self.register_buffer(f"prompts_{index}", by_head.flatten(1).contiguous())
+
+    def forward(self, query: Tensor | None) -> Chosen:
+        assert query is not None
+        norm = (query.square() @ self.denominator).sqrt().clamp_min(1e-12)
+        weights = (query @ self.numerator) / norm
+        prompts = {}
+        for index, own in zip(self.indices, weights.chunk(len(self.indices), dim=1), strict=True):
+            rows = own @ self.get_buffer(f"prompts_{index}") + self.get_buffer(f"shift_{index}")
+            parts = rows.unflatten(1, (2, self.heads, self.prompt_length, -1))
+            prompts[index] = (parts[:, 0], parts[:, 1])
+        strengths = weights.abs().unflatten(1, (len(self.indices), self.tasks, -1)).sum(dim=(1, 3))
+        return Chosen(prompts, strengths / strengths.sum(dim=1, keepdim=True).clamp_min(1e-12))
 
 
 def similarity_factors(

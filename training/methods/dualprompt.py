@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from cdl_deploy.run.method_options import DualPromptConfig
 from cdl_deploy.training.backbones.protocol import BlockPrompt, NetworkShape
 from cdl_deploy.training.growing import GrowingRows
+from cdl_deploy.training.methods.folded import Attentions, Chosen, FixedSelection, FoldedSelection, fitted
 from cdl_deploy.training.methods.protocol import ContinualMethod, Phase, PromptSelection, prompted_blocks
 from cdl_deploy.training.shapes import Query, Similarities
 
@@ -76,6 +77,21 @@ class DualPrompt(ContinualMethod):
             prompts[index] = BlockPrompt(prefix=(rows[:, 0], rows[:, 1]))
         return PromptSelection(prompts, {"key_loss": self.key_loss_weight * torch.stack(pulls).sum()} if pulls else {})
 
+    def fold(self, attentions: Attentions, tasks: int) -> FoldedSelection:
+        return FoldedDualPrompt(self, attentions, tasks)
+
+    def fix_selection(self, queries: Query, task: int | None, tasks: int) -> FixedSelection:
+        """The entry of `task`, or in each block the one that is nearest to most queries."""
+        prompts, shares = self.shared_prompts(), torch.zeros(1, tasks)
+        entries = self.own_entries()
+        for index, block in entries.items():
+            nearest_keys = block.similarity(queries).argmax(dim=1)
+            chosen = task - 1 if task is not None else int(torch.bincount(nearest_keys, minlength=tasks).argmax())
+            rows = block.prompts.all()[chosen]
+            prompts[index] = BlockPrompt(prefix=(rows[0:1], rows[1:2]))
+            shares[0, chosen] += 1 / len(entries)
+        return FixedSelection(prompts, shares)
+
     def similarities(self, query: Query) -> list[Similarities]:
         """cos(q, k_j) in each of the three blocks."""
         return [entries.similarity(query) for entries in self.own_entries().values()]
@@ -102,3 +118,38 @@ class TaskEntries(nn.Module):
         """The prompt of the task whose key is nearest."""
         prompts = self.prompts.all()
         return prompts[self.similarity(query).argmax(dim=1)]
+
+
+class FoldedDualPrompt(FoldedSelection):
+    """The entry with the largest q · k̂ in each block, the keys of all blocks side by side; shared prompts are constant.
+
+    The length of the query changes no order, so it is left out. A task's score is the share of the blocks in which its
+    entry was chosen.
+    """
+
+    by_task = True
+    keys: Tensor
+    numbers: Tensor
+
+    def __init__(self, method: DualPrompt, attentions: Attentions, tasks: int) -> None:
+        super().__init__(tasks)
+        self.constants = method.shared_prompts()
+        entries = method.own_entries()
+        self.indices = tuple(entries)
+        keys = torch.cat([F.normalize(block.keys.all(), dim=1) for block in entries.values()])
+        self.register_buffer("keys", keys.detach().T.contiguous())
+        self.register_buffer("numbers", torch.arange(tasks))
+        for index, block in entries.items():
+            by_head = fitted(block.prompts.all().detach(), attentions[index])
+            self.parts = by_head.shape[1:]
+            self.register_buffer(f"prompts_{index}", by_head.flatten(1).contiguous())
+
+    def forward(self, query: Tensor | None) -> Chosen:
+        assert query is not None
+        prompts = {}
+        # Compared for all blocks at once, [B, blocks, T]: an argmax each would be as many small nodes.
+        nearest = (query @ self.keys).unflatten(1, (len(self.indices), self.tasks)).argmax(dim=2)
+        for position, index in enumerate(self.indices):
+            rows = F.embedding(nearest[:, position], self.get_buffer(f"prompts_{index}")).unflatten(1, self.parts)
+            prompts[index] = (rows[:, 0], rows[:, 1])
+        return Chosen(prompts, (nearest.unsqueeze(2) == self.numbers).float().mean(dim=1))

@@ -14,6 +14,13 @@ from cdl_deploy.run.options import Options
 from cdl_deploy.training.backbones.protocol import BlockPrompt, NetworkShape
 from cdl_deploy.training.heads import Head
 from cdl_deploy.training.heads.linear import LinearHead
+from cdl_deploy.training.methods.folded import (
+    Attentions,
+    ConstantSelection,
+    FixedSelection,
+    FoldedSelection,
+    MethodItself,
+)
 from cdl_deploy.training.shapes import Query, Similarities
 
 Phase = Literal["train", "distil", "test"]
@@ -60,6 +67,24 @@ class ContinualMethod(nn.Module, ABC):
     @abstractmethod
     def forward(self, query: Query | None, phase: Phase) -> PromptSelection:
         """Choose prompts for a batch from its query [B, Q]."""
+
+    def fold(self, attentions: Attentions, tasks: int) -> FoldedSelection:
+        """Its selection after `tasks` tasks as export wants it. Unless a method says better, it runs as it is."""
+        if self.uses_query:
+            return MethodItself(self, attentions, tasks)
+        return ConstantSelection(FixedSelection(self(None, "test").prompts, None), tasks)
+
+    def fix_selection(self, queries: Query, task: int | None, tasks: int) -> FixedSelection:
+        """For `cdl export --select`: one choice for all images, from the queries [n, Q] of some, or for task `task`.
+
+        `tasks` have been learned; `task` counts from 1. Raises OptionError where the method has no such choice.
+        """
+        raise OptionError(f"{type(self).__name__} cannot select once for all images: export it with --select in-graph")
+
+    @classmethod
+    def can_fix_selection(cls) -> bool:
+        """Whether it has a `fix_selection` of its own."""
+        return cls.fix_selection is not ContinualMethod.fix_selection
 
     def similarities(self, query: Query) -> list[Similarities]:
         """For each block that chooses, how near the query is to each key: what `--query-regulariser` compares."""

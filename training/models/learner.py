@@ -15,7 +15,7 @@ from cdl_deploy.training.backbones.protocol import Backbone, BlockPrompt, Output
 from cdl_deploy.training.distillation.protocol import Distillation, LearnerOutput
 from cdl_deploy.training.features import Feature, in_order, side_by_side
 from cdl_deploy.training.heads import FoldedHead, Head
-from cdl_deploy.training.methods.protocol import ContinualMethod, Phase
+from cdl_deploy.training.methods.protocol import ContinualMethod, Phase, PromptSelection
 from cdl_deploy.training.models.calibration import TaskCalibration
 from cdl_deploy.training.shapes import Logits, Pixels, Query, Tokens
 
@@ -125,9 +125,17 @@ class Learner(nn.Module):
         return torch.tensor([*sorted(self.known), *new], device=self.backbone.mean.device)
 
     def forward(
-        self, tokens: Tokens, query: Query | None, phase: Phase, entry: int = 0, hidden_blocks: int = 0
+        self,
+        tokens: Tokens,
+        query: Query | None,
+        phase: Phase,
+        entry: int = 0,
+        hidden_blocks: int = 0,
+        prompts: dict[int, BlockPrompt] | None = None,
     ) -> LearnerOutput:
         """From tokens [B, N, D] that enter block `entry` and the query [B, Q] to the logits of every class seen.
+
+        With `prompts` the method selects nothing: every image gets these.
 
         The last block computes what the heads read, or, where a distillation looks at the tokens after the last
         `hidden_blocks` blocks, all of them.
@@ -135,7 +143,7 @@ class Learner(nn.Module):
         features = self.features
         output_tokens: OutputTokens = None if hidden_blocks else self.backbone.output_tokens(features)
         hidden: deque[Tensor] = deque(maxlen=hidden_blocks)
-        selection = self.method(query, phase)
+        selection = self.method(query, phase) if prompts is None else PromptSelection(prompts)
         prompts = merge(selection.prompts, self.distillation.block_prompts())
         tokens = self.backbone.run_blocks(tokens, entry, self.first_block, hidden=hidden)
         tokens = self.distillation.append_token(tokens)
@@ -194,17 +202,25 @@ def merge(first: dict[int, BlockPrompt], second: dict[int, BlockPrompt]) -> dict
 
 
 def learner_output(
-    encoder: QueryEncoder, learner: Learner, images: Pixels, query: QueryResult | None = None
+    encoder: QueryEncoder,
+    learner: Learner,
+    images: Pixels,
+    query: QueryResult | None = None,
+    prompts: dict[int, BlockPrompt] | None = None,
 ) -> LearnerOutput:
-    """What `learner` computes for `images` at test time."""
-    result = query or encoder(images, learner.method.uses_query)
+    """What `learner` computes for `images` at test time, with `prompts` instead of those it would select."""
+    result = query or encoder(images, learner.method.uses_query and prompts is None)
     if learner.backbone is encoder.backbone:
-        return learner(result.student_tokens, result.query, "test", result.entry)
-    return learner(learner.backbone.embed(images), result.query, "test")
+        return learner(result.student_tokens, result.query, "test", result.entry, prompts=prompts)
+    return learner(learner.backbone.embed(images), result.query, "test", prompts=prompts)
 
 
 def learner_logits(
-    encoder: QueryEncoder, learner: Learner, images: Pixels, query: QueryResult | None = None
+    encoder: QueryEncoder,
+    learner: Learner,
+    images: Pixels,
+    query: QueryResult | None = None,
+    prompts: dict[int, BlockPrompt] | None = None,
 ) -> Float[Tensor, "B C"]:
-    """What `learner` answers for `images` at test time."""
-    return learner.predict(learner_output(encoder, learner, images, query))
+    """What `learner` answers for `images` at test time, with `prompts` instead of those it would select."""
+    return learner.predict(learner_output(encoder, learner, images, query, prompts))
