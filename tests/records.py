@@ -35,22 +35,22 @@ def results(tasks: int, accuracy: float = 80.0) -> dict[str, Any]:
     return {**{name: accuracy + 1.7 * i for i, name in enumerate(METRICS)}, "accuracy_matrix": matrix}
 
 
-def run_json(tasks: int = 2, teacher: bool = True, **changes: Any) -> dict[str, Any]:
-    """A whole run.json of a run that has finished its tasks, each of two classes."""
+def run_json(count: int = 2, has_teacher: bool = True, **changes: Any) -> dict[str, Any]:
+    """A whole run.json of a run that has finished `count` tasks, each of two classes."""
     plan: dict[str, Any] = {"data": "digits", "holdout": None, "skip_bad": False, "known_classes": [], "optim": {}}
-    names = [[f"{2 * i}", f"{2 * i + 1}"] for i in range(tasks)]
+    names = [[f"{2 * i}", f"{2 * i + 1}"] for i in range(count)]
     return {
         "format_version": 2,
         "kind": "cdl-deploy run",
         "producer": {"name": "cdl-deploy", "version": "0.0.1"},
         "status": "finished",
-        "student": results(tasks),
-        "teacher": results(tasks, 90.0) if teacher else None,
+        "student": results(count),
+        "teacher": results(count, 90.0) if has_teacher else None,
         "tasks": [finished_task(i + 1, classes) for i, classes in enumerate(names)],
         "plans": [{**plan, "classes": classes} for classes in names],
         "config": {"data": {}, "models": {}, "method": {}, "optim": {"epochs": 1, "seed": 0}},
         "preprocessing": {"size": 32, "resize": 32, "interpolation": "bicubic", "augmentation": "gentle"},
-        "backbones": {role: backbone() for role in ("student", "teacher")[: 2 if teacher else 1]},
+        "backbones": {role: backbone() for role in ("student", "teacher")[: 2 if has_teacher else 1]},
         "skipped_images": [],
         **changes,
     }

@@ -61,7 +61,7 @@ def test_what_it_says_are_attributes(write):
     results = record.results("student")
     assert results is not None
     assert results.forgetting == 80 + 1.7 * 2, "as the file says, which another version may have counted otherwise"
-    assert read_record(write(run_json(teacher=False))).results("teacher") is None
+    assert read_record(write(run_json(has_teacher=False))).results("teacher") is None
 
 
 def test_format_1_is_read_by_renaming(write):

@@ -3,43 +3,46 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from cdl_deploy.cli.cells import OneLine, duration, mean_std
 from cdl_deploy.cli.run_table import run_table
+from cdl_deploy.run.record import RunRecord, parse_record
+from tests.records import finished_task, run_json
 
 
-def record(tasks: int, classes: int, teacher: bool = True, data: str = "digits", **changes) -> dict:
+def record(tasks: int, classes: int, teacher: bool = True, data: str = "digits", planned: int = 0) -> RunRecord:
     matrix = [[90.0 - i] * (i + 1) for i in range(tasks)]
     entry = {
         "final_average_accuracy": 71.25,
         "average_incremental_accuracy": 80.04,
         "forgetting": 12.34,
         "forgetting_standard": 13.0,
+        "backward_transfer": 0.0,
         "accuracy_matrix": matrix,
     }
-    return {
-        "status": "finished",
-        "student": entry,
-        "teacher": entry if teacher else None,
-        "config": {
+    names = [[f"a class with a name, {i * classes + k}" for k in range(classes)] for i in range(tasks + planned)]
+    plans = run_json(1)["plans"][0]
+    seconds = {"teacher": 12345.6, "student": 2000.2, "evaluation": 3.0}
+    values = run_json(
+        tasks,
+        teacher,
+        student=entry,
+        teacher=entry if teacher else None,
+        tasks=[finished_task(i + 1, names[i], train_images=5000, seconds=seconds) for i in range(tasks)],
+        plans=[{**plans, "classes": own} for own in names],
+        config={
             "data": {"data": data},
+            "models": {},
             "method": {"method": "dualprompt", "distill": "reviewkd"},
             "optim": {"seed": 0},
         },
-        "tasks": [
-            {
-                "number": i + 1,
-                "classes": [f"a class with a name, {i * classes + k}" for k in range(classes)],
-                "train_images": 5000,
-                "seconds": {"teacher": 12345.6, "student": 2000.2, "evaluation": 3.0},
-            }
-            for i in range(tasks)
-        ],
-        **changes,
-    }
+    )
+    return parse_record(values, Path("run.json"))
 
 
 def printed(value, width: int) -> list[str]:
@@ -78,13 +81,13 @@ def test_the_title_is_short_and_says_what_is_missing():
     long = printed(run_table(record(2, 2, data="/home/somebody/images/flowers/by/month/of/the/year")), 80)
     assert long[0].rstrip() == "…ody/images/flowers/by/month/of/the/year: dualprompt + reviewkd, seed 0"
     assert long[1].rstrip() == "accuracy over all classes seen (%)"
-    unfinished = printed(run_table(record(2, 2, status="unfinished")), 100)
+    unfinished = printed(run_table(record(2, 2, planned=1)), 100)
     assert unfinished[0].rstrip() == "digits: dualprompt + reviewkd, seed 0, unfinished: 2 tasks so far"
 
 
 def test_names_with_brackets_are_no_markup():
     run = record(1, 1)
-    run["tasks"][0]["classes"] = ["[red]fox[/red]"]
+    run.tasks[0] = replace(run.tasks[0], classes=["[red]fox[/red]"])
     assert any("[red]fox[/red]" in line for line in printed(run_table(run), 80))
 
 

@@ -76,7 +76,7 @@ def test_models_in_pytorch(make_model, tmp_path):
         ("teacher", "onnx", None),
     ]
     shutil.copytree(tmp_path / "r", tmp_path / "alone")
-    (tmp_path / "alone" / "run.json").write_text(json.dumps(run_json(teacher=False)))
+    (tmp_path / "alone" / "run.json").write_text(json.dumps(run_json(has_teacher=False)))
     names = [m.name for m in find_models([tmp_path / "alone", tmp_path / "r"], torch=True) if m.kind == "torch"]
     assert names == ["alone/student (torch)", "r/student (torch)", "teacher (torch)"]
     with pytest.raises(OptionError, match="--torch measures the models of a run, and no run directory is given"):
