@@ -95,11 +95,10 @@ class TaskPlan:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return {
-            **dataclasses.asdict(self),
-            "classes": list(self.classes),
-            "known_classes": list(self.known_classes),
-        }
+        values = dataclasses.asdict(self)
+        if not self.added:
+            del values["added"]
+        return {**values, "classes": list(self.classes), "known_classes": list(self.known_classes)}
 
 
 @dataclass(frozen=True)
@@ -156,6 +155,13 @@ class FinishedTask:
     """By stage."""
     heads: dict[Role, FittedHead] = field(default_factory=dict)
     """Closed-form heads as they were after it."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        values = dataclasses.asdict(self)
+        if not self.heads:
+            del values["heads"]
+        return values
 
 
 @dataclass(frozen=True)
@@ -261,7 +267,7 @@ class RunRecord:
             "producer": {"name": "cdl-deploy", "version": __version__},
             "status": self.status,
             **roles,
-            "tasks": [dataclasses.asdict(task) for task in self.tasks],
+            "tasks": [task.to_dict() for task in self.tasks],
             "plans": [plan.to_dict() for plan in self.plans],
             "config": self.recorded_config(),
             "preprocessing": dataclasses.asdict(self.preprocessing),

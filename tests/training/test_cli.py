@@ -110,7 +110,7 @@ def test_the_library_prints_nothing_and_progress_needs_a_terminal(photos, tmp_pa
 
 
 ERRORS = [
-    (["--method", "codda"], "unknown, expected one of l2p, dualprompt, coda, apt; did you mean 'coda'?"),
+    (["--method", "codda"], "unknown, expected one of none, l2p, dualprompt, coda, apt; did you mean 'coda'?"),
     (["--query", "blok:4"], "--query is 'blok:4', expected full, or block:K with K at least 1, such as block:4"),
     (
         ["--query", "block:2"],
