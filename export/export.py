@@ -128,7 +128,7 @@ def export_run(
     """
     options = options or ExportOptions()
     record, pair = load_run(run, after)
-    images, labels = load_heldout(run, record)
+    images, labels = _known(record, *load_heldout(run, record))
     select = options.selection
     check_select(select, type(pair.student.method), record.config.method.method, len(record.tasks))
     learners = [pair.student]
@@ -167,6 +167,14 @@ def _with_updates(item: Exported, older: Sequence[Path], on_step: OnStep) -> Exp
     return replace(item, updates=make_updates(item.bundle.path, older))
 
 
+def _known(record: RunRecord, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Images of classes that were not forgotten; all of them where none was."""
+    if not record.forgotten:
+        return images, labels
+    kept = torch.isin(labels, torch.tensor(record.known_positions))
+    return images[kept], labels[kept]
+
+
 def _samples(select: Select, record: RunRecord, images: Tensor, labels: Tensor) -> list[Tensor]:
     """Batches of the images that select: a folder's, or those the run holds out of a task."""
     if select.images is not None:
@@ -174,7 +182,10 @@ def _samples(select: Select, record: RunRecord, images: Tensor, labels: Tensor) 
     assert select.task is not None
     own = record.tasks[select.task - 1].classes
     positions = torch.tensor([record.classes.index(name) for name in own])
-    return list(images[torch.isin(labels, positions)].split(BATCH))
+    chosen = images[torch.isin(labels, positions)]
+    if not len(chosen):
+        raise OptionError(f"--select {select.name}: every class of this task was forgotten, choose another")
+    return list(chosen.split(BATCH))
 
 
 def _export_learner(
@@ -191,7 +202,8 @@ def _export_learner(
     role = learner.role
     path = folder / f"{role}.onnx"
     on_step(f"{role}: building the graph")
-    graph = ExportGraph(pair, learner, pixels=options.input == "image", fixed=fixed)
+    known = record.known_positions if record.forgotten else None
+    graph = ExportGraph(pair, learner, pixels=options.input == "image", fixed=fixed, known=known)
     bundle = describe(record, learner, path, options, graph, fixed)
     model = export_onnx(graph, bundle, options.opset)
     if above_limit(model):
@@ -199,6 +211,7 @@ def _export_learner(
     save_onnx(model, path, encode_metadata(bundle))
     on_step(f"{role}: comparing with the trained model on {len(images)} held-out images")
     expected = trained_logits(pair.encoder, learner, images, fixed.prompts if fixed else None)
+    expected = expected if known is None else expected[:, known]
     bundle = replace(bundle, parity=check_parity(path, bundle.preprocessing, expected, images))
     save_onnx(model, path, encode_metadata(bundle))
     write_json(description_file(path), description(bundle))
@@ -242,11 +255,12 @@ def describe(
     info = record.backbones[role]
     preprocessing = record.preprocessing
     uses_query = graph.uses_query
+    known = set(record.known_classes)
     return Bundle(
         path=path,
         role=role,
-        classes=tuple(record.classes),
-        tasks=tuple(tuple(task.classes) for task in record.tasks),
+        classes=tuple(record.known_classes),
+        tasks=tuple(tuple(name for name in task.classes if name in known) for task in record.tasks),
         preprocessing=Preprocessing(
             height=preprocessing.size,
             width=preprocessing.size,
@@ -266,7 +280,7 @@ def describe(
         weights=Weights(model=info.model, sha256=info.sha256),
         run=RunOrigin(seed=record.config.optim.seed, tasks=len(record.tasks), fingerprint=run_fingerprint(record)),
         parameters=info.parameters + trained_parameters(learner, fixed),
-        top_k=min(MAX_TOP_K, len(record.classes)),
+        top_k=min(MAX_TOP_K, len(known)),
         accuracy=Accuracy(metrics.final_average_accuracy(matrix), metrics.forgetting(matrix)),
     )
 

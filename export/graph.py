@@ -14,6 +14,7 @@ Five things differ from the training model, and none changes a logit by more tha
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -39,9 +40,15 @@ class ExportGraph(nn.Module):
     """
 
     def __init__(
-        self, pair: TeacherStudent, learner: Learner, pixels: bool = False, fixed: FixedSelection | None = None
+        self,
+        pair: TeacherStudent,
+        learner: Learner,
+        pixels: bool = False,
+        fixed: FixedSelection | None = None,
+        known: Sequence[int] | None = None,
     ) -> None:
-        """`fixed`: the prompts that every image gets, instead of those the method selects for it."""
+        """`fixed`: the prompts that every image gets, instead of those the method selects for it. `known`: positions of
+        the classes that are in the file, where the learner was made to forget others."""
         super().__init__()
         self.query_backbone = pair.encoder.backbone
         self.backbone = learner.backbone
@@ -60,7 +67,7 @@ class ExportGraph(nn.Module):
             self.query_last = last_block(self.query_attentions[count - 1])
         tasks = len(learner.tasks)
         self.selection = ConstantSelection(fixed, tasks) if fixed else learner.method.fold(self.attentions, tasks)
-        self.head = fold_heads(learner)
+        self.head = fold_heads(learner, known)
         self.token = learner.distillation.append_token
         self.uses_query = self.selection.uses_query
         self.first_block = learner.first_block

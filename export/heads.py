@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -45,7 +47,12 @@ class FoldedHeads(nn.Module):
         return nn.functional.linear(rows, self.weight, self.bias)
 
 
-def fold_heads(learner: Learner) -> FoldedHeads:
-    """Class head and the distillation's, with their shares in the prediction, and calibrated if the learner is."""
+def fold_heads(learner: Learner, known: Sequence[int] | None = None) -> FoldedHeads:
+    """Class head and the distillation's, with their shares in the prediction, and calibrated if the learner is.
+
+    `known`: the classes it is to have, by their position among the learner's logits; default: all.
+    """
     folded = learner.fold_heads()
+    if known is not None:
+        folded = folded.of_classes(known)
     return FoldedHeads(folded, learner.backbone.output_tokens(folded.features))
