@@ -16,11 +16,14 @@ from torch import Tensor
 
 from cdl_deploy.data.preprocessing import INPUTS, Preprocessing
 from cdl_deploy.errors import OptionError, RunError, nearest
+from cdl_deploy.export.distance import threshold_by_images, threshold_by_sums
+from cdl_deploy.export.features_hash import features_hash
 from cdl_deploy.export.graph import ExportGraph
 from cdl_deploy.export.latency import latency_ms
+from cdl_deploy.export.learned_sums import sums_of, trained_features
 from cdl_deploy.export.onnx_file import OPSET, above_limit, check_opset, export_onnx, file_size, save_onnx, weights_file
 from cdl_deploy.export.ort_file import write_ort
-from cdl_deploy.export.parity import check_parity, trained_logits
+from cdl_deploy.export.parity import check_features, check_parity, trained_logits
 from cdl_deploy.export.preprocessing import check_filter
 from cdl_deploy.export.selection import BATCH, Select, check_select, fix_selection, load_images
 from cdl_deploy.export.updates import MadeUpdate, make_updates, older_models
@@ -101,6 +104,9 @@ class ExportOptions:
     """Write every file in onnxruntime's own format as well."""
     latency: bool = True
     """Measure, roughly, how long each file takes, for the report."""
+    statistics: bool = True
+    """Of a closed-form head: outputs `features` and `distance`, the threshold of the distance, and the sums beside
+    the file. Without: a classifier, and nothing else."""
     update_from: tuple[Path, ...] = ()
     """Older models, or folders of them: beside each file, the update that makes it from the older one."""
 
@@ -203,16 +209,35 @@ def _export_learner(
     path = folder / f"{role}.onnx"
     on_step(f"{role}: building the graph")
     known = record.known_positions if record.forgotten else None
-    graph = ExportGraph(pair, learner, pixels=options.input == "image", fixed=fixed, known=known)
+    sums = sums_of(record, learner) if options.statistics else None
+    distance = sums.distance if sums else None
+    graph = ExportGraph(pair, learner, pixels=options.input == "image", fixed=fixed, known=known, distance=distance)
     bundle = describe(record, learner, path, options, graph, fixed)
+    if sums:
+        bundle = replace(bundle, features=sums.features(""))
     model = export_onnx(graph, bundle, options.opset)
+    prompts = fixed.prompts if fixed else None
+    if sums:
+        features = sums.features(features_hash(model))
+        read = trained_features(pair.encoder, learner, images, prompts)
+        far = sums.distance.distance(sums.map.transform(read))
+        threshold, how = threshold_by_images(far) or threshold_by_sums(sums.statistics, sums.rule)
+        bundle = replace(
+            bundle,
+            features=features,
+            statistics=sums.write(path, features),
+            unknown_threshold=threshold,
+            unknown_rule=how,
+        )
     if above_limit(model):
         check_large(path, options)
     save_onnx(model, path, encode_metadata(bundle))
     on_step(f"{role}: comparing with the trained model on {len(images)} held-out images")
-    expected = trained_logits(pair.encoder, learner, images, fixed.prompts if fixed else None)
+    expected = trained_logits(pair.encoder, learner, images, prompts)
     expected = expected if known is None else expected[:, known]
     bundle = replace(bundle, parity=check_parity(path, bundle.preprocessing, expected, images))
+    if sums:
+        check_features(path, bundle.preprocessing, read, far, images)
     save_onnx(model, path, encode_metadata(bundle))
     write_json(description_file(path), description(bundle))
     exported = [Exported(bundle, file_size(path), len(model.graph.node))]

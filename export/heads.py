@@ -35,16 +35,27 @@ class FoldedHeads(nn.Module):
 
     def forward(self, computed: Float[Tensor, "B n D"]) -> Float[Tensor, "B C"]:
         """From the features in `computed`."""
+        return self.logits(self.mapped(self.read(computed)))
+
+    def read(self, computed: Float[Tensor, "B n D"]) -> Float[Tensor, "B F"]:
+        """Those that the head reads, side by side."""
         if not self.all_in_order:
             computed = torch.stack([computed[:, position] for position in self.positions], dim=1)
         if self.normalise:
             computed = nn.functional.layer_norm(computed, computed.shape[-1:])
-        rows = computed.flatten(1)
+        return computed.flatten(1)
+
+    def mapped(self, rows: Float[Tensor, "B F"]) -> Float[Tensor, "B G"]:
+        """φ: what the matrix is applied to."""
         if self.unit_length:
             rows = nn.functional.normalize(rows, dim=1)
         if self.projection is not None:
             rows = (rows @ self.projection).relu()
-        return nn.functional.linear(rows, self.weight, self.bias)
+        return rows
+
+    def logits(self, mapped: Float[Tensor, "B G"]) -> Float[Tensor, "B C"]:
+        """The matrix product."""
+        return nn.functional.linear(mapped, self.weight, self.bias)
 
 
 def fold_heads(learner: Learner, known: Sequence[int] | None = None) -> FoldedHeads:
