@@ -58,6 +58,12 @@ def exported(run, out, **options):
     return export_run(run, out, ExportOptions(**{"latency": False, **options}))
 
 
+def code_of(arguments):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    return stopped.value.code
+
+
 @pytest.mark.parametrize("distill", ["none", "kd", "kdp"])
 @pytest.mark.parametrize("method", ["none", "coda", "l2p", "dualprompt", "apt"])
 def test_every_method_and_distillation(trained, tmp_path, method, distill):
@@ -130,10 +136,10 @@ def test_a_run_with_forgotten_classes_is_evaluated(trained, tmp_path, capsys):
     run = tmp_path / "run"
     shutil.copytree(trained(), run)
     forget_class(run, NAMES[0])
-    assert main(["evaluate", str(run), "--json"]) == 0
+    assert code_of(["evaluate", str(run), "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["images"]) == len(NAMES) // 2
     forget_class(run, NAMES[1])
-    assert main(["evaluate", str(run)]) == 2
+    assert code_of(["evaluate", str(run)]) == 2
     assert "every class of task 1 was forgotten" in capsys.readouterr().err
 
 
@@ -219,7 +225,7 @@ def onnx_size(content):
     return 0 if content is None else len(content)
 
 
-def test_rejection_from_the_command_line(trained, photos, tmp_path, capsys, monkeypatch):
+def test_rejection_from_the_command_line(trained, photos, tmp_path, capsys):
     exported(trained(), tmp_path / "out")
     model = tmp_path / "out" / "student.onnx"
     odd = tmp_path / "odd"
@@ -230,31 +236,31 @@ def test_rejection_from_the_command_line(trained, photos, tmp_path, capsys, monk
     for number, pixels in enumerate(noise):
         Image.fromarray(pixels).save(odd / f"{number}.png")
     for kind in ("jsonl", "csv", "table"):
-        assert main(["predict", str(model), str(odd), "--reject", "--format", kind]) == 0
+        assert code_of(["predict", str(model), str(odd), "--reject", "--format", kind]) == 0
         assert capsys.readouterr().out.count("unknown") == 4, kind
-    assert main(["predict", str(model), str(odd), "--reject", "--format", "jsonl", "--top-k", "2"]) == 0
+    assert code_of(["predict", str(model), str(odd), "--reject", "--format", "jsonl", "--top-k", "2"]) == 0
     row = json.loads(capsys.readouterr().out.splitlines()[0])
     assert row["label"] == "unknown"
     assert row["top_k"][0]["label"] == NAMES[row["index"]]
-    assert main(["evaluate", str(model), "--data", str(photos), "--unknown", str(odd), "--json"]) == 0
+    assert code_of(["evaluate", str(model), "--data", str(photos), "--unknown", str(odd), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["unknown"]
     assert found["auroc"] == 100
     assert found["found"] == 100
     assert found["known_images"] == 4 * len(NAMES)
-    assert main(["evaluate", str(model), "--data", str(photos), "--unknown", str(odd)]) == 0
+    assert code_of(["evaluate", str(model), "--data", str(photos), "--unknown", str(odd)]) == 0
     assert "false alarms" in capsys.readouterr().out
-    assert main(["inspect", str(model)]) == 0
+    assert code_of(["inspect", str(model)]) == 0
     shown = capsys.readouterr().out
     assert all(word in shown for word in ("class+patches", "student.statistics.safetensors", "unknown above"))
 
 
 def test_a_model_without_a_distance_cannot_reject(small_bundle, tmp_path, photos, capsys):
     model = small_bundle / "student.onnx"
-    assert main(["predict", str(model), str(photos), "--reject"]) == 2
+    assert code_of(["predict", str(model), str(photos), "--reject"]) == 2
     error = capsys.readouterr().err
     assert "cannot tell unknown images: it has no distance with a threshold" in error
     assert error.count("\n") == 1
-    assert main(["evaluate", str(model), "--data", str(photos), "--unknown", str(photos)]) == 2
+    assert code_of(["evaluate", str(model), "--data", str(photos), "--unknown", str(photos)]) == 2
     assert "cannot tell unknown images" in capsys.readouterr().err
 
 
