@@ -42,9 +42,8 @@ def check_features(
     """
     names = [FEATURES_NAME, DISTANCE_NAME]
     found = run_file(path, names, graph_input(images, preprocessing))
-    for name, own, expected, allowed in zip(
-        names, found, (features, distance), (TOLERANCE, 10 * TOLERANCE), strict=True
-    ):
+    wanted: tuple[np.ndarray, ...] = (features, distance)
+    for name, own, expected, allowed in zip(names, found, wanted, (TOLERANCE, 10 * TOLERANCE), strict=True):
         off = float(np.abs(own - expected).max() / max(np.abs(expected).max(), 1e-6))
         if not off <= allowed:
             raise ParityError(
