@@ -128,6 +128,7 @@ def export(
     ort: bool = False,
     opset: int = 20,
     update_from: Sequence[AnyPath] = (),
+    statistics: bool = True,
 ) -> list[Exported]:
     """Export a run to ONNX as `cdl export` does; one entry for each file that was written, the student's first.
 
@@ -143,6 +144,7 @@ def export(
     `max_drop`: points of accuracy that a variant may lose on held-out images.
     `ort`: each file in onnxruntime's own format as well. `opset`: 18 to 23.
     `update_from`: older exported models, or folders of them: beside each file, the update that makes it from the older.
+    `statistics`: of a closed-form head, outputs `features` and `distance`, and its sums beside the file.
 
     Each file is compared with the trained model on held-out images. Raises ParityError where it answers otherwise,
     QuantisationError where a variant loses more than `max_drop`; then nothing is written.
@@ -158,6 +160,7 @@ def export(
         opset=opset,
         shrink=Shrink(wanted, Path(calibrate) if calibrate is not None else None, max_drop),
         ort=ort,
+        statistics=statistics,
         update_from=tuple(Path(old) for old in update_from),
     )
     return export_run(Path(run), Path(out) if out is not None else Path(run) / "export", options)

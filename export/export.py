@@ -16,11 +16,14 @@ from torch import Tensor
 
 from cdl_deploy.data.preprocessing import INPUTS, Preprocessing
 from cdl_deploy.errors import OptionError, RunError, nearest
+from cdl_deploy.export.distance import threshold_by_images, threshold_by_sums
+from cdl_deploy.export.features_hash import features_hash
 from cdl_deploy.export.graph import ExportGraph
 from cdl_deploy.export.latency import latency_ms
+from cdl_deploy.export.learned_sums import sums_of, trained_features
 from cdl_deploy.export.onnx_file import OPSET, above_limit, check_opset, export_onnx, file_size, save_onnx, weights_file
 from cdl_deploy.export.ort_file import write_ort
-from cdl_deploy.export.parity import check_parity, trained_logits
+from cdl_deploy.export.parity import check_features, check_parity, trained_logits
 from cdl_deploy.export.preprocessing import check_filter
 from cdl_deploy.export.selection import BATCH, Select, check_select, fix_selection, load_images
 from cdl_deploy.export.updates import MadeUpdate, make_updates, older_models
@@ -101,6 +104,9 @@ class ExportOptions:
     """Write every file in onnxruntime's own format as well."""
     latency: bool = True
     """Measure, roughly, how long each file takes, for the report."""
+    statistics: bool = True
+    """Of a closed-form head: outputs `features` and `distance`, the threshold of the distance, and the sums beside
+    the file. Without: a classifier, and nothing else."""
     update_from: tuple[Path, ...] = ()
     """Older models, or folders of them: beside each file, the update that makes it from the older one."""
 
@@ -128,7 +134,7 @@ def export_run(
     """
     options = options or ExportOptions()
     record, pair = load_run(run, after)
-    images, labels = load_heldout(run, record)
+    images, labels = _known(record, *load_heldout(run, record))
     select = options.selection
     check_select(select, type(pair.student.method), record.config.method.method, len(record.tasks))
     learners = [pair.student]
@@ -167,6 +173,14 @@ def _with_updates(item: Exported, older: Sequence[Path], on_step: OnStep) -> Exp
     return replace(item, updates=make_updates(item.bundle.path, older))
 
 
+def _known(record: RunRecord, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Images of classes that were not forgotten; all of them where none was."""
+    if not record.forgotten:
+        return images, labels
+    kept = torch.isin(labels, torch.tensor(record.known_positions))
+    return images[kept], labels[kept]
+
+
 def _samples(select: Select, record: RunRecord, images: Tensor, labels: Tensor) -> list[Tensor]:
     """Batches of the images that select: a folder's, or those the run holds out of a task."""
     if select.images is not None:
@@ -174,7 +188,10 @@ def _samples(select: Select, record: RunRecord, images: Tensor, labels: Tensor) 
     assert select.task is not None
     own = record.tasks[select.task - 1].classes
     positions = torch.tensor([record.classes.index(name) for name in own])
-    return list(images[torch.isin(labels, positions)].split(BATCH))
+    chosen = images[torch.isin(labels, positions)]
+    if not len(chosen):
+        raise OptionError(f"--select {select.name}: every class of this task was forgotten, choose another")
+    return list(chosen.split(BATCH))
 
 
 def _export_learner(
@@ -191,15 +208,36 @@ def _export_learner(
     role = learner.role
     path = folder / f"{role}.onnx"
     on_step(f"{role}: building the graph")
-    graph = ExportGraph(pair, learner, pixels=options.input == "image", fixed=fixed)
+    known = record.known_positions if record.forgotten else None
+    sums = sums_of(record, learner) if options.statistics else None
+    distance = sums.distance if sums else None
+    graph = ExportGraph(pair, learner, pixels=options.input == "image", fixed=fixed, known=known, distance=distance)
     bundle = describe(record, learner, path, options, graph, fixed)
+    if sums:
+        bundle = replace(bundle, features=sums.features(""))
     model = export_onnx(graph, bundle, options.opset)
+    prompts = fixed.prompts if fixed else None
+    if sums:
+        features = sums.features(features_hash(model))
+        read = trained_features(pair.encoder, learner, images, prompts)
+        far = sums.distance.distance(sums.map.transform(read))
+        threshold, how = threshold_by_images(far) or threshold_by_sums(sums.statistics, sums.rule)
+        bundle = replace(
+            bundle,
+            features=features,
+            statistics=sums.write(path, features),
+            unknown_threshold=threshold,
+            unknown_rule=how,
+        )
     if above_limit(model):
         check_large(path, options)
     save_onnx(model, path, encode_metadata(bundle))
     on_step(f"{role}: comparing with the trained model on {len(images)} held-out images")
-    expected = trained_logits(pair.encoder, learner, images, fixed.prompts if fixed else None)
+    expected = trained_logits(pair.encoder, learner, images, prompts)
+    expected = expected if known is None else expected[:, known]
     bundle = replace(bundle, parity=check_parity(path, bundle.preprocessing, expected, images))
+    if sums:
+        check_features(path, bundle.preprocessing, read, far, images)
     save_onnx(model, path, encode_metadata(bundle))
     write_json(description_file(path), description(bundle))
     exported = [Exported(bundle, file_size(path), len(model.graph.node))]
@@ -242,11 +280,12 @@ def describe(
     info = record.backbones[role]
     preprocessing = record.preprocessing
     uses_query = graph.uses_query
+    known = set(record.known_classes)
     return Bundle(
         path=path,
         role=role,
-        classes=tuple(record.classes),
-        tasks=tuple(tuple(task.classes) for task in record.tasks),
+        classes=tuple(record.known_classes),
+        tasks=tuple(tuple(name for name in task.classes if name in known) for task in record.tasks),
         preprocessing=Preprocessing(
             height=preprocessing.size,
             width=preprocessing.size,
@@ -266,7 +305,7 @@ def describe(
         weights=Weights(model=info.model, sha256=info.sha256),
         run=RunOrigin(seed=record.config.optim.seed, tasks=len(record.tasks), fingerprint=run_fingerprint(record)),
         parameters=info.parameters + trained_parameters(learner, fixed),
-        top_k=min(MAX_TOP_K, len(record.classes)),
+        top_k=min(MAX_TOP_K, len(known)),
         accuracy=Accuracy(metrics.final_average_accuracy(matrix), metrics.forgetting(matrix)),
     )
 

@@ -14,14 +14,17 @@ Five things differ from the training model, and none changes a logit by more tha
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from cdl_deploy.closed_form.mahalanobis import Mahalanobis
 from cdl_deploy.export.attention import FoldedAttention, Projected, as_blocks, fold_attentions
 from cdl_deploy.export.block import AbsorbedKVAttention, ConstantPrompt, run_block
+from cdl_deploy.export.distance import NearestClass
 from cdl_deploy.export.embedding import fold_embedding
 from cdl_deploy.export.heads import fold_heads
 from cdl_deploy.training.backbones.protocol import Backbone, OutputTokens
@@ -32,16 +35,25 @@ from cdl_deploy.training.models.teacher_student import TeacherStudent
 
 
 class ExportGraph(nn.Module):
-    """`forward`: an image tensor [B, 3, height, width] → logits [B, C] of the classes seen, their softmax, task scores.
+    """`forward`: an image tensor [B, 3, height, width] → logits [B, C] of the classes seen, their softmax, task scores;
+    where a distance is given also the features [B, F] that the head reads, and the distance [B].
 
     The tensor holds pixels from 0 to 255 (`pixels`), or is normalised with the statistics of the learner's backbone.
     With the query of `block:K` the student is one pass: its first K blocks give the query, and it goes on from there.
     """
 
     def __init__(
-        self, pair: TeacherStudent, learner: Learner, pixels: bool = False, fixed: FixedSelection | None = None
+        self,
+        pair: TeacherStudent,
+        learner: Learner,
+        pixels: bool = False,
+        fixed: FixedSelection | None = None,
+        known: Sequence[int] | None = None,
+        distance: Mahalanobis | None = None,
     ) -> None:
-        """`fixed`: the prompts that every image gets, instead of those the method selects for it."""
+        """`fixed`: the prompts that every image gets, instead of those the method selects for it. `known`: positions of
+        the classes that are in the file, where the learner was made to forget others. `distance`: of φ to
+        the nearest class; with it the outputs `features` and `distance` follow the others."""
         super().__init__()
         self.query_backbone = pair.encoder.backbone
         self.backbone = learner.backbone
@@ -60,7 +72,8 @@ class ExportGraph(nn.Module):
             self.query_last = last_block(self.query_attentions[count - 1])
         tasks = len(learner.tasks)
         self.selection = ConstantSelection(fixed, tasks) if fixed else learner.method.fold(self.attentions, tasks)
-        self.head = fold_heads(learner)
+        self.head = fold_heads(learner, known)
+        self.distance = None if distance is None else NearestClass(distance)
         self.token = learner.distillation.append_token
         self.uses_query = self.selection.uses_query
         self.first_block = learner.first_block
@@ -71,9 +84,7 @@ class ExportGraph(nn.Module):
         self.shared_entry = SharedEntry(own, self.attentions[0], learner.distillation) if own_pass else None
         self.constants = nn.ModuleDict({str(i): ConstantPrompt(p, self.attentions[i]) for i, p in constants.items()})
 
-    def forward(
-        self, image: Float[Tensor, "B 3 height width"]
-    ) -> tuple[Float[Tensor, "B C"], Float[Tensor, "B C"], Float[Tensor, "B T"]]:
+    def forward(self, image: Float[Tensor, "B 3 height width"]) -> tuple[Tensor, ...]:
         tokens = self.embedding(image)
         for index in range(self.first_block):
             tokens = run_block(self.backbone, self.attentions[index], index, tokens)
@@ -91,8 +102,14 @@ class ExportGraph(nn.Module):
                 self.backbone, attention, index, tokens, chosen, constant, output_tokens, self.last, first
             )
         read = self.head.output_tokens is not None
-        logits = self.head(self.backbone.final_norm(tokens) if read else self.backbone.pool(tokens, self.head.computed))
-        return logits, logits.softmax(dim=1), task_scores.expand(image.shape[0], -1)
+        computed = self.backbone.final_norm(tokens) if read else self.backbone.pool(tokens, self.head.computed)
+        if self.distance is None:
+            logits = self.head(computed)
+            return logits, logits.softmax(dim=1), task_scores.expand(image.shape[0], -1)
+        features = self.head.read(computed)
+        mapped = self.head.mapped(features)
+        logits, distance = self.head.logits(mapped), self.distance(mapped)
+        return logits, logits.softmax(dim=1), task_scores.expand(image.shape[0], -1), features, distance
 
     def query(self, image: Tensor, tokens: Tensor, entry: Projected | None = None) -> Float[Tensor, "B Q"]:
         """The class token of the unprompted student, after its final norm; `tokens` enter the first prompted block.

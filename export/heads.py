@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -33,19 +35,35 @@ class FoldedHeads(nn.Module):
 
     def forward(self, computed: Float[Tensor, "B n D"]) -> Float[Tensor, "B C"]:
         """From the features in `computed`."""
+        return self.logits(self.mapped(self.read(computed)))
+
+    def read(self, computed: Float[Tensor, "B n D"]) -> Float[Tensor, "B F"]:
+        """Those that the head reads, side by side."""
         if not self.all_in_order:
             computed = torch.stack([computed[:, position] for position in self.positions], dim=1)
         if self.normalise:
             computed = nn.functional.layer_norm(computed, computed.shape[-1:])
-        rows = computed.flatten(1)
+        return computed.flatten(1)
+
+    def mapped(self, rows: Float[Tensor, "B F"]) -> Float[Tensor, "B G"]:
+        """φ: what the matrix is applied to."""
         if self.unit_length:
             rows = nn.functional.normalize(rows, dim=1)
         if self.projection is not None:
             rows = (rows @ self.projection).relu()
-        return nn.functional.linear(rows, self.weight, self.bias)
+        return rows
+
+    def logits(self, mapped: Float[Tensor, "B G"]) -> Float[Tensor, "B C"]:
+        """The matrix product."""
+        return nn.functional.linear(mapped, self.weight, self.bias)
 
 
-def fold_heads(learner: Learner) -> FoldedHeads:
-    """Class head and the distillation's, with their shares in the prediction, and calibrated if the learner is."""
+def fold_heads(learner: Learner, known: Sequence[int] | None = None) -> FoldedHeads:
+    """Class head and the distillation's, with their shares in the prediction, and calibrated if the learner is.
+
+    `known`: the classes it is to have, by their position among the learner's logits; default: all.
+    """
     folded = learner.fold_heads()
+    if known is not None:
+        folded = folded.of_classes(known)
     return FoldedHeads(folded, learner.backbone.output_tokens(folded.features))

@@ -82,30 +82,39 @@ def calibration_images(
         return CalibrationImages(items, preprocessing, str(folder))
     data = _task_data(root, record)
     trained = [data.kept_training(number) for number in range(1, len(record.tasks) + 1)]
-    items = [item for task in trained if task for item in spread(task.items, CALIBRATION_IMAGES // len(trained) or 1)]
+    known, share = set(record.known_positions), CALIBRATION_IMAGES // len(trained) or 1
+    own = [[task.items[i] for i, label in enumerate(task.labels) if label in known] for task in trained if task]
+    items = [item for task in own for item in spread(task, share)]
     if items:
         return CalibrationImages(items, preprocessing, f"training images of {', '.join(_places(record))}")
-    kept, _ = load_heldout(root, record)
-    chosen = [image.permute(1, 2, 0).numpy() for image in spread(list(kept), CALIBRATION_IMAGES)]
+    images, labels = load_heldout(root, record)
+    kept = [image for image, label in zip(images, labels.tolist(), strict=True) if label in known]
+    chosen = [image.permute(1, 2, 0).numpy() for image in spread(kept, CALIBRATION_IMAGES)]
     return CalibrationImages(
         chosen, preprocessing, "held-out images that the run keeps, its training images being gone"
     )
 
 
 def held_out_images(root: Path, record: RunRecord, preprocessing: Preprocessing) -> HeldOut:
-    """All held-out images, up to 1,000, where their folders are still there; otherwise those that the run keeps."""
+    """All held-out images, up to 1,000, where their folders are still there; otherwise those that the run keeps.
+
+    Without those of forgotten classes; labels are columns of the exported file.
+    """
     data = _task_data(root, record)
+    column = {position: place for place, position in enumerate(record.known_positions)}
     transform = evaluation_transform(record.preprocessing.resize_crop)
     share = max(1, TEST_IMAGES // len(record.tasks))
     tasks = []
     for number in range(1, len(record.tasks) + 1):
         test = data.test(number)
-        positions = spread(range(len(test.labels)), share)
+        positions = spread([i for i, label in enumerate(test.labels) if label in column], share)
+        if not positions:
+            continue
         if test.pixels is None:
             pixels = torch.stack([transform(load_image(test.items[i])) for i in positions])
         else:
-            pixels = test.pixels[list(positions)]
-        tasks.append((graph_input(pixels, preprocessing), [test.labels[i] for i in positions]))
+            pixels = test.pixels[positions]
+        tasks.append((graph_input(pixels, preprocessing), [column[test.labels[i]] for i in positions]))
     return HeldOut(tasks)
 
 

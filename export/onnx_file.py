@@ -23,7 +23,15 @@ from cdl_deploy.errors import OptionError
 from cdl_deploy.export.labels import label_graph, label_outputs
 from cdl_deploy.export.preprocessing import PIXELS_NAME, image_input, preprocessing_graph
 from cdl_deploy.files import write_atomic
-from cdl_deploy.runtime.bundle import INPUT_NAME, LOGITS_NAME, PROBABILITIES_NAME, TASK_SCORES_NAME, Bundle
+from cdl_deploy.runtime.bundle import (
+    DISTANCE_NAME,
+    FEATURES_NAME,
+    INPUT_NAME,
+    LOGITS_NAME,
+    PROBABILITIES_NAME,
+    TASK_SCORES_NAME,
+    Bundle,
+)
 
 OPSET = 20
 LOWEST_OPSET = 18
@@ -55,12 +63,16 @@ def export_onnx(module: nn.Module, bundle: Bundle, opset: int = OPSET) -> onnx.M
     """
     size = bundle.preprocessing
     input_name = PIXELS_NAME if size.input == "image" else INPUT_NAME
-    core = export_core(module, torch.zeros(EXAMPLE_BATCH, 3, size.height, size.width), input_name, opset)
+    example = torch.zeros(EXAMPLE_BATCH, 3, size.height, size.width)
+    core = export_core(module, example, input_name, opset, with_features=bundle.features is not None)
     return assemble(core, bundle)
 
 
-def export_core(module: nn.Module, example: Tensor, input_name: str, opset: int = OPSET) -> onnx.ModelProto:
-    """Trace `module` with an example [2, 3, height, width]."""
+def export_core(
+    module: nn.Module, example: Tensor, input_name: str, opset: int = OPSET, with_features: bool = False
+) -> onnx.ModelProto:
+    """Trace `module` with an example [2, 3, height, width]. `with_features`: it gives features and distance as well."""
+    more = [FEATURES_NAME, DISTANCE_NAME] if with_features else []
     batch = torch.export.Dim("batch")
     with torch.no_grad(), _quiet():
         program = torch.onnx.export(
@@ -68,7 +80,7 @@ def export_core(module: nn.Module, example: Tensor, input_name: str, opset: int 
             (example,),
             dynamo=True,
             input_names=[input_name],
-            output_names=[LOGITS_NAME, PROBABILITIES_NAME, TASK_SCORES_NAME],
+            output_names=[LOGITS_NAME, PROBABILITIES_NAME, TASK_SCORES_NAME, *more],
             dynamic_shapes=({0: batch},),
             opset_version=opset,
             external_data=False,

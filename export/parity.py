@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import torch
+from numpy.typing import NDArray
 
-from cdl_deploy.data.images import crop_offset
+from cdl_deploy.data.images import FloatArray, crop_offset
 from cdl_deploy.data.preprocessing import Preprocessing
 from cdl_deploy.errors import ParityError
-from cdl_deploy.runtime.bundle import INPUT_NAME, LOGITS_NAME, Parity
+from cdl_deploy.runtime.bundle import DISTANCE_NAME, FEATURES_NAME, INPUT_NAME, LOGITS_NAME, Parity
 from cdl_deploy.training.backbones.protocol import BlockPrompt
 from cdl_deploy.training.models.learner import Learner, QueryEncoder, learner_logits
 from cdl_deploy.training.shapes import Logits, Pixels
@@ -27,16 +28,41 @@ def check_parity(path: Path, preprocessing: Preprocessing, expected: Logits, ima
     The images are cut into batches of 1, 2, 5 and 64 in turn, so that a graph with a frozen batch cannot pass.
     Raises ParityError above 1e-4 or for any other top-1.
     """
-    feed = graph_input(images, preprocessing)
+    (found,) = run_file(path, [LOGITS_NAME], graph_input(images, preprocessing))
+    return compare(expected.numpy(), found, path.name)
+
+
+def check_features(
+    path: Path, preprocessing: Preprocessing, features: FloatArray, distance: NDArray[np.float64], images: Pixels
+) -> None:
+    """Compare the file's `features` [n, F] and `distance` [n] with those of the trained model and its sums.
+
+    Raises ParityError above 1e-4 of the largest feature, or 1e-3 of the largest distance, which is far from the
+    nearest class in units of directions that hardly vary.
+    """
+    names = [FEATURES_NAME, DISTANCE_NAME]
+    found = run_file(path, names, graph_input(images, preprocessing))
+    wanted: tuple[np.ndarray, ...] = (features, distance)
+    for name, own, expected, allowed in zip(names, found, wanted, (TOLERANCE, 10 * TOLERANCE), strict=True):
+        off = float(np.abs(own - expected).max() / max(np.abs(expected).max(), 1e-6))
+        if not off <= allowed:
+            raise ParityError(
+                f"{path.name} differs from the trained model: {name} by {off:.2g} of the largest value, at most "
+                f"{allowed:g} allowed; nothing was written"
+            )
+
+
+def run_file(path: Path, names: list[str], feed: np.ndarray) -> list[np.ndarray]:
+    """The outputs `names` for all inputs, in batches of 1, 2, 5 and 64 in turn."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     found, start, turn = [], 0, 0
     while start < len(feed):
         size = BATCHES[turn % len(BATCHES)]
-        found.append(session.run([LOGITS_NAME], {INPUT_NAME: feed[start : start + size]})[0])
+        found.append(session.run(names, {INPUT_NAME: feed[start : start + size]}))
         start, turn = start + size, turn + 1
-    return compare(expected.numpy(), np.concatenate(found), path.name)
+    return [np.concatenate(parts) for parts in zip(*found, strict=True)]
 
 
 @torch.no_grad()

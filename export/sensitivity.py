@@ -84,7 +84,12 @@ def within_drop(
 
 def logits_of(model: onnx.ModelProto, feeds: Iterable[Feeds]) -> npt.NDArray[np.float32]:
     """Logits [n, C] of all images, computed on the CPU."""
+    return outputs_of(model, feeds, LOGITS_NAME)
+
+
+def outputs_of(model: onnx.ModelProto, feeds: Iterable[Feeds], name: str) -> npt.NDArray[np.float32]:
+    """One output of all images, computed on the CPU."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return np.concatenate([session.run([LOGITS_NAME], dict(batch))[0] for batch in feeds])
+    return np.concatenate([session.run([name], dict(batch))[0] for batch in feeds])

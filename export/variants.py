@@ -10,22 +10,26 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 
 from cdl_deploy.errors import OptionError, nearest
+from cdl_deploy.export.distance import threshold_by_images
+from cdl_deploy.export.features_hash import features_hash
 from cdl_deploy.export.fp16 import beyond_half, to_fp16
 from cdl_deploy.export.images_of_run import CalibrationImages, HeldOut, calibration_images, held_out_images
 from cdl_deploy.export.left_float import left_float
 from cdl_deploy.export.onnx_file import save_onnx
 from cdl_deploy.export.preprocessing import PIXELS_NAME
 from cdl_deploy.export.quantise import calibrate, prepare, quantise_dynamic, quantise_static
-from cdl_deploy.export.sensitivity import Quantise, accuracy, logits_of, most_sensitive, within_drop
+from cdl_deploy.export.sensitivity import Quantise, accuracy, logits_of, most_sensitive, outputs_of, within_drop
 from cdl_deploy.files import write_json
 from cdl_deploy.run.record import RunRecord
 from cdl_deploy.runtime.bundle import (
+    DISTANCE_NAME,
     QUANTIZATIONS,
     Bundle,
     Parity,
@@ -144,6 +148,7 @@ def _write(
         bundle,
         path=path,
         parity=_parity(expected, logits_of(small, held_out)),
+        **_own_features(small, bundle, held_out),
         quantization=Quantization(kind, kind != "int8-dynamic", tuple(sorted({*always, *kept})), before, after),
     )
     save_onnx(small, path, encode_metadata(written))
@@ -151,6 +156,18 @@ def _write(
     source = f"{len(calibration.items)} {calibration.source}" if kind == "int8" else None
     left = left_float(small, set(kept) - set(always), always)
     return Variant(written, small, held_out.images, source, len(prepared.nodes()), left)
+
+
+def _own_features(small: onnx.ModelProto, bundle: Bundle, held_out: HeldOut) -> dict[str, Any]:
+    """A smaller model's features are its own: sums of the float model's do not fit, and its threshold is measured.
+
+    Where there are too few images to measure it there is none.
+    """
+    if bundle.features is None:
+        return {}
+    threshold, how = threshold_by_images(outputs_of(small, held_out, DISTANCE_NAME)) or (None, None)
+    features = replace(bundle.features, sha256=features_hash(small))
+    return {"features": features, "statistics": None, "unknown_threshold": threshold, "unknown_rule": how}
 
 
 def _parity(expected: npt.NDArray[np.float32], found: npt.NDArray[np.float32]) -> Parity:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,6 +25,7 @@ cdl evaluate student.onnx --data photos/ --holdout 0.2 --plots pictures/
 cdl evaluate student.onnx --data photos/ --against teacher.onnx
 cdl evaluate theirs.onnx --data photos/ --against student.onnx
 cdl evaluate student.onnx --data digits --json > evaluation.json
+cdl evaluate student.onnx --data photos/ --unknown other-things/
 cdl evaluate runs/digits
 """
 
@@ -52,6 +54,15 @@ def command(
         Path | None,
         typer.Option(
             metavar="OTHER", help="Compare with this model, on the classes that both know.", show_default=False
+        ),
+    ] = None,
+    unknown: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Images of none of the classes: show how well the model's distance tells them from those of --data "
+            "(AUROC), and how many of each it calls unknown.",
+            show_default=False,
         ),
     ] = None,
     teacher: Annotated[bool, typer.Option("--teacher/--no-teacher", help="Of a run: the teacher as well.")] = True,
@@ -83,7 +94,7 @@ def command(
     An image that cannot be read is named and counted; the rest go on, and the exit code is 1 at the end.
     """
     if (model / "run.json").exists():
-        refused = {"--against": against is not None, "--all-classes": all_classes}
+        refused = {"--against": against is not None, "--unknown": unknown is not None, "--all-classes": all_classes}
         for name in (name for name, given in refused.items() if given):
             raise OptionError(f"{name} is about a model, and {model} is a run: give an exported model, or leave it out")
         _evaluate_run(model, data, holdout, skip_unknown, teacher, plots, batch_size, threads, as_json, save)
@@ -96,6 +107,7 @@ def command(
         raise OptionError("cdl evaluate needs images whose classes are known: add --data DIR")
     with require_extra("cdl evaluate"):
         from cdl_deploy.evaluation import evaluate
+        from cdl_deploy.evaluation.rejection import check_unknown, measure_rejection
         from cdl_deploy.runtime.classifier import Classifier
     if plots is not None:
         with require_extra("cdl evaluate --plots", "plot"):
@@ -103,6 +115,8 @@ def command(
     images = open_labelled("--data", "cdl evaluate", data, holdout)
     first = Classifier(model, threads=1)
     second = Classifier(against, threads=1) if against is not None else None
+    if unknown is not None:
+        check_unknown(first, unknown)
     for assumed in (model.interface.assumed for model in (first, second) if model is not None):
         if assumed is not None:
             typer.echo(f"note: {assumed}", err=True)
@@ -116,6 +130,9 @@ def command(
             workers=threads,
             on_image=lambda done, total: show("evaluate", done, total),
         )
+        if unknown is not None:
+            found = measure_rejection(first, images, unknown, skip_unknown, batch_size, threads)
+            report = replace(report, unknown=found)
     written = _save(save, report.to_dict())
     if plots is not None:
         from cdl_deploy.evaluation.pictures import draw_calibration, draw_confusion, write_picture

@@ -151,14 +151,27 @@ def _own_tests(run: Path, record: RunRecord) -> list[TaskTest]:
         items: Sequence[Item] = test.items
         if test.pixels is not None:
             items = [surrounded(pixels, record.preprocessing.resize) for pixels in test.pixels.numpy()]
-        tests.append(TaskTest(items, test.labels, kept=test.pixels is not None))
+        tests.append(_without_forgotten(record, number, TaskTest(items, test.labels, kept=test.pixels is not None)))
     return tests
+
+
+def _without_forgotten(record: RunRecord, number: int, test: TaskTest) -> TaskTest:
+    """The images of classes that are in the exported graphs, with labels that are columns of these."""
+    if not record.forgotten:
+        return test
+    column = {position: place for place, position in enumerate(record.known_positions)}
+    kept = [i for i, label in enumerate(test.labels) if label in column]
+    if not kept:
+        raise RunError(
+            f"every class of task {number} was forgotten, so there is no accuracy after it: evaluate an exported model"
+        )
+    return TaskTest([test.items[i] for i in kept], [column[test.labels[i]] for i in kept], test.kept)
 
 
 def _given_tests(run: Path, record: RunRecord, images: LabelledImages, skip_unknown: bool) -> list[TaskTest]:
     """A folder's images by the task that taught their class."""
-    known = known_images(images, record.classes, skip_unknown, str(run))
-    position = {name: index for index, name in enumerate(record.classes)}
+    known = known_images(images, record.known_classes, skip_unknown, str(run))
+    position = {name: index for index, name in enumerate(record.known_classes)}
     tests = []
     for task in record.tasks:
         own = known.restricted(lambda name, task=task: name in task.classes)  # type: ignore[misc]

@@ -55,6 +55,19 @@ def _summary(report: Evaluation) -> Group:
     table.add_row(
         "calibration error", f"{report.calibration_error:.1f}", f"points (ECE, {len(report.bins)} bins); {sure}"
     )
+    if report.unknown is not None:
+        far = report.unknown
+        table.add_row(
+            "AUROC (%)",
+            f"{far.auroc:.1f}",
+            f"of the distance: {far.unknown_images:,} unknown images, {ending(far.source, 40)}",
+        )
+        table.add_row(
+            "false alarms (%)",
+            f"{far.false_alarms:.1f}",
+            f"of {far.known_images:,} known images, above {far.threshold:g}",
+        )
+        table.add_row("found unknown (%)", f"{far.found:.1f}", "of the unknown images, above it")
     absent = [item.name for item in report.classes if not item.images]
     if absent:
         table.add_row(

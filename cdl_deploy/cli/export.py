@@ -94,6 +94,14 @@ def command(
             show_default=False,
         ),
     ] = None,
+    statistics: Annotated[
+        bool,
+        typer.Option(
+            "--statistics/--no-statistics",
+            help="Of a closed-form head: outputs features and distance, and the sums that it was solved from beside "
+            "the file. Without: a classifier, and nothing else.",
+        ),
+    ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print the export report as JSON.")] = False,
 ) -> None:
     """Fold prompts, selection and heads into student.onnx (and teacher.onnx).
@@ -126,6 +134,7 @@ def command(
         opset=opset,
         shrink=shrink,
         ort=ort,
+        statistics=statistics,
         update_from=tuple(update_from or ()),
     )
     with ExitStack() as scratch:

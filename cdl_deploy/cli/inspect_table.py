@@ -33,6 +33,7 @@ def inspection_tables(found: Inspection) -> RenderableType:
         "accuracy": _accuracy(bundle),
         "parity": _parity(bundle),
         "precision": _precision(bundle),
+        **_closed_form(bundle),
         "written by": f"{bundle.producer.name} {bundle.producer.version}",
     }
     tasks = Table()
@@ -122,6 +123,26 @@ def _parity(bundle: Bundle) -> str:
         f"logits within {parity.max_abs_logit_difference:.1e} of the trained model, "
         f"the same class for {parity.top1_agreement:.1%} of {parity.images} images"
     )
+
+
+def _closed_form(bundle: Bundle) -> dict[str, str]:
+    """Features, sums and threshold of a model that has them."""
+    features, statistics, rule = bundle.features, bundle.statistics, bundle.unknown_rule
+    if features is None:
+        return {}
+    then = " at unit length" if features.unit_length else ""
+    if features.projection:
+        then += f", {features.projection.features} random features of them (seed {features.projection.seed})"
+    rows = {"features": f"{features.parts}, {features.dimension} numbers{then}; sha256 {features.sha256[:16]}…"}
+    rows["statistics"] = (
+        f"{statistics.file}, sha256 {statistics.sha256[:16]}…" if statistics else "none that fit these features"
+    )
+    if bundle.unknown_threshold is None or rule is None:
+        rows["unknown above"] = "no threshold was measured"
+    else:
+        source = f"{rule.images} {rule.source}" if rule.images else f"images as the {rule.source} describe them"
+        rows["unknown above"] = f"distance {bundle.unknown_threshold:g}: {rule.percent:g} % of {source} are nearer"
+    return rows
 
 
 def _precision(bundle: Bundle) -> str:

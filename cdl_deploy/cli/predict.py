@@ -90,6 +90,14 @@ def command(
             show_default=False,
         ),
     ] = None,
+    reject: Annotated[
+        bool,
+        typer.Option(
+            "--reject",
+            help="Say unknown of an image that is further from every class than the model's threshold; the row keeps "
+            "index, task, probability and top_k of the best class.",
+        ),
+    ] = False,
     engine: Annotated[
         str,
         typer.Option(metavar="local|ray", help="Run here, or on a Ray cluster with a copy of the model per actor."),
@@ -116,7 +124,7 @@ def command(
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="surrogateescape")
     check_sources(images)
-    classifier = Classifier(model, providers=providers, threads=1)
+    classifier = Classifier(model, providers=providers, threads=1, reject=reject)
     if classifier.interface.assumed is not None:
         typer.echo(f"note: {classifier.interface.assumed}", err=True)
     top_k = min(top_k, len(classifier.classes))

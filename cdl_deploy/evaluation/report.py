@@ -13,6 +13,7 @@ from cdl_deploy.evaluation.agreement import Agreement
 from cdl_deploy.evaluation.calibration import ConfidenceBin, confidence_bins, expected_calibration_error
 from cdl_deploy.evaluation.confusion import Counts, Mistake, confusion_matrix, precisions, recalls, worst_mistakes
 from cdl_deploy.evaluation.predictions import ImagePredictions, Unreadable
+from cdl_deploy.evaluation.rejection import Rejection
 from cdl_deploy.evaluation.shares import wilson_interval
 from cdl_deploy.runtime.interface import Interface
 
@@ -86,6 +87,8 @@ class Evaluation:
     left_out: tuple[str, ...]
     """Classes in the data that the model does not know."""
     against: Agreement | None = None
+    unknown: Rejection | None = None
+    """How well images of none of the classes are told from these."""
 
     @property
     def mistakes(self) -> list[Mistake]:
@@ -95,7 +98,7 @@ class Evaluation:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         names = [item.name for item in self.classes]
-        values = {name: value for name, value in vars(self).items() if name not in ("confusion", "against")}
+        values = {name: value for name, value in vars(self).items() if name not in ("confusion", "against", "unknown")}
         plain = {
             name: [asdict(item) for item in value] if name in ("bins", "tasks", "classes", "unreadable") else value
             for name, value in values.items()
@@ -110,6 +113,7 @@ class Evaluation:
             ],
             "confusion": self.confusion.tolist(),
             "against": asdict(self.against) if self.against else None,
+            **({"unknown": asdict(self.unknown)} if self.unknown else {}),
         }
 
 

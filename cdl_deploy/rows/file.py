@@ -22,7 +22,7 @@ from typing import BinaryIO
 from cdl_deploy.errors import DataError, OptionError
 from cdl_deploy.files import lock_open_file
 from cdl_deploy.rows.formats import row_format
-from cdl_deploy.runtime.classifier import Classifier
+from cdl_deploy.runtime.classifier import UNKNOWN, Classifier
 from cdl_deploy.runtime.predict import Row, classify_paths
 
 FLUSH_SECONDS = 1.0
@@ -241,7 +241,8 @@ class RowFile:
             return
         if len(p.top_k) != self.top_k:
             raise DataError(f"has {len(p.top_k)} classes a row, expected {self.top_k}: give the same --top-k")
-        if not 0 <= p.index < len(classifier.classes) or classifier.classes[p.index] != p.label:
+        rejected = classifier.reject and p.label == UNKNOWN
+        if not 0 <= p.index < len(classifier.classes) or not (rejected or classifier.classes[p.index] == p.label):
             raise DataError(f"row {number} names class {p.index} {p.label!r}, which {classifier.path} does not")
 
     def _check_model(self, rows: list[Row], classifier: Classifier) -> None:
@@ -254,7 +255,12 @@ class RowFile:
             if old.prediction is None or new.prediction is None:
                 continue
             before, now = dict(old.prediction.top_k), dict(new.prediction.top_k)
-            if any(abs(value - now[name]) > TOLERANCE for name, value in before.items()):
+            if UNKNOWN in before and UNKNOWN not in now:  # CSV keeps the best class of a rejected image by its index
+                before[classifier.classes[old.prediction.index]] = before.pop(UNKNOWN)
+            turned = UNKNOWN in (old.prediction.label, new.prediction.label) and (
+                old.prediction.label != new.prediction.label
+            )
+            if turned or any(abs(value - now[name]) > TOLERANCE for name, value in before.items()):
                 raise DataError(
                     f"its row for {old.path} says {old.prediction.label} {old.prediction.probability:.4f}, and "
                     f"{classifier.path} now says {new.prediction.label} {new.prediction.probability:.4f}: "

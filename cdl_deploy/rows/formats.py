@@ -66,9 +66,11 @@ class Table:
         if p is None:
             text = f"{row.path}  error: {row.error}\n"
         else:
-            others = ", ".join(f"{label} {probability:.1%}" for label, probability in p.top_k[1:])
+            known = p.label == p.top_k[0][0]
+            others = ", ".join(f"{label} {probability:.1%}" for label, probability in p.top_k[known:])
             others = f"  ({others})" if others else ""
-            text = f"{row.path}  {p.label} {p.probability:.1%}  task {p.task}{others}\n"
+            said = f"{p.label} {p.probability:.1%}  task {p.task}" if known else p.label
+            text = f"{row.path}  {said}{others}\n"
         return text.encode("utf-8", "surrogateescape")
 
     def decode(self, file: BinaryIO) -> Iterator[Stored]:

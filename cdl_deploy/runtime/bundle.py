@@ -32,12 +32,16 @@ ROLES = ("student", "teacher")
 TASK_SCORES = ("selected",)
 QUANTIZATIONS = ("int8", "int8-dynamic", "fp16")
 MAX_TOP_K = 5
+OMITTED = {"omitted": True}
+"""Of a field that is not written where it is None: files without it stay what they were."""
 INPUT_NAME = "image"
 LOGITS_NAME = "logits"
 PROBABILITIES_NAME = "probabilities"
 TOPK_PROBABILITY_NAME = "topk_probability"
 TOPK_LABEL_NAME = "topk_label"
 TASK_SCORES_NAME = "task_scores"
+FEATURES_NAME = "features"
+DISTANCE_NAME = "distance"
 
 
 @dataclass(frozen=True)
@@ -129,6 +133,54 @@ class Parity:
 
 
 @dataclass(frozen=True)
+class RandomFeatures:
+    """The random projection of features, followed by a ReLU."""
+
+    features: int
+    """How many there are after it."""
+    seed: int
+    """Which numbers: `cdl_deploy.closed_form.stable_random`."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """What the output `features` holds, and what the closed-form head makes of it before its matrix."""
+
+    parts: str
+    """Tokens after the final norm, side by side in this order: `"class+patches"`, patches being their mean."""
+    dimension: int
+    """Columns of the output."""
+    unit_length: bool
+    """Whether the head brings them to unit length."""
+    projection: RandomFeatures | None
+    """What the head projects them to then, if it does."""
+    sha256: str
+    """Of the part of the graph that computes them: two files with one hash have the same features."""
+
+
+@dataclass(frozen=True)
+class StatisticsFile:
+    """The sums over images that the head was solved from, beside the model."""
+
+    file: str
+    """Its name."""
+    sha256: str
+    """Of its content."""
+
+
+@dataclass(frozen=True)
+class UnknownRule:
+    """Where `unknown_threshold` comes from."""
+
+    percent: float
+    """Of images of known classes, in percent, that are not further away."""
+    source: str
+    """`"held-out images"` of the run, or `"statistics"`: images drawn as the sums describe them."""
+    images: int | None = None
+    """How many held-out images."""
+
+
+@dataclass(frozen=True)
 class Bundle:
     """One exported model, as described by its own file."""
 
@@ -158,6 +210,14 @@ class Bundle:
     """Accuracy as the run measured it, if it did."""
     parity: Parity | None = None
     """The comparison made when the model was exported."""
+    features: Features | None = field(default=None, metadata=OMITTED)
+    """The output `features`, of a model with a closed-form head."""
+    statistics: StatisticsFile | None = field(default=None, metadata=OMITTED)
+    """The sums beside the model that belong to these features."""
+    unknown_threshold: float | None = field(default=None, metadata=OMITTED)
+    """Output `distance` above which an image is of no known class."""
+    unknown_rule: UnknownRule | None = field(default=None, metadata=OMITTED)
+    """How the threshold was found."""
     producer: Producer = field(default_factory=Producer)
     """The program that wrote the file."""
 
@@ -200,6 +260,8 @@ def description(bundle: Bundle) -> dict[str, Any]:
     values: dict[str, Any] = {FORMAT_KEY.removeprefix(KEY_PREFIX): FORMAT_VERSION}
     for item in _STORED:
         value = getattr(bundle, item.name)
+        if value is None and item.metadata.get("omitted"):
+            continue
         values[item.name] = dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value  # type: ignore[arg-type]
     return values
 
@@ -271,12 +333,21 @@ def bundle_of(session: onnxruntime.InferenceSession, path: Path) -> Bundle:
             "as cdl.preprocessing says; export the model again"
         )
     classes, tasks = len(bundle.classes), len(bundle.tasks)
+    if bundle.unknown_threshold is not None:
+        distance = outputs.get(DISTANCE_NAME)
+        if distance is None or distance.type != "tensor(float)" or not _fits(distance.shape, ("B",)):
+            raise BundleError(
+                f"{path}: cdl.unknown_threshold is about output {DISTANCE_NAME!r}, expected as tensor(float) ['B']; "
+                "export the model again"
+            )
+    more = [(FEATURES_NAME, "tensor(float)", bundle.features.dimension, "a number")] if bundle.features else []
     for name, kind, columns, what in (
         (LOGITS_NAME, "tensor(float)", classes, "a class"),
         (PROBABILITIES_NAME, "tensor(float)", classes, "a class"),
         (TOPK_PROBABILITY_NAME, "tensor(float)", bundle.top_k, "a place among the best"),
         (TOPK_LABEL_NAME, "tensor(string)", bundle.top_k, "a place among the best"),
         (TASK_SCORES_NAME, "tensor(float)", tasks, "a task"),
+        *more,
     ):
         if name not in outputs:
             raise BundleError(f"{path}: it has no output {name!r} (outputs: {list(outputs)}); export the model again")

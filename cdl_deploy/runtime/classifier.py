@@ -16,7 +16,7 @@ from PIL import Image
 
 from cdl_deploy.data.images import ByteArray, FloatArray, load_image, to_crop, to_input, to_tensor
 from cdl_deploy.errors import BundleError, DataError, OptionError, nearest
-from cdl_deploy.runtime.bundle import Bundle, open_session
+from cdl_deploy.runtime.bundle import DISTANCE_NAME, Bundle, open_session
 from cdl_deploy.runtime.cores import usable_cores
 from cdl_deploy.runtime.interface import interface_of
 from cdl_deploy.typed_json import short
@@ -27,12 +27,16 @@ GraphInput = ByteArray | FloatArray
 """What the graph takes of one image."""
 
 
+UNKNOWN = "unknown"
+"""What an image is called that is too far from every class."""
+
+
 @dataclass(frozen=True)
 class Prediction:
     """What a model says about one image."""
 
     label: str
-    """Name of the most probable class."""
+    """Name of the most probable class; `UNKNOWN` where the image was rejected. The rest is about that class still."""
     probability: float
     """Its probability, 0 to 1."""
     top_k: tuple[tuple[str, float], ...]
@@ -49,13 +53,21 @@ class Classifier:
     It may be used from several threads at once: nothing in it changes after it is built.
     """
 
-    def __init__(self, path: str | Path, providers: Sequence[str] | None = None, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        providers: Sequence[str] | None = None,
+        threads: int | None = None,
+        reject: bool = False,
+    ) -> None:
         """Open the model at `path`.
 
         `providers`: onnxruntime execution providers in order of preference; default: CPU.
         `threads`: threads that one inference may use; default: onnxruntime's choice, or the cores that a container
         allows where they are fewer.
-        Raises `BundleError` for a file that is no such model, `OptionError` for a bad provider or thread count.
+        `reject`: call an image `UNKNOWN` that is further from every class than the model's `unknown_threshold`.
+        Raises `BundleError` for a file that is no such model, `OptionError` for one that cannot reject, and for a bad
+        provider or thread count.
         """
         if threads is not None and threads < 1:
             raise OptionError(f"threads is {threads}, expected at least 1")
@@ -70,6 +82,19 @@ class Classifier:
         self.path = Path(path)
         self._session = open_session(self.path, providers=providers, threads=threads)
         self.interface = interface_of(self._session, self.path)
+        self.reject = reject
+        if reject:
+            self.unknown_threshold()
+
+    def unknown_threshold(self) -> float:
+        """The distance above which an image is of no class that the model knows. Raises `OptionError` without one."""
+        bundle = self.interface.bundle
+        if bundle is None or bundle.unknown_threshold is None:
+            why = "only models that cdl exported have one" if bundle is None else _no_threshold(bundle)
+            raise OptionError(f"{self.path} cannot tell unknown images: it has no distance with a threshold; {why}")
+        if UNKNOWN in bundle.classes:
+            raise OptionError(f"{self.path} has a class called {UNKNOWN!r}, so that word cannot say that there is none")
+        return bundle.unknown_threshold
 
     @property
     def bundle(self) -> Bundle:
@@ -132,43 +157,60 @@ class Classifier:
 
         Raises `BundleError` where the graph fails on what it says that it takes.
         """
+        return self._outputs(batch, [self.interface.output])[0]
+
+    def distances(self, batch: Sequence[GraphInput] | NDArray[Any]) -> FloatArray:
+        """Run the graph on prepared images → how far each is from the nearest class [B]."""
+        self.unknown_threshold()
+        return self._outputs(batch, [DISTANCE_NAME])[0]
+
+    def _outputs(self, batch: Sequence[GraphInput] | NDArray[Any], names: Sequence[str]) -> list[FloatArray]:
         size, results = self.interface.batch, []
         for start in range(0, len(batch), size or len(batch)):
             part = np.stack(list(batch[start : start + (size or len(batch))]))
             missing = size - len(part) if size else 0
             filled = np.concatenate([part, np.repeat(part[-1:], missing, axis=0)]) if missing else part
-            results.append(self._run(filled)[: len(part)])
-        return np.concatenate(results)
+            results.append([rows[: len(part)] for rows in self._run(filled, names)])
+        return [np.concatenate(parts) for parts in zip(*results, strict=True)]
 
     def classify(self, batch: Sequence[GraphInput] | NDArray[Any], top_k: int = 5) -> list[Prediction]:
         """Predictions of prepared images, in order."""
         names, tasks, results = self.classes, self.interface.task_numbers, []
-        rows = self.probabilities(batch)
-        for row, order in zip(rows, np.argsort(-rows, axis=1, kind="stable")[:, :top_k], strict=True):
+        outputs = self._outputs(batch, [self.interface.output, *([DISTANCE_NAME] if self.reject else [])])
+        rows = outputs[0]
+        far = outputs[1] > self.unknown_threshold() if self.reject else np.zeros(len(rows), bool)
+        orders = np.argsort(-rows, axis=1, kind="stable")[:, :top_k]
+        for row, order, unknown in zip(rows, orders, far, strict=True):
             top = tuple((names[i], float(row[i])) for i in order)
             index = int(order[0])
-            results.append(Prediction(top[0][0], top[0][1], top, tasks[index], index))
+            results.append(Prediction(UNKNOWN if unknown else top[0][0], top[0][1], top, tasks[index], index))
         return results
 
-    def _run(self, batch: NDArray[Any]) -> FloatArray:
-        """[B, …] → probabilities [B, C]."""
+    def _run(self, batch: NDArray[Any], names: Sequence[str]) -> list[FloatArray]:
+        """[B, …] → the outputs `names`; of a model from elsewhere, probabilities."""
         if self.interface.dtype == "float16":
             batch = batch.astype(np.float16)
         try:
-            (rows,) = self._session.run([self.interface.output], {self.interface.input: batch})
+            found: list[FloatArray] = self._session.run(list(names), {self.interface.input: batch})
         except Exception as error:  # onnxruntime's exceptions share no base class
             raise BundleError(
                 f"{self.path} cannot be run on {batch.dtype} {list(batch.shape)}: {short(str(error))}"
             ) from error
         if self.interface.bundle is not None:
-            probabilities: FloatArray = rows
-            return probabilities
+            return found
+        (rows,) = found
         if rows.shape != (len(batch), len(self.classes)):
             raise BundleError(
                 f"{self.path}: output {self.interface.output!r} has shape {list(rows.shape)} for {len(batch)} images, "
                 f"expected {[len(batch), len(self.classes)]}: as many columns as labels were found"
             )
-        return as_probabilities(rows.astype(np.float32))
+        return [as_probabilities(rows.astype(np.float32))]
+
+
+def _no_threshold(bundle: Bundle) -> str:
+    if bundle.features is not None:
+        return "too few held-out images were there to measure one for this smaller variant: use student.onnx"
+    return "export a run with a closed-form head (cdl head RUN gives it one), without --no-statistics"
 
 
 def as_probabilities(rows: FloatArray) -> FloatArray:

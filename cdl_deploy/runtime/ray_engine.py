@@ -31,10 +31,12 @@ GPU_PROVIDERS = ("CUDA", "Tensorrt", "NvTensorRTRTX", "ROCM", "MIGraphX")
 class ModelActor:
     """One copy of the model. Ray Data gives it batches of paths and takes columns of rows."""
 
-    def __init__(self, model: str, folder: str, providers: Sequence[str] | None, threads: int, top_k: int) -> None:
+    def __init__(
+        self, model: str, folder: str, providers: Sequence[str] | None, threads: int, top_k: int, reject: bool = False
+    ) -> None:
         if os.path.isdir(folder):  # where relative paths begin
             os.chdir(folder)
-        self._classifier = Classifier(model, providers=providers, threads=threads)
+        self._classifier = Classifier(model, providers=providers, threads=threads, reject=reject)
         self._top_k = top_k
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -74,7 +76,7 @@ def _rows(
     with _ray_running():
         needs = {"CPU": float(threads)} | ({"GPU": 1.0} if uses_gpu(providers) else {})
         copies = copies_that_fit(ray.cluster_resources(), needs)
-        arguments = (str(classifier.path.absolute()), os.getcwd(), providers, threads, top_k)
+        arguments = (str(classifier.path.absolute()), os.getcwd(), providers, threads, top_k, classifier.reject)
         while some := list(islice(paths, portion)):
             batches = -(-len(some) // batch_size)
             dataset = ray.data.from_items(

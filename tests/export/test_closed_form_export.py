@@ -1,0 +1,278 @@
+"""Runs with closed-form heads as files: every method and distillation, forgotten classes, and what is in the graph."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from cdl_deploy.cli import main
+from cdl_deploy.closed_form.head_rule import solve_head
+from cdl_deploy.closed_form.mahalanobis import mahalanobis
+from cdl_deploy.closed_form.statistics_file import read_statistics
+from cdl_deploy.errors import CdlError
+from cdl_deploy.evaluation.rejection import auroc
+from cdl_deploy.export import ExportOptions, Shrink, export_run
+from cdl_deploy.run.config import DataConfig, MethodConfig, ModelConfig, OptimConfig, RunConfig
+from cdl_deploy.runtime.bundle import read_bundle
+from cdl_deploy.training.loop import train
+from cdl_deploy.training.revisions import forget_class
+from tests.training.conftest import COLOURS, write_images
+
+NAMES = sorted(COLOURS)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    root = tmp_path_factory.mktemp("photos")
+    write_images(root / "train", dict.fromkeys(COLOURS, 8))
+    write_images(root / "test", dict.fromkeys(COLOURS, 4), seed=1)
+    return root
+
+
+@pytest.fixture(scope="module")
+def trained(photos, tmp_path_factory):
+    """A run of some options, learned once."""
+    known = {}
+
+    def run(**method):
+        key = tuple(sorted(method.items()))
+        if key not in known:
+            plan = MethodConfig(**{"method": "none", "distill": "none", "head": "slda", **method})
+            data = DataConfig(str(photos), tasks=len(NAMES) // 2, class_order="natural")
+            known[key] = tmp_path_factory.mktemp("runs") / "run"
+            optim = OptimConfig(epochs=1, batch_size=8, device="cpu", seed=0)
+            train(RunConfig(data, ModelConfig(), plan, optim), known[key])
+        return known[key]
+
+    return run
+
+
+def exported(run, out, **options):
+    """Parity to 1e-4 with the same top-1 is what `export_run` itself demands."""
+    return export_run(run, out, ExportOptions(**{"latency": False, **options}))
+
+
+def code_of(arguments):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    return stopped.value.code
+
+
+@pytest.mark.parametrize("distill", ["none", "kd", "kdp"])
+@pytest.mark.parametrize("method", ["none", "coda", "l2p", "dualprompt", "apt"])
+def test_every_method_and_distillation(trained, tmp_path, method, distill):
+    found = exported(trained(method=method, distill=distill), tmp_path / "out")
+    assert [item.bundle.role for item in found] == (["student"] if distill == "none" else ["student", "teacher"])
+    for item in found:
+        assert item.bundle.parity is not None
+        assert item.bundle.parity.top1_agreement == 1
+        model = onnx.load(item.bundle.path)
+        assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 20)]
+        constants = {value.name: list(value.dims) for value in model.graph.initializer}
+        assert constants["head.bias"] == [len(NAMES)]
+        assert len(NAMES) in constants["head.weight"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"random_features": 200},
+        {"head": "ncm"},
+        {"head": "ridge", "method": "coda", "distill": "kdp"},
+        {"method": "coda", "distill": "kdp", "adapt": "first"},
+        {"method": "dualprompt", "adapt": "first"},
+        {"method": "l2p", "adapt": "none"},
+    ],
+    ids=lambda options: "-".join(map(str, options.values())),
+)
+def test_every_head(trained, tmp_path, options):
+    found = exported(trained(**options), tmp_path / "out")
+    assert all(item.bundle.parity.top1_agreement == 1 for item in found)
+
+
+@pytest.mark.parametrize("method", ["coda", "l2p", "dualprompt"])
+@pytest.mark.parametrize("adapt", ["all", "first"])
+def test_prompts_selected_once(trained, tmp_path, method, adapt):
+    run = trained(method=method, adapt=adapt)
+    (item,) = exported(run, tmp_path / "out", select="task:2", teacher=False)
+    assert item.bundle.method.select == "task:2"
+
+
+def test_no_prompts_ask_no_query(trained, tmp_path):
+    (item,) = exported(trained(), tmp_path / "out")
+    model = onnx.load(item.bundle.path)
+    assert sum(node.op_type == "Conv" for node in model.graph.node) == 1
+    assert item.bundle.method.query is None
+    assert item.bundle.method.select is None
+    with pytest.raises(CdlError, match="has no meaning with none, which selects nothing: leave it out"):
+        exported(trained(), tmp_path / "other", select="task:1")
+
+
+def test_forgotten_classes_are_not_in_the_file(trained, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(trained(method="coda", distill="kdp"), run)
+    forget_class(run, NAMES[1])
+    student, teacher, small = sorted(
+        exported(run, tmp_path / "out", shrink=Shrink(("fp16",))),
+        key=lambda item: item.bundle.path.name != "student.onnx",
+    )
+    left = tuple(name for name in NAMES if name != NAMES[1])
+    for item in (student, teacher, small):
+        assert item.bundle.classes == left
+        assert item.bundle.tasks[0] == (NAMES[0],)
+        assert item.bundle.parity.images == 4 * len(left)
+        constants = {value.name: list(value.dims) for value in onnx.load(item.bundle.path).graph.initializer}
+        assert constants["head.bias"] == [len(left)]
+        assert NAMES[1] not in item.bundle.path.read_bytes().decode("latin-1")
+
+
+def test_a_run_with_forgotten_classes_is_evaluated(trained, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(trained(), run)
+    forget_class(run, NAMES[0])
+    assert code_of(["evaluate", str(run), "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["images"]) == len(NAMES) // 2
+    forget_class(run, NAMES[1])
+    assert code_of(["evaluate", str(run)]) == 2
+    assert "every class of task 1 was forgotten" in capsys.readouterr().err
+
+
+def feed_of(photos, size):
+    from PIL import Image
+
+    files = sorted((photos / "test").rglob("*.*"))
+    return np.stack([np.asarray(Image.open(path).convert("RGB").resize((size, size))) for path in files])
+
+
+def outputs_of(path, names, feed):
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return session.run(names, {"image": feed})
+
+
+@pytest.mark.parametrize("options", [{}, {"random_features": 100}, {"head": "ncm"}], ids=["slda", "random", "ncm"])
+def test_statistics_beside_the_file_give_its_head_and_its_distance(trained, photos, tmp_path, options):
+    (item,) = exported(trained(**options), tmp_path / "out")
+    bundle, path = read_bundle(item.bundle.path), item.bundle.path
+    file = path.parent / bundle.statistics.file
+    assert file.name == "student.statistics.safetensors"
+    assert hashlib.sha256(file.read_bytes()).hexdigest() == bundle.statistics.sha256
+    stored = read_statistics(file, bundle.features.sha256)
+    assert stored.history.total.classes == bundle.classes
+    assert not stored.history.additions
+    assert bundle.features.parts == stored.features.name == "class+patches"
+    constants = {value.name: onnx.numpy_helper.to_array(value) for value in onnx.load(path).graph.initializer}
+    layer = solve_head(stored.history.total, stored.rule).calibrated
+    weight = constants["head.weight"]
+    weight = weight if weight.shape == layer.weight.shape else weight.T
+    np.testing.assert_allclose(weight, layer.weight, rtol=1e-5, atol=1e-5 * np.abs(layer.weight).max())
+    features, logits, distance = outputs_of(path, ["features", "logits", "distance"], feed_of(photos, 64))
+    assert features.dtype == np.float32
+    assert features.shape[1] == bundle.features.dimension
+    phi = stored.features.transform(features)
+    np.testing.assert_allclose(logits, layer.scores(phi), rtol=0, atol=2e-3 * np.abs(logits).max())
+    expected = mahalanobis(stored.history.total, stored.rule.shrinkage).distance(phi)
+    np.testing.assert_allclose(distance, expected, rtol=2e-3)
+
+
+def test_without_statistics_it_is_a_classifier_and_nothing_else(trained, tmp_path):
+    (item,) = exported(trained(), tmp_path / "out", statistics=False)
+    names = [output.name for output in onnx.load(item.bundle.path).graph.output]
+    assert names == ["logits", "probabilities", "topk_probability", "topk_label", "task_scores"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["student.json", "student.onnx"]
+    keys = {"cdl.features", "cdl.statistics", "cdl.unknown_threshold", "cdl.unknown_rule"}
+    assert not keys & {entry.key for entry in onnx.load(item.bundle.path).metadata_props}
+
+
+def test_learned_heads_say_nothing_of_features(small_bundle):
+    keys = [entry.key for entry in onnx.load(small_bundle / "student.onnx").metadata_props]
+    assert "cdl.features" not in keys
+    assert "cdl.unknown_threshold" not in keys
+
+
+def test_smaller_variants_have_features_of_their_own(trained, tmp_path):
+    found = exported(trained(), tmp_path / "out", shrink=Shrink(("int8", "fp16"), max_drop=100))
+    bundles = [read_bundle(item.bundle.path) for item in found]
+    assert len({bundle.features.sha256 for bundle in bundles}) == 3
+    assert bundles[0].statistics is not None
+    assert bundles[0].unknown_threshold is not None
+    assert all(bundle.statistics is None and bundle.unknown_threshold is None for bundle in bundles[1:])
+
+
+@pytest.mark.parametrize("options", [{"method": "coda", "adapt": "first"}, {}], ids=["first", "none"])
+def test_an_added_task_changes_head_labels_and_table_alone(trained, tmp_path, options):
+    run = trained(**options)
+    before, after = (tmp_path / name / "student.onnx" for name in ("old", "new"))
+    for path, tasks in ((before, 2), (after, 3)):
+        export_run(run, path.parent, ExportOptions(teacher=False, latency=False), after=tasks)
+    old, new = (
+        {value.name: value.SerializeToString() for value in onnx.load(path).graph.initializer}
+        for path in (before, after)
+    )
+    changed = {name for name in old.keys() | new.keys() if old.get(name) != new.get(name)}
+    known = ("head.", "distance.", "labels/", "selection.scores")
+    assert changed
+    assert all(name.startswith(known) or onnx_size(new.get(name)) < 200 for name in changed), changed
+    assert read_bundle(before).features.sha256 == read_bundle(after).features.sha256
+
+
+def onnx_size(content):
+    return 0 if content is None else len(content)
+
+
+def test_rejection_from_the_command_line(trained, photos, tmp_path, capsys):
+    exported(trained(), tmp_path / "out")
+    model = tmp_path / "out" / "student.onnx"
+    odd = tmp_path / "odd"
+    odd.mkdir()
+    noise = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), np.uint8)
+    from PIL import Image
+
+    for number, pixels in enumerate(noise):
+        Image.fromarray(pixels).save(odd / f"{number}.png")
+    for kind in ("jsonl", "csv", "table"):
+        assert code_of(["predict", str(model), str(odd), "--reject", "--format", kind]) == 0
+        assert capsys.readouterr().out.count("unknown") == 4, kind
+    assert code_of(["predict", str(model), str(odd), "--reject", "--format", "jsonl", "--top-k", "2"]) == 0
+    row = json.loads(capsys.readouterr().out.splitlines()[0])
+    assert row["label"] == "unknown"
+    assert row["top_k"][0]["label"] == NAMES[row["index"]]
+    assert code_of(["evaluate", str(model), "--data", str(photos), "--unknown", str(odd), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["unknown"]
+    assert found["auroc"] == 100
+    assert found["found"] == 100
+    assert found["known_images"] == 4 * len(NAMES)
+    assert code_of(["evaluate", str(model), "--data", str(photos), "--unknown", str(odd)]) == 0
+    assert "false alarms" in capsys.readouterr().out
+    assert code_of(["inspect", str(model)]) == 0
+    shown = capsys.readouterr().out
+    assert all(word in shown for word in ("class+patches", "student.statistics.safetensors", "unknown above"))
+
+
+def test_a_model_without_a_distance_cannot_reject(small_bundle, tmp_path, photos, capsys):
+    model = small_bundle / "student.onnx"
+    assert code_of(["predict", str(model), str(photos), "--reject"]) == 2
+    error = capsys.readouterr().err
+    assert "cannot tell unknown images: it has no distance with a threshold" in error
+    assert error.count("\n") == 1
+    assert code_of(["evaluate", str(model), "--data", str(photos), "--unknown", str(photos)]) == 2
+    assert "cannot tell unknown images" in capsys.readouterr().err
+
+
+def test_statistics_of_another_model_are_refused(trained, tmp_path):
+    exported(trained(), tmp_path / "a")
+    exported(trained(method="coda", adapt="first"), tmp_path / "b")
+    other = read_bundle(tmp_path / "b" / "student.onnx").features.sha256
+    with pytest.raises(CdlError, match="holds statistics of model"):
+        read_statistics(tmp_path / "a" / "student.statistics.safetensors", other)
+
+
+def test_auroc_counts_pairs():
+    low, high = np.array([1.0, 2, 3, 3]), np.array([3.0, 0, 5])
+    pairs = [(h > m) + (h == m) / 2 for h in high for m in low]
+    assert auroc(low, high) == pytest.approx(np.mean(pairs))
