@@ -2,9 +2,9 @@
 
     python benchmarks/heads.py --runs runs/heads --seeds 0,1,2
 
-Trains each run once (`cdl train`) and gives it every closed-form head by `cdl head`, each one pass over its images. Does
-what docs/results/heads-digits.json does not have yet, so that it goes on where it was interrupted, and writes the table
-of docs/digits.md between its markers and the README's. `--write` only writes the tables. Prints the bars.
+Trains each run once (`cdl train`) and gives it every closed-form head by `cdl head`, each one pass over its images.
+Does what docs/results/heads-digits.json does not have yet, so that it goes on where it was interrupted, and writes the
+table of docs/digits.md between its markers and the README's. `--write` only writes the tables. Prints the bars.
 """
 
 from __future__ import annotations
@@ -33,13 +33,14 @@ EPOCHS = 5
 
 RUNS: dict[str, dict[str, str]] = {
     "frozen": {"method": "none", "distill": "none", "head": "learned"},
-    "frozen, KD": {"method": "none", "distill": "kd", "head": "learned"},
+    "frozen pair": {"method": "none", "distill": "kd", "head": "slda"},
     "CODA, first": {"method": "coda", "distill": "none", "head": "slda", "adapt": "first"},
     "KDP, first": {"method": "coda", "distill": "kdp", "head": "slda", "adapt": "first"},
     "CODA, all": {"method": "coda", "distill": "none", "head": "learned"},
+    "frozen, KD": {"method": "none", "distill": "kd", "head": "learned"},
     "KDP, all": {"method": "coda", "distill": "kdp", "head": "learned"},
 }
-"""What is trained. `frozen, KD` is there for its teacher: with a closed-form head it is the same student as `frozen`."""
+"""What is trained. `frozen pair` is there for its teacher: its student is that of `frozen`, as nothing trains."""
 HEADS: dict[str, dict[str, Any]] = {
     "slda": {"head": "slda"},
     "ncm": {"head": "ncm"},
@@ -48,8 +49,17 @@ HEADS: dict[str, dict[str, Any]] = {
 }
 FEATURES = {"all": None, "class": "class"}
 """`all` is the default: class+patches, and kd where there is a KD token."""
-ORDER = (("all", ("slda",)), ("all", ("RanPAC", "ncm", "ridge")), ("class", ("slda", "ncm", "ridge", "RanPAC")))
+CHEAP = ("frozen", "frozen pair", "CODA, first", "KDP, first")
+DEAR = ("CODA, all", "KDP, all", "frozen, KD")
+ORDER = (
+    (CHEAP, "all", ("slda",)),
+    (CHEAP, "all", ("RanPAC", "ncm", "ridge")),
+    (DEAR, "all", ("slda", "RanPAC", "ncm", "ridge")),
+    (CHEAP, "class", ("slda", "ncm", "ridge", "RanPAC")),
+    (DEAR, "class", ("slda", "ncm", "ridge", "RanPAC")),
+)
 """What is measured first."""
+LEARNED_ONLY = ("frozen", "frozen, KD")
 BARS = {"student": 97.5, "below teacher": 1.0, "forgetting": 1.5}
 
 
@@ -127,11 +137,12 @@ def measure(record: Record, runs: Path, seeds: list[int], until: float) -> None:
     from cdl_deploy.training.revisions import new_heads
 
     loop.plot_run = lambda *_: None  # pictures of two hundred runs that nobody looks at take as long as the runs
-    for features, heads in ORDER:
+    for names, features, heads in ORDER:
         for seed in seeds:
-            for name, options in RUNS.items():
+            for name in names:
+                options = RUNS[name]
                 root = runs / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}".lower()
-                work = [(head, HEADS[head]) for head in heads if name != "frozen"]
+                work = [(head, HEADS[head]) for head in heads if name not in LEARNED_ONLY]
                 missing = [item for item in work if not record.has(name, seed, item[0], features)]
                 own = options["head"] == "learned" and not record.has(name, seed, "learned", "class")
                 if time.monotonic() > until:
@@ -143,9 +154,11 @@ def measure(record: Record, runs: Path, seeds: list[int], until: float) -> None:
                         "digits", tasks=5, epochs=EPOCHS, seed=seed, device="cpu", out=root, **options
                     )
                     seconds = round(time.perf_counter() - began, 1)
-                    if options["head"] == "learned":
+                    own_head, own_features = ("learned", "class") if options["head"] == "learned" else ("slda", "all")
+                    if not record.has(name, seed, own_head, own_features):
                         found = figures(trained, root)
-                        record.add(run=name, seed=seed, head="learned", features="class", seconds=seconds, **found)
+                        record.add(run=name, seed=seed, head=own_head, features=own_features, seconds=seconds, **found)
+                    missing = [it for it in missing if not record.has(name, seed, it[0], features)]
                     (root / "done").touch()
                 for head, given in missing:
                     if time.monotonic() > until:
@@ -162,12 +175,12 @@ def measure(record: Record, runs: Path, seeds: list[int], until: float) -> None:
 
 LINES = [
     # run, role, what it is, adapt
-    ("frozen, KD", "student", "student, frozen", "none"),
+    ("frozen pair", "student", "student, frozen", "none"),
     ("CODA, first", "student", "student, CODA", "first"),
     ("KDP, first", "student", "student, CODA + KDP", "first"),
     ("CODA, all", "student", "student, CODA", "all"),
     ("KDP, all", "student", "student, CODA + KDP", "all"),
-    ("frozen, KD", "teacher", "teacher, frozen", "none"),
+    ("frozen pair", "teacher", "teacher, frozen", "none"),
     ("KDP, first", "teacher", "teacher, CODA", "first"),
     ("KDP, all", "teacher", "teacher, CODA", "all"),
 ]
@@ -181,12 +194,13 @@ def spread(values: list[float]) -> str:
 
 def cell(record: Record, run: str, head: str, features: str, role: str) -> str:
     """Accuracy, forgetting, calibration error."""
-    if run == "frozen, KD" and role == "student" and head == "learned":
-        run = "frozen"  # without the teacher's help
+    if run == "frozen pair" and head == "learned":  # the student's without the teacher's help
+        run = "frozen" if role == "student" else "frozen, KD"
     values = [record.values(run, head, features, role, key) for key in ("final_average_accuracy", "forgetting", "ece")]
     if not values[0]:
         return "–"
-    return f"{spread(values[0])} ({mean(values[1]):.1f}; {mean(values[2]):.1f})"
+    few = "" if len(values[0]) == len({row["seed"] for row in record.rows}) else f" [{len(values[0])}]"
+    return f"{spread(values[0])} ({mean(values[1]):.1f}; {mean(values[2]):.1f}){few}"
 
 
 def tables(record: Record) -> str:
@@ -211,13 +225,13 @@ def tables(record: Record) -> str:
 def bars(record: Record, run: str = "KDP, first", head: str = "slda") -> list[str]:
     """The bars of the issue, of the student that `cdl train` makes and of the best frozen one."""
     lines = []
-    for name in dict.fromkeys((run, "frozen, KD")):
+    for name in dict.fromkeys((run, "frozen pair")):
         student = record.values(name, head, "all", "student", "final_average_accuracy")
         teacher = record.values(name, head, "all", "teacher", "final_average_accuracy")
         forgotten = record.values(name, head, "all", "student", "forgetting")
         if not student or not teacher:
             continue
-        what = "frozen backbone" if name == "frozen, KD" else name
+        what = "frozen backbone" if name == "frozen pair" else name
         for text, value, reached in (
             (f"student at least {BARS['student']} %", mean(student), mean(student) >= BARS["student"]),
             (
@@ -244,9 +258,9 @@ def readme_table(record: Record) -> str:
     rows = [
         ("KDP, learned heads, prompts train in every task", "KDP, all", "learned", "class", "KDP, all"),
         ("KDP, prompts train in the first task, slda", "KDP, first", "slda", "all", "KDP, first"),
-        ("frozen backbone, nearest class mean", "frozen, KD", "ncm", "all", "frozen, KD"),
-        ("frozen backbone, slda", "frozen, KD", "slda", "all", "frozen, KD"),
-        ("frozen backbone, RanPAC", "frozen, KD", "RanPAC", "all", "frozen, KD"),
+        ("frozen backbone, nearest class mean", "frozen pair", "ncm", "all", "frozen pair"),
+        ("frozen backbone, slda", "frozen pair", "slda", "all", "frozen pair"),
+        ("frozen backbone, RanPAC", "frozen pair", "RanPAC", "all", "frozen pair"),
     ]
     lines = [
         "| digits, five tasks, mean ± std of three seeds | student | forgetting | its teacher |",
@@ -257,7 +271,8 @@ def readme_table(record: Record) -> str:
         if student:
             forgotten = mean(record.values(run, head, features, "student", "forgetting"))
             taught = spread(record.values(teacher, head, features, "teacher", "final_average_accuracy"))
-            lines.append(f"| {what} | {spread(student)} | {forgotten:.1f} | {taught} |")
+            few = "" if len(student) > 2 else f" [{len(student)} seed]"
+            lines.append(f"| {what} | {spread(student)}{few} | {forgotten:.1f} | {taught} |")
     return "\n".join(lines)
 
 
@@ -269,9 +284,10 @@ def write(record: Record) -> None:
     block = f"""## Heads: what each part is worth
 
 Written by `{about["command"]}` at commit {about["commit"]}, {about["machine"]}; {versions}. Seeds
-{", ".join(map(str, seeds))}, {EPOCHS} epochs in a task that trains. Each cell: final average accuracy in percent, mean ± std
-over seeds (forgetting; calibration error, both in points). RanPAC is ridge on 2,000 random features. `adapt` says in
-which tasks prompts, distillation and teacher train: in `none` nothing does but a learned head.
+{", ".join(map(str, seeds))}, {EPOCHS} epochs in a task that trains. Each cell: final average accuracy in percent,
+mean ± std over seeds (forgetting; calibration error, both in points), [n] where there are fewer seeds. RanPAC is ridge
+on 2,000 random features. `adapt` says in which tasks prompts, distillation and teacher train: in `none` nothing does
+but a learned head.
 
 {tables(record)}
 
