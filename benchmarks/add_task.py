@@ -45,13 +45,25 @@ FASTER, OF_BARE, MEMORY = 100.0, 1.3, 1.1
 PEAK = "resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)"
 ADD = f"""
 import json, resource, sys, time
-import cdl_deploy.training.loop
 import cdl_deploy
+from cdl_deploy.training import loop
+spent = dict(evaluate=0.0, learn_epoch=0.0)
+def timed(name):
+    inner = getattr(loop, name)
+    def outer(*words):
+        cpu = time.process_time()
+        try:
+            return inner(*words)
+        finally:
+            spent[name] += time.process_time() - cpu
+    setattr(loop, name, outer)
+for name in spent:
+    timed(name)
 began, cpu = time.perf_counter(), time.process_time()
 options = json.loads(sys.argv[3])
 record = cdl_deploy.train(sys.argv[1], add=sys.argv[2], **options)
 print(json.dumps(dict(wall=time.perf_counter() - began, cpu=time.process_time() - cpu, start=cpu, peak={PEAK},
-    stages=record.tasks[-1].seconds)))
+    tests=spent["evaluate"], epochs=spent["learn_epoch"])))
 """
 PREDICT = f"""
 import json, resource, sys
@@ -154,11 +166,7 @@ def main() -> int:
         measured["bare pass"] = child(BARE, str(folder / "tensor/student.onnx"), str(count), str(size))
         words = ("predict", str(folder / "image/student.onnx"), str(new / "train"), "--output", str(folder / "r.jsonl"))
         measured["cdl predict"] = child(PREDICT, *words, stream="stderr")
-    learned = measured["learned"]["stages"]
-    scale = EPOCHS * count / given.learned_images
-    seconds = sum(value for stage, value in learned.items() if stage in ("student", "teacher"))
-    share = measured["learned"]["cpu"] / measured["learned"]["wall"]  # of the stages' seconds, which are wall-clock
-    steps = share * seconds * scale
+    steps = measured["learned"]["epochs"] * EPOCHS * count / given.learned_images
     bare, memory = measured["bare pass"]["cpu"], measured["cdl predict"]["peak"]
     print(
         f"{cpu_model()}, {usable_cores()} cores, one thread, shared; torch {version('torch')}, onnxruntime "
@@ -173,8 +181,7 @@ def main() -> int:
     bars = []
     for label in ("frozen", "CODA, adapt first"):
         it = measured[label]
-        tests = it["stages"].get("evaluation", 0.0) * it["cpu"] / it["wall"]
-        own = it["cpu"] - tests
+        tests, own = it["tests"], it["cpu"] - it["tests"]
         print(
             f"| closed form, {label} | {own:.1f} (+ {tests:.1f} tests) | {it['wall']:.1f} | {own / bare:.2f} | "
             f"{steps / own:.0f}x | {it['peak'] / 1e6:.0f} | {it['peak'] / memory:.2f} |"
