@@ -267,33 +267,33 @@ def between(text: str, block: str) -> str:
 
 def readme_table(record: Record) -> str:
     """For README: what experts compare with, beside KDP."""
-    rows = [
-        ("KDP, learned heads, prompts train in every task", "KDP, all", "learned", "class", "KDP, all"),
-        ("KDP, prompts train in the first task, slda", "KDP, first", "slda", "all", "KDP, first"),
-        ("frozen backbone, nearest class mean", "frozen pair", "ncm", "all", "frozen pair"),
-        ("frozen backbone, slda", "frozen pair", "slda", "all", "frozen pair"),
-        ("frozen backbone, RanPAC", "frozen pair", "RanPAC", "all", "frozen pair"),
+    frozen = ("frozen pair", None, "frozen pair")
+    rows = [  # what trains, head, runs of: the student alone, with KDP, the teacher
+        ("prompts in every task, learned heads", "learned", ("CODA, all", "KDP, all", "KDP, all")),
+        ("prompts in the first task, slda", "slda", ("CODA, first", "KDP, first", "KDP, first")),
+        ("nothing (frozen backbone), nearest class mean", "ncm", frozen),
+        ("nothing, ridge", "ridge", frozen),
+        ("nothing, RanPAC: ridge on 2,000 random features", "RanPAC", frozen),
+        ("nothing, slda", "slda", frozen),
     ]
+    key = "final_average_accuracy"
     lines = [
-        "| digits, five tasks, mean ± std of three seeds | student | forgetting | its teacher |",
+        "| what trains, and the head | student alone, 0.3 M parameters | student with its teacher's help (KDP) "
+        "| the teacher, 3.7 M |",
         "|---|---|---|---|",
     ]
-    for what, run, head, features, teacher in rows:
-        if head == "learned" and not record.values(run, head, features, "student", "forgetting"):
-            names = (
-                ("student", "final_average_accuracy"),
-                ("student", "forgetting"),
-                ("teacher", "final_average_accuracy"),
-            )
-            before = [learned_before(run, *it) for it in names]
-            lines.append(f"| {what} | {spread(before[0])} | {mean(before[1]):.1f} | {spread(before[2])} |")
-            continue
-        student = record.values(run, head, features, "student", "final_average_accuracy")
-        if student:
-            forgotten = mean(record.values(run, head, features, "student", "forgetting"))
-            taught = spread(record.values(teacher, head, features, "teacher", "final_average_accuracy"))
-            few = "" if len(student) > 2 else f" [{len(student)} seed]"
-            lines.append(f"| {what} | {spread(student)}{few} | {forgotten:.1f} | {taught} |")
+    for what, head, runs in rows:
+        cells = []
+        for run, role in zip(runs, ("student", "student", "teacher"), strict=True):
+            features = "class" if head == "learned" else "all"
+            values = record.values(run, head, features, role, key) if run else []
+            if run in LEARNED_BEFORE and len(values) < 3:
+                values = learned_before(run, role, key)
+            few = f", {len(values)} of 3 seeds" if 0 < len(values) < 3 else ""
+            bold = "**" if (run, head, role) == ("KDP, first", "slda", "student") else ""
+            cells.append(f"{bold}{spread(values)}{bold}{few}")
+        if any(it != "–" for it in cells):
+            lines.append(f"| {what} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
