@@ -156,7 +156,8 @@ def main() -> int:
         }
         for label, options in runs.items():
             root = folder / label.replace(", ", "-").replace(" ", "-")
-            cdl_deploy.train(first, out=root, **models, **options)
+            given: dict[str, Any] = {**models, **options}
+            cdl_deploy.train(first, out=root, **given)
             images, more = (few, {"epochs": 1}) if label == "learned" else (new, {})
             measured[label] = child(ADD, str(root), str(images), json.dumps(more))
             print(label, measured[label], file=sys.stderr, flush=True)

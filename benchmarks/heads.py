@@ -78,7 +78,7 @@ def figures(record: Any, root: Path) -> dict[str, dict[str, float]]:
     return found
 
 
-def calibration_error(root: Path, record: Any, role: str) -> float:
+def calibration_error(root: Path, record: Any, role: Any) -> float:
     """Of a learned head, on all test images; a run records it of closed-form heads only."""
     from cdl_deploy.training.checkpoint import load_task
     from cdl_deploy.training.context import Run
@@ -136,11 +136,11 @@ def measure(record: Record, runs: Path, seeds: list[int], until: float) -> None:
     from cdl_deploy.training import loop
     from cdl_deploy.training.revisions import new_heads
 
-    loop.plot_run = lambda *_: None  # pictures of two hundred runs that nobody looks at take as long as the runs
+    setattr(loop, "plot_run", lambda *_: None)  # noqa: B010 pictures of two hundred runs that nobody looks at take as long as the runs
     for names, features, heads in ORDER:
         for seed in seeds:
             for name in names:
-                options = RUNS[name]
+                options: dict[str, Any] = {**RUNS[name]}
                 root = runs / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}".lower()
                 work = [(head, HEADS[head]) for head in heads if name not in LEARNED_ONLY]
                 missing = [item for item in work if not record.has(name, seed, item[0], features)]

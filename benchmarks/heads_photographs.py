@@ -137,7 +137,8 @@ def joint_probe(train: tuple[Vectors, Labels], test: tuple[Vectors, Labels]) -> 
     """Logistic regression on all classes at once, features standardised; C chosen on a fifth of the training images."""
     import torch
 
-    (x, y), (u, v) = train, test
+    values: tuple[Any, ...] = (*train, *test)
+    x, y, u, v = values
     mean, std = x.mean(axis=0), x.std(axis=0) + 1e-6
     x, u = ((torch.from_numpy((it - mean) / std).float()) for it in (x, u))
     y, v = torch.from_numpy(y), torch.from_numpy(v)
@@ -251,8 +252,9 @@ def adapted(record: Record, given: argparse.Namespace) -> None:
             place = folder / split / classes[c]
             place.mkdir(parents=True, exist_ok=True)
             for item in images.items[100 * c : 100 * c + a_class]:
-                if not (place / item.name).exists():
-                    (place / item.name).symlink_to(item.resolve())
+                link = place / Path(str(item)).name
+                if not link.exists():
+                    link.symlink_to(Path(str(item)).resolve())
     for name, (method, distill) in ADAPTED.items():
         root = given.runs / f"photographs-{method}-{distill}"
         file = root.with_suffix(".npz")
@@ -290,7 +292,7 @@ def adapted(record: Record, given: argparse.Namespace) -> None:
                 found |= {f"{split}_class": stacked[:, 0], f"{split}_patches": stacked[:, 1]}
                 if stacked.shape[1] > 2:
                     found[f"{split}_kd"] = stacked[:, -1]
-            np.savez(file, **found)
+            np.savez(file, **dict[str, Any](found))
         loaded = np.load(file)
         every[name] = {
             split: {

@@ -87,7 +87,7 @@ def test_every_method_and_distillation(trained, tmp_path, method, distill):
         {"head": "ridge", "method": "coda", "distill": "kdp"},
         {"method": "coda", "distill": "kdp", "adapt": "first"},
         {"method": "dualprompt", "adapt": "first"},
-        {"method": "l2p", "adapt": "none"},
+        {"method": "none", "adapt": "none"},
     ],
     ids=lambda options: "-".join(map(str, options.values())),
 )
@@ -129,7 +129,7 @@ def test_forgotten_classes_are_not_in_the_file(trained, tmp_path):
         assert item.bundle.parity.images == 4 * len(left)
         constants = {value.name: list(value.dims) for value in onnx.load(item.bundle.path).graph.initializer}
         assert constants["head.bias"] == [len(left)]
-        assert NAMES[1] not in item.bundle.path.read_bytes().decode("latin-1")
+        assert f'"{NAMES[1]}"' not in item.bundle.path.read_bytes().decode("latin-1")  # a hash may have its letters
 
 
 def test_a_run_with_forgotten_classes_is_evaluated(trained, tmp_path, capsys):
@@ -208,7 +208,7 @@ def test_smaller_variants_have_features_of_their_own(trained, tmp_path):
 def test_an_added_task_changes_head_labels_and_table_alone(trained, tmp_path, options):
     run = trained(**options)
     before, after = (tmp_path / name / "student.onnx" for name in ("old", "new"))
-    for path, tasks in ((before, 2), (after, 3)):
+    for path, tasks in ((before, 1), (after, 2)):
         export_run(run, path.parent, ExportOptions(teacher=False, latency=False), after=tasks)
     old, new = (
         {value.name: value.SerializeToString() for value in onnx.load(path).graph.initializer}

@@ -101,6 +101,9 @@ class ClosedFormHead(Head):
     def solve(self) -> None:
         """W and b of all that has been added, calibrated by the temperature that the sums suggest."""
         known = self.statistics.seen()
+        if not known.classes:  # every class of an early checkpoint may have been forgotten
+            self.weight, self.bias = self.weight[:0], self.bias[:0]
+            return
         solved, rows = solve_head(known, self.rule), [int(name) for name in known.classes]
         count = int(self.statistics.classes[-1]) + 1
         weight, bias = np.zeros((count, self.size)), np.full(count, NEVER)
