@@ -269,18 +269,18 @@ def readme_table(record: Record) -> str:
     """For README: what experts compare with, beside KDP."""
     frozen = ("frozen pair", None, "frozen pair")
     rows = [  # what trains, head, runs of: the student alone, with KDP, the teacher
-        ("prompts in every task, learned heads", "learned", ("CODA, all", "KDP, all", "KDP, all")),
-        ("prompts in the first task, slda", "slda", ("CODA, first", "KDP, first", "KDP, first")),
-        ("nothing (frozen backbone), nearest class mean", "ncm", frozen),
-        ("nothing, ridge", "ridge", frozen),
-        ("nothing, RanPAC: ridge on 2,000 random features", "RanPAC", frozen),
-        ("nothing, slda", "slda", frozen),
+        ("prompts in every task | learned", "learned", ("CODA, all", "KDP, all", "KDP, all")),
+        ("prompts in the first task | slda", "slda", ("CODA, first", "KDP, first", "KDP, first")),
+        ("nothing: a frozen backbone | nearest class mean", "ncm", frozen),
+        ("nothing | ridge", "ridge", frozen),
+        ("nothing | RanPAC: ridge on 2,000 random features", "RanPAC", frozen),
+        ("nothing | slda", "slda", frozen),
     ]
     key = "final_average_accuracy"
     lines = [
-        "| what trains, and the head | student alone, 0.3 M parameters | student with its teacher's help (KDP) "
+        "| what trains | head | student alone, 0.3 M parameters | student with its teacher's help (KDP) "
         "| the teacher, 3.7 M |",
-        "|---|---|---|---|",
+        "|---|---|---|---|---|",
     ]
     for what, head, runs in rows:
         cells = []

@@ -315,7 +315,7 @@ def tables(record: Record) -> str:
             lines.append(f"| {role}, {features} | {shown} |")
     text = "\n".join(lines)
     adapted, budget = record.values.get("adapted", {}), record.values.get("budget")
-    if not adapted or not budget:
+    if not budget or all(name.startswith("frozen") for name in adapted):  # nothing to compare yet
         return text
     names = list(dict.fromkeys(name.rsplit(", ", 1)[0] for name in adapted))
     rows = ["| student's features | ncm | slda | ridge |", "|---|---|---|---|"]
