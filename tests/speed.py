@@ -92,7 +92,7 @@ def write_list(times: Path) -> None:
     rows = [f"{seconds:7.1f} {name}" for name, seconds in sorted(slow.items(), key=lambda row: -row[1])]
     rest = sum(cases.values()) - sum(slow.values())
     head = (
-        f"# Written by `make slow-tests`. Seconds of processor time, all cases together; the rest takes {rest:.0f} s.\n"
+        f"# Written by `make slow-tests`: seconds of processor time, all cases together. The rest takes {rest:.0f} s.\n"
     )
     LIST.write_text(head + "\n".join(rows) + "\n", encoding="utf-8")
 
