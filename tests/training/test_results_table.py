@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
 from benchmarks import split_cifar, split_cifar_pictures, split_cifar_report
+from cdl_deploy.run.record import parse_record
+from tests.records import finished_task, run_json
 
 
 @pytest.fixture
@@ -55,7 +58,9 @@ def test_the_report_says_what_it_is_made_of(folder):
 
 def test_where_the_time_went(folder):
     assert "| coda + kdp | 0 | 700 | 90 |" in split_cifar_report.report(folder).splitlines()
-    record = {"tasks": [{"seconds": {"student": 1.4, "evaluation": 2}}, {"seconds": {"student": 1.4}}]}
+    spent = [{"student": 1.4, "evaluation": 2.0}, {"student": 1.4}]
+    tasks = [finished_task(number, ["a", "b"], seconds=seconds) for number, seconds in enumerate(spent, start=1)]
+    record = parse_record(run_json(tasks=tasks), Path("run.json"))
     assert split_cifar.stage_seconds(record) == {"student": 3, "evaluation": 2}
 
 

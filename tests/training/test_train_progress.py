@@ -11,7 +11,10 @@ from rich.console import Console
 from cdl_deploy.cli import train_progress
 from cdl_deploy.cli.progress_line import ProgressLine, clock, number
 from cdl_deploy.cli.train_progress import TimeLeft, TrainingProgress
+from cdl_deploy.run.record import FinishedTask
 from cdl_deploy.training.progress import Stage
+from cdl_deploy.typed_json import convert
+from tests.records import finished_task
 
 FOUR = {"cross_entropy": 0.331, "distillation": 0.224, "feature": 0.0123, "key_loss": 1.5}
 FIVE = {**FOUR, "query_regulariser": 0.01}
@@ -127,7 +130,7 @@ def test_progress_from_the_hooks_alone(monkeypatch):
     progress.evaluating(1, "student", 8, 8)
     assert progress.time_left.test_speed == pytest.approx(3)
     assert progress.time_left.tests_per_class == 8
-    run.tasks.append({"number": 1, "classes": ["a"]})
+    run.tasks.append(convert(FinishedTask, finished_task(1, ["a"]), ""))
     run.matrices["student"] = [[75.0]]
     progress.task_finished(run)
     assert file.getvalue() == "task 1/2 done: student 75.0 % over 1 classes\n"

@@ -17,6 +17,7 @@ from cdl_deploy.training.backbones import hub, mini
 from cdl_deploy.training.backbones.loading import load_backbone, load_weights_file, rebuild_backbone
 from cdl_deploy.training.data.loading import batches
 from cdl_deploy.training.data.transforms import evaluation_transform
+from cdl_deploy.typed_json import convert
 
 
 @pytest.fixture
@@ -60,7 +61,7 @@ def test_a_run_rebuilds_its_backbone_from_its_own_file(student_file, tmp_path):
     stored = tmp_path / "stored.safetensors"
     state = backbone.vit.state_dict()
     safetensors.torch.save_file(state, stored)
-    again = rebuild_backbone(type(info).from_dict(json.loads(json.dumps(info.to_dict()))), stored)
+    again = rebuild_backbone(convert(type(info), json.loads(json.dumps(info.to_dict())), "student"), stored)
     assert all(torch.equal(a, b) for a, b in zip(state.values(), again.vit.state_dict().values(), strict=True))
     state["norm.weight"] = state["norm.weight"] + 1e-6
     safetensors.torch.save_file(state, stored)
