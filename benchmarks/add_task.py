@@ -156,8 +156,8 @@ def main() -> int:
         }
         for label, options in runs.items():
             root = folder / label.replace(", ", "-").replace(" ", "-")
-            given: dict[str, Any] = {**models, **options}
-            cdl_deploy.train(first, out=root, **given)
+            wanted: dict[str, Any] = {**models, **options}
+            cdl_deploy.train(first, out=root, **wanted)
             images, more = (few, {"epochs": 1}) if label == "learned" else (new, {})
             measured[label] = child(ADD, str(root), str(images), json.dumps(more))
             print(label, measured[label], file=sys.stderr, flush=True)

@@ -18,7 +18,7 @@ from jaxtyping import config as jaxtyping_config
 from jaxtyping import install_import_hook
 
 import tests.shape_checker  # noqa: F401  jaxtyping finds it as an attribute of the package
-from tests.speed import pytest_collection_modifyitems, pytest_runtest_call  # noqa: F401  hooks
+from tests.speed import pytest_collection_modifyitems, pytest_fixture_setup, pytest_runtest_call  # noqa: F401  hooks
 
 install_import_hook("cdl_deploy.training", "tests.shape_checker.checked")
 MadeOnce = Callable[[str, Callable[[Path], None]], Path]

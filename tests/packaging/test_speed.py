@@ -27,8 +27,31 @@ def test_every_slow_test_is_there() -> None:
 def test_a_test_is_slow_by_one_case_or_by_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed, "LIST", tmp_path / "slow.txt")
     times = tmp_path / "times.jsonl"
-    lines = ['["t.py::one[a]", 1.5]', '["t.py::one[b]", 0.1]', '["t.py::quick", 0.9]']
+    lines = ['["t.py::one[a]", 0.7]', '["t.py::one[a]", 0.8]', '["t.py::one[b]", 0.1]', '["t.py::quick", 0.9]']
     times.write_text("\n".join([*lines, *(f'["t.py::many[{i}::x]", 0.5]' for i in range(6))]) + "\n")
     speed.write_list(times)
     assert speed.read_list() == {"t.py::many": 3.0, "t.py::one": 1.6}
-    assert "the rest takes 1 s" in speed.LIST.read_text()
+    assert "The rest takes 1 s" in speed.LIST.read_text()
+
+
+class Item:
+    """As much of a pytest.Item as is looked at."""
+
+    def __init__(self, nodeid: str, *fixtures: str) -> None:
+        self.nodeid, self.fixturenames, self.marked = nodeid, fixtures, False
+
+    def add_marker(self, marker: pytest.MarkDecorator) -> None:
+        self.marked = marker == pytest.mark.slow
+
+
+def test_who_asks_for_a_slow_fixture_is_slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "LIST", tmp_path / "slow.txt")
+    speed.LIST.write_text("# …\n    9.0 t.py::made\n    9.0 t.py::test_by_name\n")
+    items = [
+        Item("t.py::test_by_name[a::b]"),
+        Item("t.py::test_by_fixture", "copy", "made"),
+        Item("t.py::test_quick", "copy"),
+        Item("u.py::test_elsewhere", "made"),
+    ]
+    speed.pytest_collection_modifyitems(items)  # type: ignore[arg-type]
+    assert [item.marked for item in items] == [True, True, False, False]

@@ -30,7 +30,20 @@ from cdl_deploy.run.migrations import RENAMED_OPTIONS
 from cdl_deploy.run.options import GROUPS, Options, option, options_of
 
 SECTIONS = {"data": DataConfig, "models": ModelConfig, "method": MethodConfig, "optim": OptimConfig}
-OTHERS = {"run", "out", "preset", "config", "resume", "dry_run", "as_json", "add", "classes", "allow_known"}
+OTHERS = {
+    "run",
+    "out",
+    "preset",
+    "config",
+    "resume",
+    "dry_run",
+    "as_json",
+    "add",
+    "classes",
+    "allow_known",
+    "undo",
+    "forget",
+}
 """Parameters of `cdl train` that are about the run itself, not its configuration."""
 
 
@@ -129,6 +142,7 @@ def test_what_decides_what_a_teacher_is():
     assert set(teacher_options(MethodConfig())) == {
         "method", "query", "query_regulariser", "prompt_length", "key_loss_weight", "pool_size", "top_k",
         "shared_prompt_length", "merge_share", "orthogonality", "components_per_task", "head_start",
+        "head", "teacher_head", "features", "random_features", "adapt", "priors", "shrinkage", "ridge_penalty",
     }  # fmt: skip
 
 

@@ -331,7 +331,12 @@ def test_a_run_interrupted_in_the_students_second_task_ends_as_if_it_had_not_bee
 @pytest.mark.parametrize("distill", DISTILLATIONS)
 @pytest.mark.parametrize(
     ("method", "query"),
-    [(method, query) for method in METHODS for query in ("full", "block:1") if (method, query) != ("apt", "block:1")],
+    [
+        (method, query)
+        for method in METHODS
+        for query in ("full", "block:1")
+        if query == "full" or METHODS[method].uses_query
+    ],
 )
 def test_every_pair_learns_a_later_task_and_leaves_the_earlier_alone(method, query, distill):
     """Teacher and student take two steps of the second task: theirs moves, an earlier task's does not."""

@@ -296,9 +296,9 @@ def test_a_later_task_moves_nothing_of_earlier_ones_and_nothing_frozen(method, q
             before = torch.cat([kept[name], kept[name.removesuffix("frozen") + "trainable"]])
             assert torch.equal(state[name], before), name
             compared.append(name)
-    rows = {"l2p": 0, "dualprompt": 3 * 2, "coda": 5 * 3, "apt": 0}[method]
+    rows = {"none": 0, "l2p": 0, "dualprompt": 3 * 2, "coda": 5 * 3, "apt": 0}[method]
     assert len(compared) == 2 * (rows + 2) + 2
-    shared = {"l2p": ("keys", "prompts"), "dualprompt": ("shared",), "coda": (), "apt": ("working", "merged")}[method]
+    shared = {"l2p": ("keys", "prompts"), "dualprompt": ("shared",), "apt": ("working", "merged")}.get(method, ())
     for role in ("teacher", "student"):
         for name in shared:
             assert not torch.equal(state[f"{role}/method.{name}"], kept[f"{role}/method.{name}"])

@@ -11,13 +11,13 @@ from torch import Tensor
 from cdl_deploy.closed_form.features import RandomProjection
 from cdl_deploy.closed_form.head_rule import HeadRule
 from cdl_deploy.errors import OptionError
-from cdl_deploy.run.config import MethodConfig
+from cdl_deploy.run.config import MethodConfig, check_name
 from cdl_deploy.training.backbones.protocol import Backbone, NetworkShape
-from cdl_deploy.training.distillation import Distillation, build_distillation
+from cdl_deploy.training.distillation import DISTILLATIONS, Distillation, build_distillation
 from cdl_deploy.training.features import POSITIONS
 from cdl_deploy.training.heads.closed_form import ClosedFormHead
 from cdl_deploy.training.losses import similarity_distance
-from cdl_deploy.training.methods import build_head, build_method, build_student_head
+from cdl_deploy.training.methods import METHODS, build_head, build_method, build_student_head
 from cdl_deploy.training.models.calibration import TaskCalibration
 from cdl_deploy.training.models.learner import Learner, QueryEncoder, QueryResult, Role
 from cdl_deploy.training.seeds import derive_seed, generator
@@ -75,6 +75,8 @@ class TeacherStudent:
 
 def build_teacher_student(backbones: dict[Role, Backbone], config: MethodConfig, seed: int) -> TeacherStudent:
     """Learners that have seen no task. `backbones` has no teacher where nothing is distilled."""
+    check_name("--method", config.method, tuple(METHODS))  # a run may be of a package that is not installed here
+    check_name("--distill", config.distill, tuple(DISTILLATIONS))
     student, teacher = backbones["student"], backbones.get("teacher")
     first_block = config.query_block
     shapes = {
