@@ -68,7 +68,8 @@ class PrecomputedTeacher:
         if task.data_fingerprint != fingerprint(images.items):
             raise RunError(
                 f"the {self.roles[0]} of {self.directory.root} learned task {number} from "
-                f"{task.train_images} images that are not the {len(images.items)} of {plan.data}: train it on the same folder"
+                f"{task.train_images} images that are not the {len(images.items)} of {plan.data}: "
+                "train it on the same folder"
             )
         return True
 
