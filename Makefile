@@ -28,7 +28,8 @@ demo: $(VENV)/.installed-all  ## install, then train, export and benchmark a sma
 	$(if $(DEMO_SUMMARY),$(call show,$(DEMO_SUMMARY)))
 	@echo; echo "Done in $$(($$(date +%s) - $$(cat $(DEMO)/.started))) s. To type such commands: source $(BIN)/activate"
 
-PYTEST = $(BIN)/pytest -n $(JOBS) --maxprocesses 4 --dist worksteal
+# One thread a process: two processes with two threads each wait for one another on two cores.
+PYTEST = OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --maxprocesses 4 --dist worksteal
 
 test: $(VENV)/.installed-dev  ## run the whole test suite: 5 minutes on two cores
 	$(PYTEST) $(ARGS)
