@@ -48,13 +48,15 @@ def paths(photos, tmp_path):
 
 def write(path, classifier, paths, kind="jsonl", resume=False, stop=None, top_k=TOP_K):
     """Rows of `paths` into `path`; interrupted after `stop` rows."""
-    with RowFile(path, kind, top_k, resume) as file:
-        # Closed here: its threads are waited for now, and not whenever a traceback that holds it is collected.
-        with closing(predict_rows(classifier, file.remaining(paths, classifier), 2, top_k, workers=2)) as rows:
-            for count, row in enumerate(rows):
-                if count == stop:
-                    raise KeyboardInterrupt
-                file.write(row)
+    # Closed here: its threads are waited for now, and not whenever a traceback that holds it is collected.
+    with (
+        RowFile(path, kind, top_k, resume) as file,
+        closing(predict_rows(classifier, file.remaining(paths, classifier), 2, top_k, workers=2)) as rows,
+    ):
+        for count, row in enumerate(rows):
+            if count == stop:
+                raise KeyboardInterrupt
+            file.write(row)
     return file
 
 
