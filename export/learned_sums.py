@@ -17,7 +17,6 @@ from cdl_deploy.data.images import FloatArray
 from cdl_deploy.run.record import RunRecord
 from cdl_deploy.runtime.bundle import Features, RandomFeatures, StatisticsFile
 from cdl_deploy.training.backbones.protocol import BlockPrompt
-from cdl_deploy.training.features import side_by_side
 from cdl_deploy.training.models.learner import Learner, QueryEncoder, learner_output
 from cdl_deploy.training.shapes import Pixels
 
@@ -71,11 +70,9 @@ def trained_features(
     encoder: QueryEncoder, learner: Learner, images: Pixels, prompts: dict[int, BlockPrompt] | None = None
 ) -> FloatArray:
     """[n, F]: what the trained model's closed-form head reads."""
-    assert learner.closed_form is not None
-    rows = []
-    for chunk in images.split(64):
-        output = learner_output(encoder, learner, chunk, prompts=prompts)
-        assert output.features is not None
-        rows.append(side_by_side(output.features, learner.closed_form.features))
+    rows = [
+        learner.closed_form_features(learner_output(encoder, learner, chunk, prompts=prompts))
+        for chunk in images.split(64)
+    ]
     found: FloatArray = torch.cat(rows).numpy()
     return found

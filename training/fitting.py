@@ -16,7 +16,6 @@ from cdl_deploy.training.data.task_data import TaskImages
 from cdl_deploy.training.data.transforms import PixelTransform, evaluation_transform
 from cdl_deploy.training.distillation.extra_token import ExtraToken
 from cdl_deploy.training.distillation.protocol import LearnerOutput
-from cdl_deploy.training.features import side_by_side
 from cdl_deploy.training.heads.closed_form import ClosedFormHead
 from cdl_deploy.training.models.learner import Learner, learner_output
 from cdl_deploy.training.models.teacher_student import TeacherStudent
@@ -83,10 +82,8 @@ def _sums_of(
             output = learner_output(encoder, pair.teacher, pixels)
             probabilities = pair.teacher.predict(output).softmax(dim=1).cpu()
         for learner in learners:
-            head = learner.closed_form
             output = learner_output(encoder, learner, pixels, query)
-            assert head is not None and output.features is not None
-            features = side_by_side(output.features, head.features).float().cpu()
+            features = learner.closed_form_features(output).float().cpu()
             held[learner.role].take(features, labels.cpu(), probabilities)
     return {role: own.finish() for role, own in held.items()}
 

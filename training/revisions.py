@@ -26,12 +26,6 @@ from cdl_deploy.training.processes import Processes, connected
 from cdl_deploy.training.progress import Progress, Stop
 from cdl_deploy.training.run_directory import RunDirectory
 
-HEAD_OPTIONS = (
-    "head", "teacher_head", "features", "random_features", "priors", "shrinkage", "ridge_penalty",
-    "ridge_teacher_weight",
-)  # fmt: skip
-"""What `new_heads` may change."""
-
 
 def undo_task(root: Path) -> RunRecord:
     """Take the last addition to the run in `root` back. Raises RunError where there is none."""
@@ -101,7 +95,7 @@ def _run(directory: RunDirectory, record: RunRecord, pair: TeacherStudent) -> Ru
 def new_heads(
     root: Path, out: Path, options: Mapping[str, Any], progress: Progress | None = None, stop: Stop = never
 ) -> RunRecord:
-    """The run in `root` with the heads that `options` (of HEAD_OPTIONS) say, as a new run in `out`.
+    """The run in `root` with the heads that `options` (of REHEAD_OPTIONS) say, as a new run in `out`.
 
     Prompts and what the distillation trained stay what they were after each task; the images of every task are looked
     at once. Raises DataError where they are gone, RunError where they are others.

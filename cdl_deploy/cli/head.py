@@ -14,17 +14,13 @@ from cdl_deploy.cli.options_help import GroupedCommand, parameters
 from cdl_deploy.cli.signals import stop_on_signals
 from cdl_deploy.errors import OptionError
 from cdl_deploy.require_extra import require_extra
-from cdl_deploy.run.method_options import HeadOptions
+from cdl_deploy.run.method_options import REHEAD_OPTIONS, HeadOptions
 from cdl_deploy.run.options import options_of
 
 EXAMPLES = """
 cdl head runs/photos --head slda --out runs/photos-slda
 cdl head runs/photos --head ridge --random-features 2000 --out runs/photos-ranpac
 """
-CHANGEABLE = (
-    "head", "teacher_head", "features", "random_features", "priors", "shrinkage", "ridge_penalty",
-    "ridge_teacher_weight",
-)  # fmt: skip
 CLASS = GroupedCommand
 
 
@@ -60,6 +56,11 @@ _own = signature(command, eval_str=True)
 command.__signature__ = _own.replace(  # type: ignore[attr-defined]
     parameters=[
         *(it for it in _own.parameters.values() if it.kind is not Parameter.VAR_KEYWORD),
-        *(made for declared in options_of(HeadOptions) if declared.name in CHANGEABLE for made in parameters(declared)),
+        *(
+            made
+            for declared in options_of(HeadOptions)
+            if declared.name in REHEAD_OPTIONS
+            for made in parameters(declared)
+        ),
     ]
 )

@@ -20,6 +20,11 @@ HEADS = ("learned", "slda", "ridge", "ncm")
 ADAPT = ("all", "first", "none")
 PRIORS = ("uniform", "observed")
 FEATURES = ("class", "patches", "kd")
+REHEAD_OPTIONS = (
+    "head", "teacher_head", "features", "random_features", "priors", "shrinkage", "ridge_penalty",
+    "ridge_teacher_weight",
+)  # fmt: skip
+"""What `cdl head` may change of a finished run: what closed-form heads are, and nothing that trains."""
 
 # ---- methods ---------------------------------------------------------------------------------------------------------
 

@@ -179,10 +179,14 @@ class Learner(nn.Module):
     def predict(self, output: LearnerOutput) -> Logits:
         """The logits the learner answers with, every class seen."""
         if self.closed_form is not None and self.closed_form.fitted:
-            assert output.features is not None
-            return self.closed_form(side_by_side(output.features, self.closed_form.features))
+            return self.closed_form(self.closed_form_features(output))
         logits = self.uncalibrated(output)
         return logits if self.calibration is None else self.calibration(logits)
+
+    def closed_form_features(self, output: LearnerOutput) -> Float[Tensor, "B F"]:
+        """What the closed-form head reads, side by side, before a projection."""
+        assert self.closed_form is not None and output.features is not None
+        return side_by_side(output.features, self.closed_form.features)
 
     def uncalibrated(self, output: LearnerOutput) -> Logits:
         """The same before calibration."""
