@@ -41,7 +41,8 @@ def run_in_order(
 
     `prepare` makes of an item what the model takes; `run` gives a result for each of a batch of those. Both are called
     in `workers` threads; default: the cores that this process may use. Let `run` use one thread, or they compete.
-    `items` may be endless and is read no more than two batches a worker ahead; closing the generator ends the threads.
+    `items` may be endless and is read no more than two batches a worker ahead. Closing the generator, or letting go of
+    it, drops the batches that wait; each thread ends after the one it has under way, and nobody waits for it.
     Raises `OptionError` at once for a number below 1.
     """
     workers = workers if workers is not None else usable_cores()
@@ -88,4 +89,5 @@ def _in_order(
                 return
             yield from waiting.popleft().result()
     finally:
-        pool.shutdown(cancel_futures=True)
+        # No waiting: the collector may run this anywhere, in a starting thread too, which holds the lock of all threads.
+        pool.shutdown(wait=False, cancel_futures=True)

@@ -9,6 +9,7 @@ import pytest
 
 from cdl_deploy import Classifier
 from cdl_deploy.errors import OptionError
+from cdl_deploy.runtime.pipeline import run_in_order
 from cdl_deploy.runtime.predict import predict_rows
 
 
@@ -50,8 +51,37 @@ def test_endless_paths_are_read_two_batches_a_worker_ahead(model_path, photos):
     for count in range(1, 41):
         next(rows)
         assert taken <= count + 2 * 2 * 4
+    started = [t for t in set(threading.enumerate()) - before if t.name.startswith("cdl-images")]
+    assert len(started) == 2
     rows.close()
-    assert not [t for t in set(threading.enumerate()) - before if t.name.startswith("cdl-predict")]
+    for thread in started:
+        thread.join(timeout=60)
+    assert not any(thread.is_alive() for thread in started)
+
+
+def test_nobody_waits_for_the_threads_of_a_generator_that_is_let_go():
+    """The collector may let go of it while it holds the lock of all threads: waiting there would last for ever."""
+    preparing, may_go_on, let_it_go = threading.Event(), threading.Event(), threading.Event()
+
+    def prepare(item: int) -> int:
+        if item:
+            preparing.set()
+            assert may_go_on.wait(60)
+        return item
+
+    def let_go() -> None:
+        results = run_in_order(prepare, lambda batch: batch, itertools.count(), batch_size=1, workers=1)
+        assert next(results) == (0, 0)
+        assert preparing.wait(60)  # the second is under way
+        del results
+        let_it_go.set()
+
+    thread = threading.Thread(target=let_go, daemon=True)
+    thread.start()
+    gone = let_it_go.wait(20)
+    may_go_on.set()
+    thread.join(60)
+    assert gone
 
 
 def test_numbers_below_one_are_refused_at_once(model_path):
