@@ -22,40 +22,68 @@ from cdl_deploy.run.config import DataConfig, MethodConfig, ModelConfig, OptimCo
 from cdl_deploy.runtime.bundle import read_bundle
 from cdl_deploy.training.loop import train
 from cdl_deploy.training.revisions import forget_class
-from tests.training.conftest import COLOURS, write_images
+from tests.tiny_models import tiny_pair, write_tiny_weights
+from tests.training.conftest import COLOURS, no_pictures_drawn, write_images
 
 NAMES = sorted(COLOURS)
 
 
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    root = tmp_path_factory.mktemp("photos")
-    write_images(root / "train", dict.fromkeys(COLOURS, 8))
-    write_images(root / "test", dict.fromkeys(COLOURS, 4), seed=1)
-    return root
+DEEP = ("coda", "dualprompt")
+"""What needs five blocks."""
 
 
-@pytest.fixture(scope="module")
-def trained(photos, tmp_path_factory):
-    """A run of some options, learned once."""
-    known = {}
+@pytest.fixture(scope="session")
+def photos(made_once):
+    def make(root):
+        write_images(root / "train", dict.fromkeys(COLOURS, 8))
+        write_images(root / "test", dict.fromkeys(COLOURS, 4), seed=1)
 
-    def run(**method):
-        key = tuple(sorted(method.items()))
-        if key not in known:
-            plan = MethodConfig(**{"method": "none", "distill": "none", "head": "slda", **method})
-            data = DataConfig(str(photos), tasks=len(NAMES) // 2, class_order="natural")
-            known[key] = tmp_path_factory.mktemp("runs") / "run"
-            optim = OptimConfig(epochs=1, batch_size=8, device="cpu", seed=0)
-            train(RunConfig(data, ModelConfig(), plan, optim), known[key])
-        return known[key]
+    return made_once("closed_form_photos", make)
+
+
+@pytest.fixture(scope="session")
+def trained(photos, made_once):
+    """A run of some options, learned once; `packaged`: of the package's pair, not of a tiny one."""
+    weights = made_once("tiny_weights", lambda root: write_tiny_weights(root / "weights")) / "weights"
+
+    def run(packaged=False, **method):
+        plan = MethodConfig(**{"method": "none", "distill": "none", "head": "slda", **method})
+        data = DataConfig(str(photos), tasks=len(NAMES) // 2, class_order="natural")
+        optim = OptimConfig(epochs=1, batch_size=8, device="cpu", seed=0)
+        models = ModelConfig() if packaged else tiny_pair(weights, 5 if method.get("method") in DEEP else 2)
+
+        def make(root):
+            with no_pictures_drawn():
+                train(RunConfig(data, models, plan, optim), root / "run")
+
+        return made_once(f"closed_form_run{name_of(packaged=packaged, **method)}", make) / "run"
 
     return run
+
+
+def name_of(**options):
+    return "".join(f"-{key}={options[key]}" for key in sorted(options))
 
 
 def exported(run, out, **options):
     """Parity to 1e-4 with the same top-1 is what `export_run` itself demands."""
     return export_run(run, out, ExportOptions(**{"latency": False, **options}))
+
+
+@pytest.fixture(scope="session")
+def bundles(trained, made_once):
+    """`bundles(**method)`: the folder with such a run's student, its file exported once. Only to be read."""
+
+    def folder(packaged=False, **method):
+        run = trained(packaged=packaged, **method)
+        shrink = Shrink(("int8", "fp16"), max_drop=100) if packaged else Shrink(())
+
+        def make(root):
+            exported(run, root / "out", teacher=False, shrink=shrink)
+
+        return made_once(f"closed_form_bundle{name_of(packaged=packaged, **method)}", make) / "out"
+
+    return folder
 
 
 def code_of(arguments):
@@ -65,12 +93,20 @@ def code_of(arguments):
 
 
 @pytest.mark.parametrize(
-    ("method", "distill"),
-    [("none", "none"), ("none", "kd"), ("coda", "kdp"), ("l2p", "kd"), ("dualprompt", "none"), ("apt", "kdp")],
+    ("options", "roles"),
+    [
+        ({"method": "none", "distill": "kd"}, ["student", "teacher"]),
+        ({"method": "coda", "distill": "kdp", "head": "ridge"}, ["student"]),
+        ({"method": "coda", "distill": "kdp", "adapt": "first"}, ["student"]),
+        ({"method": "l2p", "distill": "kd"}, ["student"]),
+        ({"method": "dualprompt", "adapt": "first"}, ["student"]),
+        ({"method": "apt", "distill": "kdp"}, ["student", "teacher"]),
+    ],
+    ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else "",
 )
-def test_every_method_and_distillation(trained, tmp_path, method, distill):
-    found = exported(trained(method=method, distill=distill), tmp_path / "out")
-    assert [item.bundle.role for item in found] == (["student"] if distill == "none" else ["student", "teacher"])
+def test_every_method_distillation_and_head(trained, tmp_path, options, roles):
+    found = exported(trained(**options), tmp_path / "out", teacher=len(roles) > 1)
+    assert [item.bundle.role for item in found] == roles
     for item in found:
         assert item.bundle.parity is not None
         assert item.bundle.parity.top1_agreement == 1
@@ -81,44 +117,26 @@ def test_every_method_and_distillation(trained, tmp_path, method, distill):
         assert len(NAMES) in constants["head.weight"]
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"random_features": 200},
-        {"head": "ncm"},
-        {"head": "ridge", "method": "coda", "distill": "kdp"},
-        {"method": "coda", "distill": "kdp", "adapt": "first"},
-        {"method": "dualprompt", "adapt": "first"},
-        {"method": "none", "adapt": "none"},
-    ],
-    ids=lambda options: "-".join(map(str, options.values())),
-)
-def test_every_head(trained, tmp_path, options):
-    found = exported(trained(**options), tmp_path / "out")
-    assert all(item.bundle.parity.top1_agreement == 1 for item in found)
-
-
-@pytest.mark.parametrize("method", ["coda", "l2p", "dualprompt"])
-@pytest.mark.parametrize("adapt", ["all", "first"])
+@pytest.mark.parametrize(("adapt", "method"), [("first", "coda"), ("all", "dualprompt"), ("all", "l2p")])
 def test_prompts_selected_once(trained, tmp_path, method, adapt):
     run = trained(method=method, adapt=adapt)
     (item,) = exported(run, tmp_path / "out", select="task:2", teacher=False)
     assert item.bundle.method.select == "task:2"
+    assert item.bundle.parity.top1_agreement == 1
 
 
-def test_no_prompts_ask_no_query(trained, tmp_path):
-    (item,) = exported(trained(), tmp_path / "out")
-    model = onnx.load(item.bundle.path)
-    assert sum(node.op_type == "Conv" for node in model.graph.node) == 1
-    assert item.bundle.method.query is None
-    assert item.bundle.method.select is None
+def test_no_prompts_ask_no_query(trained, bundles, tmp_path):
+    bundle = read_bundle(bundles(packaged=True) / "student.onnx")
+    assert sum(node.op_type == "Conv" for node in onnx.load(bundle.path).graph.node) == 1
+    assert bundle.method.query is None
+    assert bundle.method.select is None
     with pytest.raises(CdlError, match="has no meaning with none, which selects nothing: leave it out"):
         exported(trained(), tmp_path / "other", select="task:1")
 
 
 def test_forgotten_classes_are_not_in_the_file(trained, tmp_path):
     run = tmp_path / "run"
-    shutil.copytree(trained(method="coda", distill="kdp"), run)
+    shutil.copytree(trained(method="l2p", distill="kdp"), run)
     forget_class(run, NAMES[1])
     student, teacher, small = sorted(
         exported(run, tmp_path / "out", shrink=Shrink(("fp16",))),
@@ -157,10 +175,13 @@ def outputs_of(path, names, feed):
     return session.run(names, {"image": feed})
 
 
-@pytest.mark.parametrize("options", [{}, {"random_features": 100}, {"head": "ncm"}], ids=["slda", "random", "ncm"])
-def test_statistics_beside_the_file_give_its_head_and_its_distance(trained, photos, tmp_path, options):
-    (item,) = exported(trained(**options), tmp_path / "out")
-    bundle, path = read_bundle(item.bundle.path), item.bundle.path
+@pytest.mark.parametrize(
+    "options", [{"packaged": True}, {"random_features": 100}, {"head": "ncm"}], ids=["slda", "random", "ncm"]
+)
+def test_statistics_beside_the_file_give_its_head_and_its_distance(bundles, photos, options):
+    path = bundles(**options) / "student.onnx"
+    bundle = read_bundle(path)
+    assert bundle.parity.top1_agreement == 1
     file = path.parent / bundle.statistics.file
     assert file.name == "student.statistics.safetensors"
     assert hashlib.sha256(file.read_bytes()).hexdigest() == bundle.statistics.sha256
@@ -197,16 +218,16 @@ def test_learned_heads_say_nothing_of_features(small_bundle):
     assert "cdl.unknown_threshold" not in keys
 
 
-def test_smaller_variants_have_features_of_their_own(trained, tmp_path):
-    found = exported(trained(), tmp_path / "out", shrink=Shrink(("int8", "fp16"), max_drop=100))
-    bundles = [read_bundle(item.bundle.path) for item in found]
-    assert len({bundle.features.sha256 for bundle in bundles}) == 3
-    assert bundles[0].statistics is not None
-    assert bundles[0].unknown_threshold is not None
-    assert all(bundle.statistics is None and bundle.unknown_threshold is None for bundle in bundles[1:])
+def test_smaller_variants_have_features_of_their_own(bundles):
+    folder = bundles(packaged=True)
+    whole, *smaller = [read_bundle(folder / f"student{kind}.onnx") for kind in ("", ".int8", ".fp16")]
+    assert len({bundle.features.sha256 for bundle in (whole, *smaller)}) == 3
+    assert whole.statistics is not None
+    assert whole.unknown_threshold is not None
+    assert all(bundle.statistics is None and bundle.unknown_threshold is None for bundle in smaller)
 
 
-@pytest.mark.parametrize("options", [{"method": "coda", "adapt": "first"}, {}], ids=["first", "none"])
+@pytest.mark.parametrize("options", [{"method": "l2p", "adapt": "first"}, {}], ids=["first", "none"])
 def test_an_added_task_changes_head_labels_and_table_alone(trained, tmp_path, options):
     run = trained(**options)
     before, after = (tmp_path / name / "student.onnx" for name in ("old", "new"))
@@ -227,9 +248,8 @@ def onnx_size(content):
     return 0 if content is None else len(content)
 
 
-def test_rejection_from_the_command_line(trained, photos, tmp_path, capsys):
-    exported(trained(), tmp_path / "out")
-    model = tmp_path / "out" / "student.onnx"
+def test_rejection_from_the_command_line(bundles, photos, tmp_path, capsys):
+    model = bundles(packaged=True) / "student.onnx"
     odd = tmp_path / "odd"
     odd.mkdir()
     noise = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), np.uint8)
@@ -266,12 +286,10 @@ def test_a_model_without_a_distance_cannot_reject(small_bundle, tmp_path, photos
     assert "cannot tell unknown images" in capsys.readouterr().err
 
 
-def test_statistics_of_another_model_are_refused(trained, tmp_path):
-    exported(trained(), tmp_path / "a")
-    exported(trained(method="coda", adapt="first"), tmp_path / "b")
-    other = read_bundle(tmp_path / "b" / "student.onnx").features.sha256
+def test_statistics_of_another_model_are_refused(bundles):
+    other = read_bundle(bundles(random_features=100) / "student.onnx").features.sha256
     with pytest.raises(CdlError, match="holds statistics of model"):
-        read_statistics(tmp_path / "a" / "student.statistics.safetensors", other)
+        read_statistics(bundles(packaged=True) / "student.statistics.safetensors", other)
 
 
 def test_auroc_counts_pairs():

@@ -30,14 +30,17 @@ from tests.conftest import no_shape_checks
 from tests.training.conftest import COLOURS, write_images
 
 
-@pytest.fixture(scope="module")
-def exports(small_run, small_bundle, tmp_path_factory):
+@pytest.fixture(scope="session")
+def exports(small_run, small_bundle, made_once):
     """What `export_run` writes after each task: made once, exporting takes seconds."""
-    root = tmp_path_factory.mktemp("exports")
-    with no_shape_checks():
-        export_run(small_run, root / "1", after=1)
-    shutil.copytree(small_bundle, root / "2")
-    return root
+
+    def make(root):
+        root.mkdir()
+        with no_shape_checks():
+            export_run(small_run, root / "1", after=1)
+        shutil.copytree(small_bundle, root / "2")
+
+    return made_once("exports_after_each_task", make)
 
 
 @pytest.fixture

@@ -19,44 +19,47 @@ from cdl_deploy.runtime.bundle import description, read_bundle
 from cdl_deploy.training.loop import add_task
 from cdl_deploy.training.preparation import Addition
 from cdl_deploy.update.patch import apply_updates
-from tests.conftest import no_shape_checks
+from tests.conftest import MadeOnce, no_shape_checks
 from tests.training.conftest import write_images
 
 
-@pytest.fixture(scope="module")
-def grown_run(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same run after one more task of two classes."""
-    root = tmp_path_factory.mktemp("grown")
-    shutil.copytree(small_run, root / "run")
-    write_images(root / "new/train", {"eel": 6, "fox": 6})
-    write_images(root / "new/test", {"eel": 3, "fox": 3}, seed=1)
-    add_task(root / "run", Addition(str(root / "new")))
-    return root / "run"
+@pytest.fixture(scope="session")
+def grown_run(small_run: Path, made_once: MadeOnce) -> Path:
+    """The same run after one more task of two classes. Only to be read."""
+
+    def make(root: Path) -> None:
+        shutil.copytree(small_run, root / "run")
+        write_images(root / "new/train", {"eel": 6, "fox": 6})
+        write_images(root / "new/test", {"eel": 3, "fox": 3}, seed=1)
+        add_task(root / "run", Addition(str(root / "new")))
+
+    return made_once("grown_run", make) / "run"
 
 
-@pytest.fixture(scope="module")
-def second(grown_run: Path, small_bundle: Path, tmp_path_factory: pytest.TempPathFactory):
-    """Folder and report of the next version, with updates from the one before."""
-    out = tmp_path_factory.mktemp("second") / "v2"
-    with no_shape_checks():
-        exported = export_run(grown_run, out, ExportOptions(update_from=(small_bundle,)))
-    return out, exported
+@pytest.fixture(scope="session")
+def second(grown_run: Path, small_bundle: Path, made_once: MadeOnce) -> tuple[Path, dict[str, list[dict[str, object]]]]:
+    """Folder of the next version, with updates from the one before, and the report on the updates of each role."""
+
+    def make(root: Path) -> None:
+        root.mkdir()
+        with no_shape_checks():
+            exported = export_run(grown_run, root / "v2", ExportOptions(update_from=(small_bundle,)))
+        reports = {item.bundle.role: item.to_dict()["updates"] for item in exported}
+        (root / "updates.json").write_text(json.dumps(reports))
+
+    root = made_once("second_version", make)
+    return root / "v2", json.loads((root / "updates.json").read_text())
 
 
 def test_a_device_gets_the_full_export(small_bundle, second, tmp_path):
-    out, exported = second
+    out, reports = second
     names = ["student.cdlup", "student.json", "student.onnx", "teacher.cdlup", "teacher.json", "teacher.onnx"]
     assert sorted(path.name for path in out.iterdir()) == names
-    for item in exported:
-        role = item.bundle.role
-        (update,) = item.updates
-        assert update.path == out / f"{role}.cdlup"
-        assert update.base == small_bundle / f"{role}.onnx"
-        assert update.bytes == update.path.stat().st_size
-        assert item.to_dict()["updates"] == [
-            {"path": str(update.path), "base": str(update.base), "bytes": update.bytes}
-        ]
-        apply_updates(update.base, [update.path], tmp_path / "new.onnx")
+    assert sorted(reports) == ["student", "teacher"]
+    for role, updates_of_role in reports.items():
+        update, base = out / f"{role}.cdlup", small_bundle / f"{role}.onnx"
+        assert updates_of_role == [{"path": str(update), "base": str(base), "bytes": update.stat().st_size}]
+        apply_updates(base, [update], tmp_path / "new.onnx")
         assert (tmp_path / "new.onnx").read_bytes() == (out / f"{role}.onnx").read_bytes()
 
 
