@@ -24,6 +24,7 @@ import platform
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ sys.path.insert(0, str(PROJECT))
 
 from cdl_deploy.closed_form.features import FeatureMap, RandomProjection  # noqa: E402
 from cdl_deploy.closed_form.head_rule import HeadRule, solve_head  # noqa: E402
+from cdl_deploy.closed_form.overconfidence import measure_overconfidence  # noqa: E402
 from cdl_deploy.closed_form.statistics import Statistics, gather  # noqa: E402
 from cdl_deploy.evaluation.calibration import confidence_bins  # noqa: E402
 
@@ -84,8 +86,9 @@ class Record:
 # ---- heads on features -----------------------------------------------------------------------------------------------
 
 
-def sums(vectors: Vectors, labels: Labels, names: tuple[str, ...]) -> Statistics:
-    return gather(vectors, labels, names)
+def sums(vectors: Vectors, labels: Labels, names: tuple[str, ...], rule: HeadRule) -> Statistics:
+    """Of a task, with how sure its head may be."""
+    return replace(gather(vectors, labels, names).seen(), overconfidence=measure_overconfidence(vectors, labels, rule))
 
 
 def accuracy_of(
@@ -106,7 +109,7 @@ def accuracy_of(
     for task in range(TASKS):
         chosen = np.isin(y, order[task_of[order] == task])
         names = tuple(map(str, range(count)))
-        some = sums(x[chosen], y[chosen], names).seen()
+        some = sums(x[chosen], y[chosen], names, rule)
         total = some if total is None else total.merge(some)
         last = task == TASKS - 1
         if not (stages or last):

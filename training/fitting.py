@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from cdl_deploy.closed_form.overconfidence import images_a_class
 from cdl_deploy.closed_form.statistics import Statistics
 from cdl_deploy.run.record import FittedHead
 from cdl_deploy.training.context import Run, Task
@@ -72,7 +75,7 @@ def _sums_of(
 ) -> dict[str, Statistics | None]:
     """The sums of this process's share of the images, by role."""
     encoder, device = pair.encoder, pair.encoder.backbone.mean.device
-    held = {learner.role: _Held(learner) for learner in learners}
+    held = {learner.role: _Held(learner, images_a_class(len(set(images.labels)))) for learner in learners}
     for pixels, labels in evaluation_batches(images, transform, workers, processes):
         pixels = to_device(pixels, device)
         query = encoder(pixels, any(learner.method.uses_query for learner in learners))
@@ -89,30 +92,43 @@ def _sums_of(
 
 
 class _Held:
-    """Features on their way to sums, a few thousand images at a time."""
+    """Features on their way to sums, a few thousand images at a time; some of each class are held to the end."""
 
-    def __init__(self, learner: Learner) -> None:
+    def __init__(self, learner: Learner, measured: int) -> None:
+        """`measured`: images of each class on which it is measured how sure the head may be."""
         assert learner.closed_form is not None
-        self.head, self.count = learner.closed_form, 0
+        self.head, self.count, self.measured = learner.closed_form, 0, measured
         self.sums: Statistics | None = None
         self.parts: list[tuple[Tensor, Tensor, Tensor | None]] = []
+        self.some: list[tuple[Tensor, int]] = []
+        self.taken: Counter[int] = Counter()
 
     def take(self, features: Tensor, labels: Tensor, probabilities: Tensor | None) -> None:
         """A batch: [B, F], [B] and, with a teacher, [B, C]."""
         self.parts.append((features, labels, probabilities))
         self.count += len(labels)
+        for vector, label in zip(features, labels.tolist(), strict=True):
+            if self.taken[label] < self.measured:
+                self.taken[label] += 1
+                self.some.append((vector.clone(), label))
         if self.count >= GATHERED:
-            self.finish()
+            self._sum_up()
 
     def finish(self) -> Statistics | None:
-        """The sums of all batches so far; None where there was none."""
+        """The sums of all batches; None where there was none."""
+        self._sum_up()
+        if self.sums is None:
+            return None
+        features, labels = torch.stack([vector for vector, _ in self.some]), np.array([label for _, label in self.some])
+        return replace(self.sums, overconfidence=self.head.overconfidence_of(features.numpy(), labels))
+
+    def _sum_up(self) -> None:
         if self.parts:
             features, labels = (torch.cat([part[i] for part in self.parts]).numpy() for i in (0, 1))  # type: ignore[misc]
             outputs = [part[2] for part in self.parts if part[2] is not None]
             some = self.head.sums_of(features, labels, torch.cat(outputs).numpy() if outputs else None)
             self.sums = some if self.sums is None else self.sums.merge(some)
             self.parts, self.count = [], 0
-        return self.sums
 
 
 def fitted_head(head: ClosedFormHead, ece: float | None) -> FittedHead:

@@ -13,9 +13,11 @@
     head_rule.py        which head with which choices, as one record; sums + rule → layer and temperature
     model_world.py      images that the sums imply: draws for temperature and threshold, without any image
     temperature.py      one temperature for the probabilities
+    overconfidence.py   how much higher it has to be on real images: measured on each addition, summed up
     mahalanobis.py      distance to the nearest class, for what no class explains
     safetensors_file.py, statistics_file.py   sums ↔ one file
 
 Every choice that is not made by a person (ρ, λ, temperature, threshold) is a function of the sums alone. So a head does
-not depend on how its images were split into tasks, nor on their order: to 1e-9, since floating-point sums round.
+not depend on how its images were split into tasks, nor on their order: to 1e-9, since floating-point sums round. One
+number does depend on which classes came together, and not on their order: the factor on the temperature.
 """

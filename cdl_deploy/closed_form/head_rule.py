@@ -62,6 +62,8 @@ class SolvedHead:
     """softmax(scores / temperature) are the probabilities; 1 where none was fitted."""
     chosen: float | None
     """ρ of slda, λ of ridge; ncm has neither."""
+    factor: float = 1.0
+    """κ, in the temperature already: the only part of it that depends on which classes came together."""
 
     @property
     def calibrated(self) -> LinearHead:
@@ -73,8 +75,9 @@ def solve_head(statistics: Statistics, rule: HeadRule, calibrate: bool = True) -
     """The head that `rule` makes of `statistics`.
 
     It is the same whatever the order of the classes. With `calibrate` its temperature is fitted in the world that the
-    sums imply (`model_world`), where ρ and λ are those chosen here. With a teacher the head is not solved anew there,
-    as its sums are not drawn.
+    sums imply (`model_world`), where ρ and λ are those chosen here, and multiplied by how much too low that was on
+    the images themselves (`overconfidence`). With a teacher the head is not solved anew in that world, as its sums are
+    not drawn.
     """
     given, statistics = statistics.classes, statistics.arranged(_by_content(statistics))
     layer, chosen = _solve(statistics, rule, None)
@@ -83,7 +86,8 @@ def solve_head(statistics: Statistics, rule: HeadRule, calibrate: bool = True) -
         return SolvedHead(ordered, 1.0, chosen)
     world = model_world(statistics, rule.shrinkage)
     judged = layer if rule.teacher_weight else _solve(world.statistics, rule, chosen)[0]
-    return SolvedHead(ordered, fit_temperature(judged.scores(world.features), world.labels), chosen)
+    temperature, factor = fit_temperature(judged.scores(world.features), world.labels), statistics.temperature_factor
+    return SolvedHead(ordered, temperature * factor, chosen, factor)
 
 
 def _by_content(statistics: Statistics) -> list[str]:

@@ -12,7 +12,7 @@ Statistician 37 (1983), eq. 2.1, in its form for matrices:
     δ_c = μ_c,b − μ_c,a     μ_c = μ_c,a + n_b/n δ_c     S = S_a + S_b + Σ_c n_c,a n_c,b / n_c δ_c δ_cᵀ
 
 and one number more for each class, its spread Σ_{i in c} ‖φ_i − μ_c‖², merged in the same way: no head needs it, but
-how sure a head may be does (`model_world`). Size: C·D + D² numbers, whatever the number of images and of tasks.
+how sure a head may be does (`model_world`), as do two sums on how sure heads were (`overconfidence`). Size: C·D + D² numbers, whatever the number of images and of tasks.
 
 Forgetting a class takes its name, its count and its mean away, exactly. Its images' scatter around their own mean has
 been added into S with that of all others, and S would have to be kept for each class (C·D² numbers) to take it out: it
@@ -30,7 +30,7 @@ is not nothing. Who must be sure that nothing is left subtracts, or gathers the 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -61,6 +61,14 @@ class Statistics:
     """Images that S comes from: Σ n_c, and those of forgotten classes."""
     teacher: TeacherSums | None = None
     """Sums with a teacher's outputs; for all images or for none."""
+    overconfidence: Floats = field(default_factory=lambda: np.zeros(2))
+    """[2]: images on which it was measured, and the sum of log κ over them; see `overconfidence.py`."""
+
+    @property
+    def temperature_factor(self) -> float:
+        """κ: what the temperature that the other sums suggest is multiplied by."""
+        images, log_factor = self.overconfidence
+        return float(np.exp(log_factor / images)) if images else 1.0
 
     @property
     def dimension(self) -> int:
@@ -112,6 +120,7 @@ class Statistics:
             a.scatter + b.scatter + _outer(delta, weight),
             a.noise_images + b.noise_images,
             teacher,
+            self.overconfidence + other.overconfidence,
         )
 
     def subtract(self, other: Statistics) -> Statistics:
@@ -146,6 +155,7 @@ class Statistics:
             self.scatter - b.scatter - _outer(delta, weight) if noise_images else np.zeros_like(self.scatter),
             noise_images,
             teacher,
+            np.maximum(self.overconfidence - other.overconfidence, 0),
         )
         gone = set(places[left[places] == 0])
         return rest._kept([c for c in range(len(self.classes)) if c not in gone])

@@ -5,6 +5,7 @@ Metadata: `cdl.statistics`, JSON as `Header` says. Arrays, for the base and for 
 
     base.counts   I64 [C]               base.means     [C, D]        base.spread   [C]
     base.scatter  [D (D+1) / 2]: the upper triangle of S, row by row
+    base.overconfidence [2]; zeros where an older file has none
     base.teacher.means [C, C]           base.teacher.cross [D, C]    base.teacher.square [C]     if there is a teacher
 
 in F64, which gives back every bit, or in F32, half the size, which costs the head its digits beyond 1e-5 or so.
@@ -107,6 +108,7 @@ def encode_statistics(stored: StoredStatistics, single: bool = False) -> bytes:
         arrays[f"{name}.means"] = item.means.astype(dtype)
         arrays[f"{name}.spread"] = item.spread.astype(dtype)
         arrays[f"{name}.scatter"] = item.scatter[np.triu_indices(item.dimension)].astype(dtype)
+        arrays[f"{name}.overconfidence"] = item.overconfidence.astype(dtype)
         if item.teacher:
             for field in dataclasses.fields(TeacherSums):
                 arrays[f"{name}.teacher.{field.name}"] = getattr(item.teacher, field.name).astype(dtype)
@@ -209,6 +211,7 @@ def _part(arrays: dict[str, NDArray[Any]], name: str, part: Part, D: int) -> Sta
             _floats(arrays, f"{name}.teacher.cross", D, C),
             _floats(arrays, f"{name}.teacher.square", C),
         )
+    sureness = f"{name}.overconfidence"
     return Statistics(
         part.classes,
         counts,
@@ -217,6 +220,7 @@ def _part(arrays: dict[str, NDArray[Any]], name: str, part: Part, D: int) -> Sta
         scatter,
         part.noise_images,
         teacher,
+        _floats(arrays, sureness, 2) if sureness in arrays else np.zeros(2),
     )
 
 

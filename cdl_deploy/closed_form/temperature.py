@@ -32,13 +32,16 @@ def softmax(scores: Floats) -> Floats:
     return result
 
 
-def fit_temperature(scores: Floats, labels: NDArray[np.intp]) -> float:
-    """T for `scores` [n, C] of images whose classes are `labels` [n]; 1 where all scores of an image are equal."""
+def fit_temperature(scores: Floats, labels: NDArray[np.intp], doubt: float | None = None) -> float:
+    """T for `scores` [n, C] of images whose classes are `labels` [n]; 1 where all scores of an image are equal.
+
+    `doubt`: the share of answers at random that is added, 1/n unless given.
+    """
     spread = float(scores.std(axis=1).mean())
     if not spread > 0:
         return 1.0
     centred = (scores - scores.max(axis=1, keepdims=True)) / spread
-    doubt = 1 / len(labels)
+    doubt = 1 / len(labels) if doubt is None else doubt
     target = (1 - doubt) * float(centred[np.arange(len(labels)), labels].mean()) + doubt * float(centred.mean())
     low, high = 1 / HOTTEST, 1 / COLDEST
     inverse = 1.0

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from cdl_deploy.closed_form.features import FeatureMap, RandomProjection
 from cdl_deploy.closed_form.head_rule import HeadRule, solve_head
+from cdl_deploy.closed_form.overconfidence import measure_overconfidence
 from cdl_deploy.closed_form.statistics import Statistics, empty, gather
 from cdl_deploy.closed_form.teacher_sums import TeacherSums
 from cdl_deploy.training.features import Feature
@@ -26,6 +27,8 @@ from cdl_deploy.training.heads.protocol import FoldedHead, Head
 from cdl_deploy.training.shapes import Logits
 
 SUMS = ("counts", "means", "spread", "scatter", "noise_images")
+LATER_SUMS = ("overconfidence",)
+"""What states of older runs do not have."""
 TEACHER_SUMS = tuple(item.name for item in fields(TeacherSums))
 STATE = "statistics."
 """How the names of the sums begin in a state."""
@@ -34,13 +37,14 @@ NEVER = -1e30
 
 
 class ClosedFormHead(Head):
-    """logits = φ W ᵀ + b with W, b solved from `statistics` by `rule`; φ is what `map` makes of the features.
+    """logits = (φ W ᵀ + b) / κ with W, b solved from `statistics` by `rule`; φ is what `map` makes of the features.
 
+    W and b are the same in whatever order classes came, and whichever came together; of κ, see `overconfidence`.
     Classes are called by their position among the logits: `"0"`, `"1"`, … in `statistics`.
     """
 
     training_only: ClassVar[tuple[str, ...]] = tuple(
-        f"{STATE}{name}" for name in (*SUMS, "positions", *(f"teacher_{name}" for name in TEACHER_SUMS))
+        f"{STATE}{name}" for name in (*SUMS, *LATER_SUMS, "positions", *(f"teacher_{name}" for name in TEACHER_SUMS))
     )
 
     weight: Tensor
@@ -85,6 +89,12 @@ class ClosedFormHead(Head):
         sums = gather(self.map.transform(features), labels, tuple(map(str, range(count))), teacher)
         return sums.seen() if teacher is None else sums
 
+    def overconfidence_of(
+        self, features: npt.NDArray[np.floating], labels: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.float64]:
+        """How much surer than right such a head is on the images of an addition, as two sums."""
+        return measure_overconfidence(self.map.transform(features), labels, self.rule)
+
     def add(self, sums: Statistics) -> None:
         """The sums of more images. `solve` makes a layer of all there are."""
         merged = self.statistics.merge(sums)
@@ -107,7 +117,8 @@ class ClosedFormHead(Head):
         solved, rows = solve_head(known, self.rule), [int(name) for name in known.classes]
         count = int(self.statistics.classes[-1]) + 1
         weight, bias = np.zeros((count, self.size)), np.full(count, NEVER)
-        weight[rows], bias[rows] = solved.calibrated.weight, solved.calibrated.bias
+        layer = solved.calibrated.scaled(1 / solved.factor)
+        weight[rows], bias[rows] = layer.weight, layer.bias
         self.weight = torch.from_numpy(weight).to(self.weight)
         self.bias = torch.from_numpy(bias).to(self.bias)
         self.temperature = torch.tensor(solved.temperature).to(self.temperature)
@@ -118,16 +129,24 @@ class ClosedFormHead(Head):
             features = nn.functional.normalize(features, dim=1)
         if self.projection is not None:
             features = (features @ self.projection).relu()
-        return nn.functional.linear(features, self.weight, self.bias)
+        weight, bias = self._scaled()
+        return nn.functional.linear(features, weight, bias)
 
     def fold(self) -> FoldedHead:
         projection = None if self.projection is None else self.projection.T
-        return FoldedHead(self.weight, self.bias, self.features, projection=projection, unit_length=self.map.normalise)
+        weight, bias = self._scaled()
+        return FoldedHead(weight, bias, self.features, projection=projection, unit_length=self.map.normalise)
+
+    def _scaled(self) -> tuple[Tensor, Tensor]:
+        """W/κ and b/κ, but for a class that has no image: its logit stays `NEVER`."""
+        factor = self.statistics.temperature_factor
+        bias = torch.where(self.bias > NEVER, self.bias / factor, self.bias)
+        return self.weight / factor, bias
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         sums, begin = self.statistics, f"{prefix}{STATE}"
-        values = {name: np.asarray(getattr(sums, name)) for name in SUMS}
+        values = {name: np.asarray(getattr(sums, name)) for name in (*SUMS, *LATER_SUMS)}
         values["positions"] = np.array([int(name) for name in sums.classes], np.int64).reshape(-1)
         if sums.teacher is not None:
             values |= {f"teacher_{name}": getattr(sums.teacher, name) for name in TEACHER_SUMS}
@@ -145,7 +164,7 @@ class ClosedFormHead(Head):
             teacher = None
             if "teacher_means" in arrays:
                 teacher = TeacherSums(**{name: arrays[f"teacher_{name}"] for name in TEACHER_SUMS})
-            sums = {name: arrays[name] for name in SUMS}
+            sums = {name: arrays[name] for name in (*SUMS, *(name for name in LATER_SUMS if name in arrays))}
             sums["noise_images"] = int(sums["noise_images"])
             self.statistics = Statistics(tuple(map(str, arrays["positions"])), **sums, teacher=teacher)
         for name, value in self.named_buffers(recurse=False):

@@ -35,7 +35,7 @@ def assert_same(a: Statistics, b: Statistics, rtol: float = 0.0) -> None:
     assert a.counts.tolist() == b.counts.tolist()
     assert a.noise_images == b.noise_images
     assert (a.teacher is None) == (b.teacher is None)
-    pairs = [(a.means, b.means), (a.spread, b.spread), (a.scatter, b.scatter)]
+    pairs = [(a.means, b.means), (a.spread, b.spread), (a.scatter, b.scatter), (a.overconfidence, b.overconfidence)]
     if a.teacher and b.teacher:
         pairs += [(getattr(a.teacher, name), getattr(b.teacher, name)) for name in ("means", "cross", "square")]
     for left, right in pairs:
