@@ -18,7 +18,8 @@ the sums alone: same sums, same temperature and threshold.
 What it cannot know: how far real features are from Gaussian. On scikit-learn's digits (raw pixels, 100 to 900 images)
 the T found so is 1.3 to 2 times below the best T on test images: slda's calibration error falls from 2.7 … 10.4 points
 to 1.6 … 4.6 (best T: 1.6 … 3.1), ridge's and ncm's from 71 … 78 to 2 … 7; on the class token of the packaged backbones
-every head ends at 0.8 … 1.8. That is what `overconfidence` is for. Whoever holds images that the sums have not seen should fit T on those.
+every head ends at 0.8 … 1.8. So each addition measures how much higher T has to be (`overconfidence`). Whoever holds
+images that the sums have not seen should fit T on those.
 """
 
 from __future__ import annotations
