@@ -140,6 +140,11 @@ def test_compare_by_hand():
     assert parity.compare(expected, expected, "x").max_abs_logit_difference == 1e-7
     with pytest.raises(ParityError, match=r"a logit by 0.5, at most 0.0001 allowed"):
         parity.compare(expected, expected + 0.5, "x")
+    large = expected * 1000
+    assert parity.compare(large, large + 5e-4, "x", solved=True).top1_agreement == 1
+    for head in ({}, {"solved": True}):
+        with pytest.raises(ParityError, match="differs from the trained model: a logit by"):
+            parity.compare(large, large + (0.05 if head else 5e-4), "x", **head)
     with pytest.raises(ParityError, match="a logit by nan"):
         parity.compare(expected, np.full_like(expected, np.nan), "x")
     close = np.array([[1.0, 1.00005]], dtype=np.float32)
