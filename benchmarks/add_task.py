@@ -42,9 +42,10 @@ from cdl_deploy.runtime.cores import usable_cores  # noqa: E402
 
 CLASSES, EPOCHS = 10, 20
 FASTER, OF_BARE, MEMORY = 100.0, 1.3, 1.1
-PEAK = "resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)"
+PEAK = "peak_memory()"
 ADD = f"""
-import json, resource, sys, time
+import json, sys, time
+from cdl_deploy.bench.machine import peak_memory
 import cdl_deploy
 from cdl_deploy.training import loop
 spent = dict(evaluate=0.0, learn_epoch=0.0)
@@ -66,7 +67,8 @@ print(json.dumps(dict(wall=time.perf_counter() - began, cpu=time.process_time() 
     tests=spent["evaluate"], epochs=spent["learn_epoch"])))
 """
 PREDICT = f"""
-import json, resource, sys
+import json, sys
+from cdl_deploy.bench.machine import peak_memory
 from cdl_deploy.cli import main
 try:
     main(sys.argv[1:])
@@ -74,7 +76,8 @@ finally:
     print(json.dumps(dict(peak={PEAK})), file=sys.stderr)
 """
 BARE = f"""
-import json, resource, sys, time
+import json, sys, time
+from cdl_deploy.bench.machine import peak_memory
 import numpy as np, onnxruntime
 options = onnxruntime.SessionOptions()
 options.intra_op_num_threads = options.inter_op_num_threads = 1

@@ -24,7 +24,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -42,7 +41,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
 from cdl_deploy.bench import BenchOptions, BenchReport, ModelSpec, bench_latency  # noqa: E402
-from cdl_deploy.bench.machine import cpu_model  # noqa: E402
+from cdl_deploy.bench.machine import cpu_model, peak_memory  # noqa: E402
 
 UNIT = "plain"
 TIME_BARS: dict[str, float | None] = {
@@ -278,7 +277,7 @@ def export_large(seed: int) -> dict[str, float]:
         export_student(Recipe(), Path(folder) / "student.onnx", LARGE, seed)
         ended = time.perf_counter()
         size = (Path(folder) / "student.onnx").stat().st_size
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = peak_memory() or 0
     return {"seconds": ended - made - (made - began), "bytes": peak, "file_bytes": size}
 
 

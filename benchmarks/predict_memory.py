@@ -28,13 +28,13 @@ from cdl_deploy.runtime.cores import usable_cores
 KINDS = 200
 ALLOWED = 1.1
 CHILD = """
-import resource, sys
+import sys
+from cdl_deploy.bench.machine import peak_memory
 from cdl_deploy.cli import main
 try:
     main(sys.argv[1:])
 finally:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(peak * (1 if sys.platform == "darwin" else 1024), file=sys.stderr)
+    print(peak_memory(), file=sys.stderr)
 """
 
 

@@ -29,7 +29,6 @@ import json
 import os
 import platform
 import random
-import resource
 import shutil
 import subprocess
 import sys
@@ -53,6 +52,7 @@ from benchmarks.reference_step import (  # noqa: E402  found once the line above
     reference_losses,
     reference_step,
 )
+from cdl_deploy.bench.machine import peak_memory  # noqa: E402
 from cdl_deploy.run.config import DataConfig, MethodConfig, OptimConfig, RunConfig  # noqa: E402
 from cdl_deploy.training.backbones.loading import create_vit  # noqa: E402
 from cdl_deploy.training.backbones.plain import PlainViT  # noqa: E402
@@ -135,7 +135,7 @@ def work(task: dict[str, Any]) -> None:
         if device == "cuda":
             torch.cuda.synchronize()
         seconds = time.perf_counter() - began
-        resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        resident = peak_memory() or 0
         say({"seconds": seconds, "bytes": torch.cuda.max_memory_allocated() if device == "cuda" else resident})
 
 
@@ -363,7 +363,7 @@ def whole_task(what: str, data: str, run: str, tasks: str, threads: str, epochs:
             "seconds": seconds - spent["evaluation"],
             "stages": spent["teacher"] + spent["student"],
             "evaluation": spent["evaluation"],
-            "bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            "bytes": peak_memory() or 0,
         }
     )
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -14,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cdl_deploy.bench.machine import peak_memory
 from cdl_deploy.errors import OptionError
 from cdl_deploy.run.config import OptimConfig, RunConfig, default_batch_size
 from cdl_deploy.run.record import RunRecord
@@ -134,7 +133,7 @@ def plan_run(config: RunConfig, out: Path | None = None, progress: Progress | No
         for role in pair.learners:
             steps[str(role)], speeds[str(role)] = measurement.learning(role, train)
         tested, speeds["tests"] = measurement.testing(test)
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        memory = peak_memory() or 0
         on_gpu = processes.device.type == "cuda"
     trained = [task for task in tasks if record.config.method.trains_in(task.number)]
     images_learned = sum(optim.epochs * task.train_images for task in trained)

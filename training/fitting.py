@@ -24,7 +24,8 @@ from cdl_deploy.training.models.learner import Learner, learner_output
 from cdl_deploy.training.models.teacher_student import TeacherStudent
 from cdl_deploy.training.processes import Processes
 
-BATCH = 128
+BATCH, BATCH_ON_CPU = 128, 16
+"""Images that are looked at together; more are no faster on a CPU, and take memory."""
 GATHERED = 2048
 """Images whose features are held until they become sums."""
 
@@ -183,8 +184,8 @@ def evaluation_batches(
     test: TaskImages, transform: PixelTransform, workers: int, processes: Processes
 ) -> Iterable[tuple[Tensor, Tensor]]:
     """This process's share of a task's images, pixels and labels, as evaluation sees them."""
-    labels = processes.share(test.labels)
+    labels, size = processes.share(test.labels), BATCH_ON_CPU if processes.device.type == "cpu" else BATCH
     if test.pixels is None:
-        return batches(processes.share(test.items), labels, transform, BATCH, workers=workers)
+        return batches(processes.share(test.items), labels, transform, size, workers=workers)
     pixels = test.pixels[processes.index :: processes.count]
-    return zip(pixels.split(BATCH), torch.tensor(labels).split(BATCH), strict=True)
+    return zip(pixels.split(size), torch.tensor(labels).split(size), strict=True)

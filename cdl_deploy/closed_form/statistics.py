@@ -12,7 +12,8 @@ Statistician 37 (1983), eq. 2.1, in its form for matrices:
     δ_c = μ_c,b − μ_c,a     μ_c = μ_c,a + n_b/n δ_c     S = S_a + S_b + Σ_c n_c,a n_c,b / n_c δ_c δ_cᵀ
 
 and one number more for each class, its spread Σ_{i in c} ‖φ_i − μ_c‖², merged in the same way: no head needs it, but
-how sure a head may be does (`model_world`), as do two sums on how sure heads were (`overconfidence`). Size: C·D + D² numbers, whatever the number of images and of tasks.
+how sure a head may be does (`model_world`), as do two sums on how sure heads were (`overconfidence`). Size: C·D + D²
+numbers, whatever the number of images and of tasks.
 
 Forgetting a class takes its name, its count and its mean away, exactly. Its images' scatter around their own mean has
 been added into S with that of all others, and S would have to be kept for each class (C·D² numbers) to take it out: it

@@ -89,5 +89,5 @@ def _in_order(
                 return
             yield from waiting.popleft().result()
     finally:
-        # No waiting: the collector may run this anywhere, in a starting thread too, which holds the lock of all threads.
+        # No waiting: the collector may run this anywhere, also in a starting thread, which holds the lock of all.
         pool.shutdown(wait=False, cancel_futures=True)
