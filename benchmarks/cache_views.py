@@ -174,7 +174,7 @@ def digits(seeds: list[int], views: list[int], epochs: int, heads: list[str]) ->
                 record = json.loads(done.stdout)
                 for role, values in found.items():
                     values.append(record[role]["final_average_accuracy"])
-                seconds.append(sum(task["seconds"]["student"] for task in record["tasks"]))
+                seconds.append(sum(task["seconds"].get("student", 0.0) for task in record["tasks"]))
             figures = ", ".join(
                 f"{role} {mean(values):.1f} ± {stdev(values) if len(values) > 1 else 0:.1f} %"
                 f" ({' '.join(f'{value:.1f}' for value in values)})"

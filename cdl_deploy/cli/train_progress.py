@@ -81,7 +81,8 @@ class TrainingProgress(Progress):
         line.share = self.done / (stage.epochs * stage.images)
 
     def caching(self, stage: Stage, view: int, done: int) -> None:
-        self.line.doing, self.line.share = f"view {view + 1}: {done:,} of {stage.images:,} images", done / stage.images
+        line = self.line
+        line.doing, line.share = f"{stage.role}: view {view + 1}", done / stage.images
         self.steps, self.timed = 0, 0  # the speed is that of steps
 
     def step(self, stage: Stage, epoch: int, images: int, losses: Mapping[str, float]) -> None:
