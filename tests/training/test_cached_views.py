@@ -23,7 +23,7 @@ from cdl_deploy.training.context import Run, Task, images_to_learn
 from cdl_deploy.training.data.loading import Batch, SeededBatches, TrainingImages, split
 from cdl_deploy.training.data.task_data import TaskImages, open_sources
 from cdl_deploy.training.frozen import row_bytes
-from cdl_deploy.training.loop import add_task, resume, train
+from cdl_deploy.training.loop import add_task, train
 from cdl_deploy.training.models.teacher_student import TeacherStudent, build_teacher_student
 from cdl_deploy.training.preparation import Addition, never
 from cdl_deploy.training.processes import Processes
@@ -280,28 +280,10 @@ def same(first: Path, second: Path) -> bool:
 
 
 def test_as_many_views_as_epochs_are_the_run_without(whole_run, photos, tmp_path):
+    """One view, learned from twice, and kills: benchmarks/kill_test.py, which test_interruptions.py runs."""
     train(config(photos, cache_views=2), tmp_path / "run")
     assert same(tmp_path / "run", whole_run)
     assert not (tmp_path / "run/views").exists()
-
-
-def test_a_run_that_learns_from_a_view_twice_resumes_bit_for_bit(photos, tmp_path):
-    """Interrupted in the student's second epoch; SIGKILL: benchmarks/kill_test.py."""
-    plan = config(photos, cache_views=1)
-    plan = replace(plan, method=replace(plan.method, head="slda"))  # the second task trains nothing
-    train(plan, tmp_path / "whole", whole := Watch())
-    assert len(whole.computed) == 3 + 3
-    with pytest.raises(KeyboardInterrupt):
-        train(plan, tmp_path / "cut", Watch(9 + 3 + 4))
-    resume(tmp_path / "cut", watch := Watch())
-    assert watch.computed == []
-    assert same(tmp_path / "cut", tmp_path / "whole")
-    write_images(tmp_path / "new/train", {"eel": 3, "fox": 3})
-    write_images(tmp_path / "new/test", {"eel": 2, "fox": 2}, seed=1)
-    with pytest.raises(OptionError, match="--cache-views 2: nothing trains"):
-        add_task(tmp_path / "cut", Addition(str(tmp_path / "new"), optim={"cache_views": 2}))
-    add_task(tmp_path / "cut", Addition(str(tmp_path / "new")), watch)
-    assert watch.computed == [], "the run's own option says nothing of a task that only solves its heads"
 
 
 def test_a_task_is_added_with_views(photos, tmp_path):
@@ -358,6 +340,19 @@ def test_the_size_is_said_beforehand_and_true(stage, learned, tmp_path, monkeypa
     message = "--cache-views keeps the views of one process, and there are 2: leave it out, or start one"
     with pytest.raises(OptionError, match=message):
         check(learned, 2, Two(), tmp_path / "run")
+
+
+def test_an_addition_that_only_solves_its_heads_keeps_no_views(learned, tmp_path):
+    """Refused where it is asked for; what the run was begun with says nothing about it."""
+    record, pair = learned
+    begun = config(record.config.data.data, cache_views=2)
+    begun = replace(begun, method=replace(begun.method, head="slda"))  # trains in the first task
+    record = replace(record, config=begun, tasks=record.tasks[:1])
+    sources = open_sources(record.plans, 1)
+    assert check_views(record, pair, sources, Processes(CPU), tmp_path) == 0
+    asked = replace(record.plans[1], optim={"cache_views": 3})
+    with pytest.raises(OptionError, match="--cache-views 3: nothing trains"):
+        check_views(replace(record, plans=[record.plans[0], asked]), pair, sources, Processes(CPU), tmp_path)
 
 
 def test_a_dry_run_says_it_too(photos, capsys, monkeypatch):
