@@ -20,7 +20,7 @@ from cdl_deploy.training import cached_views
 from cdl_deploy.training.cached_views import LABELS, CachedViews, check_views, compute_rows, with_cached_views
 from cdl_deploy.training.checkpoint import load_run
 from cdl_deploy.training.context import Run, Task, images_to_learn
-from cdl_deploy.training.data.loading import Batch, SeededBatches, TrainingImages, split
+from cdl_deploy.training.data.loading import Rows, SeededBatches, TrainingImages, split
 from cdl_deploy.training.data.task_data import TaskImages, open_sources
 from cdl_deploy.training.frozen import row_bytes
 from cdl_deploy.training.loop import add_task, train
@@ -154,7 +154,7 @@ class StageViews:
         assert isinstance(views, CachedViews)
         return views, plain
 
-    def epoch(self, views: TrainingImages, epoch: int) -> list[tuple[Batch, torch.Tensor]]:
+    def epoch(self, views: CachedViews, epoch: int) -> list[tuple[Rows, torch.Tensor]]:
         return list(views.batches(4, 0, (2, "student", epoch)))
 
     def whole(self, watch: Progress | None = None) -> list[dict[str, torch.Tensor]]:
