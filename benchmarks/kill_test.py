@@ -1,6 +1,7 @@
 """Kills a training run with SIGKILL at random moments, resumes it until it ends, and compares the result bit for bit.
 
     python benchmarks/kill_test.py --runs 20 --seed 0
+    python benchmarks/kill_test.py --runs 20 --cache-views 1
 
 Every run (two tasks, then a third one added) is killed several times: at a random moment, or at a random write, with
 half of the file written, before it is moved to its place, or just after. The processes are forked from this one, which
@@ -27,6 +28,7 @@ import torch
 from PIL import Image
 
 from cdl_deploy.run.config import DataConfig, MethodConfig, ModelConfig, OptimConfig, RunConfig
+from cdl_deploy.training import cached_views
 from cdl_deploy.training.checkpoint import load_run
 from cdl_deploy.training.loop import add_task, resume, train
 from cdl_deploy.training.preparation import Addition
@@ -48,15 +50,16 @@ def write_images(root: Path, colours: dict[str, tuple[int, int, int]]) -> None:
                 Image.fromarray(pixels).save(root / split / name / f"{i}.png")
 
 
-def work(run: Path, data: Path) -> None:
+def work(run: Path, data: Path, views: int) -> None:
     """Whatever is still to be done: begin, resume, or add the last task."""
     torch.set_num_threads(1)
+    cached_views.PART_BYTES = 1  # a part for every batch, so that kills find some
     if not (run / "run.json").exists():
         config = RunConfig(
             DataConfig(str(data / "old"), tasks=2, class_order="natural"),
             ModelConfig(teacher="mini_student", student="mini_student"),
             MethodConfig(components_per_task=2),
-            OptimConfig(epochs=2, batch_size=4, device="cpu"),
+            OptimConfig(epochs=2, batch_size=4, device="cpu", cache_views=views),
         )
         train(config, run)
     record = RunDirectory(run).latest_record()
@@ -126,7 +129,7 @@ def outcome(run: Path) -> tuple[dict[str, torch.Tensor], object]:
     assert record.finished and len(record.tasks) == 3, "the run is not complete"
     assert json.loads((run / "run.json").read_text())["status"] == "finished"
     leftovers = [path for path in run.rglob("*") if ".tmp" in path.name]
-    assert not leftovers, f"left behind: {leftovers}"
+    assert not leftovers and not (run / "views").exists(), f"left behind: {leftovers or 'views'}"
     return pair.trained_state(), record.matrices
 
 
@@ -134,6 +137,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--cache-views", type=int, default=0)
     arguments = parser.parse_args()
     rng = random.Random(arguments.seed)
     folder = Path(tempfile.mkdtemp(prefix="cdl-kill-"))
@@ -141,7 +145,7 @@ def main() -> None:
     write_images(folder / "new", NEW)
     began = time.monotonic()
     whole = folder / "whole"
-    assert not killed(fork(lambda: work(whole, folder)))
+    assert not killed(fork(lambda: work(whole, folder, arguments.cache_views)))
     seconds = time.monotonic() - began
     kills: dict[str, int] = dict.fromkeys(("at a moment", *MOMENTS), 0)
     differing = 0
@@ -151,15 +155,15 @@ def main() -> None:
             if rng.random() < 0.4:
                 kind, count, limit = "at a moment", None, rng.uniform(0.0, seconds)
             else:
-                kind, count, limit = rng.choice(MOMENTS), rng.randint(1, 25), None
+                kind, count, limit = rng.choice(MOMENTS), rng.randint(1, 40 if arguments.cache_views else 25), None
 
             def action(run: Path = run, kind: str = kind, count: int | None = count) -> None:
                 if count is not None:
                     kill_at_write(count, kind)
-                work(run, folder)
+                work(run, folder, arguments.cache_views)
 
             kills[kind] += killed(fork(action), limit)
-        assert not killed(fork(lambda run=run: work(run, folder)))  # type: ignore[misc]
+        assert not killed(fork(lambda run=run: work(run, folder, arguments.cache_views)))  # type: ignore[misc]
     expected, matrices = outcome(whole)
     for run in runs:
         state, found = outcome(run)

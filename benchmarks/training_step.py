@@ -156,8 +156,10 @@ def say(value: dict[str, Any]) -> None:
 class Worker:
     """Such a process, from outside."""
 
+    script = __file__
+
     def __init__(self, **task: Any) -> None:
-        command = [sys.executable, __file__, "--worker", json.dumps(task)]
+        command = [sys.executable, self.script, "--worker", json.dumps(task)]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.answer()
 

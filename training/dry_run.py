@@ -16,7 +16,8 @@ from cdl_deploy.bench.machine import peak_memory
 from cdl_deploy.errors import OptionError
 from cdl_deploy.run.config import OptimConfig, RunConfig, default_batch_size
 from cdl_deploy.run.record import RunRecord
-from cdl_deploy.training.data.loading import TrainingImages, to_device
+from cdl_deploy.training.cached_views import check_views, compute_rows
+from cdl_deploy.training.data.loading import Batch, TrainingImages, to_device
 from cdl_deploy.training.data.resident import training_images
 from cdl_deploy.training.data.task_data import TaskData, TaskImages
 from cdl_deploy.training.data.transforms import evaluation_transform
@@ -61,6 +62,8 @@ class Estimate:
     """`checking` the images, `teacher`, `student`, closed-form `heads`, `tests`."""
     memory_bytes: int
     """The most this process has held, PyTorch and both models included."""
+    views_bytes: int
+    """The most that `--cache-views` keeps on disk at a time."""
     gpu_memory_bytes: int | None
     """The most PyTorch has reserved on the GPU, where there is one."""
     images_per_second: dict[str, float]
@@ -113,8 +116,10 @@ def plan_run(config: RunConfig, out: Path | None = None, progress: Progress | No
         prepared = prepare(config, processes, progress or Progress(), stop)
         checking = time.perf_counter() - began
         record, plans, pair = prepared.record, prepared.plans, prepared.pair
+        sources = {plans[0].source_key: prepared.source}
+        kept = check_views(record, pair, sources, processes, out or Path())
         optim = record.config.optim
-        data = TaskData(plans, [], {plans[0].source_key: prepared.source}, lambda number: {}, record.skipped_images)
+        data = TaskData(plans, [], sources, lambda number: {}, record.skipped_images)
         tasks = []
         for number, plan in enumerate(plans, start=1):
             images, tests = len(data.train(number).items), len(data.test(number).items)
@@ -149,6 +154,7 @@ def plan_run(config: RunConfig, out: Path | None = None, progress: Progress | No
         seconds=sum(parts.values()),
         seconds_by_part=parts,
         memory_bytes=memory,
+        views_bytes=kept,
         gpu_memory_bytes=torch.cuda.max_memory_reserved() if on_gpu else None,
         images_per_second=speeds,
         task=measured.number,
@@ -185,20 +191,27 @@ class Measurement:
         self.augmentation = record.preprocessing.augmentation
 
     def learning(self, role: Role, images: TaskImages) -> tuple[int, float]:
-        """Steps that were timed, and images a second, loading included."""
+        """Steps that were timed, and images a second, loading included, and computing views in the epochs that do."""
         optimizer = make_optimizer(self.pair.learners[role], self.optim.lr)
         source = training_images(images, self.preprocessing, self.augmentation, self.optim, self.processes.device)
         loaded = endless_batches(source, self.optim, role)
         device, timed, seconds, steps = self.processes.device, 0, 0.0, 0
+        views = min(self.optim.cache_views, self.optim.epochs)
+        again = views / self.optim.epochs if views else 1.0
         started = time.perf_counter()
         with in_precision(self.pair, self.optim.precision):
             for number in range(1 + STEPS):
                 began = time.perf_counter()
                 pixels, labels = next(loaded)
-                pixels, labels = to_device(pixels, device), to_device(labels, device)
-                take_step(self.pair, role, optimizer, pixels, labels, self.processes, len(labels))[1].tolist()
+                batch, labels = to_device(pixels, device), to_device(labels, device)
+                if views:
+                    assert isinstance(batch, Tensor)
+                    batch = compute_rows(self.pair, role, batch, labels)
+                ready = time.perf_counter()
+                take_step(self.pair, role, optimizer, batch, labels, self.processes, len(labels))[1].tolist()
                 if number:  # the first is slower than all others: memory is taken, blocks are compiled
-                    timed, seconds, steps = timed + len(labels), seconds + time.perf_counter() - began, steps + 1
+                    spent = time.perf_counter() - ready + (ready - began) * again
+                    timed, seconds, steps = timed + len(labels), seconds + spent, steps + 1
                 if self.stop():
                     raise Stopped
                 if steps and time.perf_counter() - started > ENOUGH_SECONDS:
@@ -219,7 +232,7 @@ class Measurement:
         return len(chosen.items), len(chosen.items) / seconds
 
 
-def endless_batches(images: TrainingImages, optim: OptimConfig, role: Role) -> Iterator[tuple[Tensor, Tensor]]:
+def endless_batches(images: TrainingImages, optim: OptimConfig, role: Role) -> Iterator[tuple[Batch, Tensor]]:
     """Batches as the run would load them, epoch after epoch."""
     assert optim.batch_size is not None
     for epoch in count():

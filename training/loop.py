@@ -21,6 +21,7 @@ import torch
 from cdl_deploy.data.sources import fingerprint
 from cdl_deploy.run.config import RunConfig
 from cdl_deploy.run.record import FinishedTask, FittedHead, RunRecord, TaskOptim
+from cdl_deploy.training.cached_views import check_views, discard_views, with_cached_views
 from cdl_deploy.training.checkpoint import (
     Position,
     load_last,
@@ -58,6 +59,8 @@ def train(config: RunConfig, out: Path, progress: Progress | None = None, stop: 
         with processes.agreed():
             directory.check_free()
             prepared = prepare(config, processes, progress, stop)
+            sources = {prepared.plans[0].source_key: prepared.source}
+            check_views(prepared.record, prepared.pair, sources, processes, out)
             directory.create()
         with processes.holding(directory):
             with processes.agreed():
@@ -65,7 +68,6 @@ def train(config: RunConfig, out: Path, progress: Progress | None = None, stop: 
             for role, backbone in prepared.backbones.items():
                 directory.save_tensors(directory.backbone_file(role), backbone.vit.state_dict())
             directory.write_record(prepared.record)
-            sources = {prepared.plans[0].source_key: prepared.source}
             run = Run(
                 directory, prepared.record, prepared.pair, sources, processes, progress, stop, prepared.precomputed
             )
@@ -85,6 +87,7 @@ def resume(out: Path, progress: Progress | None = None, stop: Stop = never) -> R
                 sources = open_sources(record.plans, len(record.tasks), checking(progress, stop, processes))
                 pair = rebuild_teacher_student(directory, record)
                 position = load_last(directory, record, pair)
+                check_views(record, pair, sources, processes, out)
                 precomputed = open_precomputed_teacher(record.config, record)
             run = Run(directory, record, pair, sources, processes, progress, stop, precomputed, position)
             if record.tasks and not is_written(directory, record):
@@ -106,6 +109,7 @@ def add_task(root: Path, addition: Addition, progress: Progress | None = None, s
                 prepared = prepare_task(directory, addition, processes, progress, stop)
                 record, sources = prepared.record, {prepared.plan.source_key: prepared.source}
                 pair = load_task(directory, record)
+                check_views(record, pair, sources, processes, root)
             run = Run(directory, record, pair, sources, processes, progress, stop)
             run.position.begun = len(record.tasks)
             run.save()  # from here on the task is the run's, come what may
@@ -130,6 +134,7 @@ def learn(run: Run) -> RunRecord:
                     continue
                 images = images_to_learn(run, task, role)
                 stage = Stage(number, len(run.plans), role, task.epochs, len(images), task.batch_size)
+                images = with_cached_views(run, task, stage, images)
                 optimizer = make_optimizer(learner, task.optim.lr)
                 run.position.restore_optimizer(optimizer)
                 run.progress.stage_started(stage, done, run.position.steps)
@@ -138,6 +143,7 @@ def learn(run: Run) -> RunRecord:
                     for epoch in range(done, stage.epochs):
                         learn_epoch(run, task, stage, images, optimizer, epoch)
                 run.progress.stage_finished(stage)
+            discard_views(run)
             run.clock = time.perf_counter()
             fit_task(run, task)
             tests, heads = evaluate(run, task)

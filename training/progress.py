@@ -50,6 +50,9 @@ class Progress:
     def epoch_started(self, stage: Stage, epoch: int, lr: float) -> None:
         """An epoch begins with its first step, at this learning rate."""
 
+    def caching(self, stage: Stage, view: int, done: int) -> None:
+        """What the epochs of a view learn from is being computed, before the first of them; so many images are done."""
+
     def step(self, stage: Stage, epoch: int, images: int, losses: Mapping[str, float]) -> None:
         """`images` more images were learned from; the loss terms by name."""
 

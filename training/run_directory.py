@@ -5,6 +5,7 @@
     RUN/checkpoints/task-01.safetensors …   everything trained, after each task
     RUN/checkpoints/last.safetensors what has changed since, up to the last finished epoch, with optimizer state
     RUN/heldout/task-01.safetensors … a few held-out test images of each task, for export to compare on
+    RUN/views/                       what --cache-views keeps of the images of the stage at hand
     RUN/logs/                        curves for TensorBoard or Weights & Biases, where --log asks for them
     RUN/accuracy_<role>.csv, RUN/accuracy_matrix.png, RUN/accuracy_over_tasks.png, RUN/forgetting.png
 
@@ -104,7 +105,7 @@ class RunDirectory:
         """A safetensors file with `header` as JSON in its metadata, atomically."""
         ready = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
         text = json.dumps(header or {}, allow_nan=False)
-        metadata = {"format_version": str(FORMAT_VERSION), "header": text, "sha256": _digest(ready, text)}
+        metadata = {"format_version": str(FORMAT_VERSION), "header": text, "sha256": digest(ready, text)}
         try:
             write_atomic(path, lambda file: file.write_bytes(safetensors.torch.save(ready, metadata)))
         except OSError as error:
@@ -115,7 +116,7 @@ class RunDirectory:
         with self._open(path) as (file, metadata):
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it cannot be iterated over
             written = metadata.get("sha256")  # files of versions up to 0.1.0 have none
-            if written is not None and written != _digest(tensors, metadata["header"]):
+            if written is not None and written != digest(tensors, metadata["header"]):
                 raise RunError(f"{path} is damaged: it does not hold what was written to it (its hash differs)")
             return {current_tensor_name(name): value for name, value in tensors.items()}, json.loads(metadata["header"])
 
@@ -177,12 +178,13 @@ class RunDirectory:
 
     def _remove_leftovers(self) -> None:
         """Temporary files of a process that was killed in the middle of a write."""
-        for folder in (self.root, *(self.root / name for name in ("checkpoints", "backbones", "heldout", "logs"))):
+        folders = ("checkpoints", "backbones", "heldout", "views", "logs")
+        for folder in (self.root, *(self.root / name for name in folders)):
             for path in folder.glob(TEMPORARY):
                 path.unlink(missing_ok=True)
 
 
-def _digest(tensors: dict[str, Tensor], header: str) -> str:
+def digest(tensors: dict[str, Tensor], header: str) -> str:
     """SHA-256 over the names, shapes, types and bytes of tensors, and the header that goes with them."""
     digest = hashlib.sha256(header.encode())
     for name, value in sorted(tensors.items()):

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from cdl_deploy.errors import RunError
 from cdl_deploy.run.config import OptimConfig
+from cdl_deploy.training.data.loading import Batch, split
 from cdl_deploy.training.distillation.protocol import LearnerOutput
+from cdl_deploy.training.frozen import compute_frozen, from_rows
 from cdl_deploy.training.losses import masked_cross_entropy
 from cdl_deploy.training.models.learner import Learner, Role
 from cdl_deploy.training.models.teacher_student import TeacherStudent
@@ -58,30 +60,21 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, config: OptimConfig, epo
     return lr
 
 
-def stage_losses(pair: TeacherStudent, role: Role, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """The terms of a learner's loss for a batch, by name; they add up to the loss.
-
-    The query is computed once and serves teacher and student.
-    """
+def stage_losses(pair: TeacherStudent, role: Role, images: Batch, labels: Tensor) -> dict[str, Tensor]:
+    """The terms of a learner's loss for a batch, by name; they add up to the loss."""
     learner = pair.learners[role]
-    query, student_tokens, entry = seen = pair.encoder(images, learner.method.uses_query)
-    first, regulariser = learner.first_class, pair.query_losses(learner, seen)
+    frozen = compute_frozen(pair, role, images) if isinstance(images, Tensor) else from_rows(pair, role, images)
+    first, regulariser = learner.first_class, pair.query_losses(learner, frozen.query, frozen.full_query)
     columns = learner.unfrozen_columns()
     if columns is not None:  # from here on as if there were no other classes
         first, labels = 0, torch.searchsorted(columns, labels)
-    if role == "teacher":
-        output = _over(columns, learner(learner.backbone.embed(images), query, "train"))
-        cross_entropy = masked_cross_entropy(output.class_logits, labels, first)
-        return {"cross_entropy": cross_entropy, **output.losses, **regulariser}
-    teacher_output, hidden_blocks = None, learner.distillation.hidden_blocks
-    if pair.teacher is not None:
-        with torch.no_grad():
-            tokens = pair.teacher.backbone.embed(images)
-            teacher_output = _over(columns, pair.teacher(tokens, query, "distil", hidden_blocks=hidden_blocks))
-    output = _over(columns, learner(student_tokens, query, "train", entry, hidden_blocks))
-    cross_entropy = masked_cross_entropy(output.class_logits, labels, first)
-    distilled = learner.distillation.losses(cross_entropy, output, teacher_output, first, labels)
-    return {**distilled, **output.losses, **regulariser}
+    hidden_blocks = learner.distillation.hidden_blocks
+    output = _over(columns, learner(frozen.tokens, frozen.query, "train", frozen.entry, hidden_blocks))
+    terms = {"cross_entropy": masked_cross_entropy(output.class_logits, labels, first)}
+    if role == "student":
+        teacher_output = None if frozen.teacher is None else _over(columns, frozen.teacher)
+        terms = learner.distillation.losses(terms["cross_entropy"], output, teacher_output, first, labels)
+    return {**terms, **output.losses, **regulariser}
 
 
 def _over(columns: Tensor | None, output: LearnerOutput) -> LearnerOutput:
@@ -100,7 +93,7 @@ def take_step(
     pair: TeacherStudent,
     role: Role,
     optimizer: torch.optim.Optimizer,
-    images: Tensor,
+    images: Batch,
     labels: Tensor,
     processes: Processes,
     size: int,
@@ -111,18 +104,23 @@ def take_step(
     a mean over the batch, so gradients add up to the same, and only one piece's tokens are held.
     """
     share = len(processes.share(range(size))) / size
-    piece = PIECE if images.device.type == "cpu" else len(images)
+    piece = piece_size(labels)
     optimizer.zero_grad()
     summed: list[Tensor] = []
-    for some, some_labels in zip(images.split(piece), labels.split(piece), strict=True):
+    for some, some_labels in zip(split(images, piece), labels.split(piece), strict=True):
         terms = stage_losses(pair, role, some, some_labels)
-        values = torch.stack(list(terms.values())) * (share * len(some) / len(images))
+        values = torch.stack(list(terms.values())) * (share * len(some_labels) / len(labels))
         values.sum().backward()
         summed.append(values.detach())
     trained = (value for group in optimizer.param_groups for value in group["params"])
     values = processes.add_up(trained, torch.stack(summed).sum(dim=0))
     optimizer.step()
     return tuple(terms), values
+
+
+def piece_size(labels: Tensor) -> int:
+    """How many images of a batch are looked at together."""
+    return PIECE if labels.device.type == "cpu" else len(labels)
 
 
 class LossLog:

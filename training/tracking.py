@@ -67,6 +67,9 @@ class Tracking(Progress):
         }
         self.progress.epoch_started(stage, epoch, lr)
 
+    def caching(self, stage: Stage, view: int, done: int) -> None:
+        self.progress.caching(stage, view, done)
+
     def step(self, stage: Stage, epoch: int, images: int, losses: Mapping[str, float]) -> None:
         self.write(self.number, {**self.waiting, **{f"{stage.role}/{name}": value for name, value in losses.items()}})
         self.number, self.waiting = self.number + 1, {}

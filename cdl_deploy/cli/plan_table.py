@@ -63,10 +63,14 @@ def _estimate(plan: Plan) -> str:
     memory = f"{estimate.memory_bytes / 1e9:.1f} GB"
     if estimate.gpu_memory_bytes is not None:
         memory += f", and {estimate.gpu_memory_bytes / 1e9:.1f} GB on the GPU"
+    views = ""
+    if estimate.views_bytes:
+        views = f"views:  {estimate.views_bytes / 1e6:,.1f} MB on disk, while a stage learns from them\n"
     epochs = f"{optim.epochs} epoch{'s' if optim.epochs > 1 else ''}"
     return (
         f"time:   about {duration(estimate.seconds)} ({parts})\n"
         f"memory: about {memory}\n"
+        f"{views}"
         f"how:    on {optim.device} in {optim.precision}, with images of task {estimate.task}, the largest, "
         "just now:\n"
         f"        steps timed: {steps}, after one each to warm up\n"

@@ -26,7 +26,7 @@ class ProgressLine:
     """What the line says, and how it is drawn: never wider than the terminal, and steady from one frame to the next."""
 
     doing: str = "preparing"
-    """`checking images`, or `testing the student`."""
+    """`checking images`, `student: view 1`, or `testing the student`."""
     task: str = ""
     """`3/10`."""
     role: str = ""

@@ -80,8 +80,14 @@ class TrainingProgress(Progress):
         line.epoch, line.terms, line.speed = f"{first_epoch + 1}/{stage.epochs}", {}, None
         line.share = self.done / (stage.epochs * stage.images)
 
+    def caching(self, stage: Stage, view: int, done: int) -> None:
+        line = self.line
+        line.doing, line.share = f"{stage.role}: view {view + 1}", done / stage.images
+        self.steps, self.timed = 0, 0  # the speed is that of steps
+
     def step(self, stage: Stage, epoch: int, images: int, losses: Mapping[str, float]) -> None:
         line, now = self.line, time.perf_counter()
+        line.doing = ""
         self.done, self.steps = self.done + images, self.steps + 1
         if self.steps <= WARM_UP:
             self.began = now

@@ -234,6 +234,16 @@ class OptimConfig(Options):
     """Adam's learning rate at the start of every stage; a cosine over the epochs takes it to zero."""
     schedule: str = option("cosine", "Learning rate over the epochs.", choices=SCHEDULES)
     """`cosine`, or `cosine-late`, one epoch behind, as in the paper."""
+    cache_views: int = option(
+        0,
+        "Learn from V fixed views of an image, and compute once, on disk, what training does not change. "
+        "0: every epoch a new view.",
+        metavar="V",
+        low=0,
+    )
+    """Number of views of each image that a stage learns from, epoch by epoch in turn. What training does not change
+    (query, teacher's output, what comes before the first prompt) is computed once a view and kept in RUN/views until
+    the stage is over. With 0 every epoch has a view of its own and nothing is kept."""
     seed: int = option(0, "Everything random follows from it.", metavar="N", low=0)
     """Everything random is drawn from it: class order, initial values, shuffling, augmentation."""
     device: str = option("auto", "auto, cpu, cuda, mps.", metavar="NAME", group="Machine")

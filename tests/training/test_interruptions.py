@@ -124,9 +124,10 @@ def test_an_image_that_breaks_while_the_run_goes_on(whole_run, photos, tmp_path)
 
 
 def test_killed_at_any_moment_the_result_is_the_same():
-    """SIGKILL at random moments and in the middle of writes; see benchmarks/kill_test.py for longer series."""
+    """SIGKILL at random moments and in the middle of writes, checkpoints and cached views; see benchmarks/kill_test.py
+    for longer series, and for runs without views."""
     done = subprocess.run(
-        [sys.executable, "benchmarks/kill_test.py", "--runs", "2", "--seed", "1"],
+        [sys.executable, "benchmarks/kill_test.py", "--runs", "2", "--seed", "1", "--cache-views", "1"],
         cwd=PROJECT,
         capture_output=True,
         text=True,

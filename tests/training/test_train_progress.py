@@ -102,6 +102,26 @@ def test_time_left_before_the_student_was_seen():
     assert left.seconds(Stage(1, 1, "teacher", 1, 100, 10), 100) == pytest.approx(100 / 10 + 2 * 25 / 20)
 
 
+def test_the_speed_leaves_out_views_that_are_computed(monkeypatch):
+    """A view takes 100 s; then two steps of warm-up and one of 1 s for 5 images."""
+    now = [0.0]
+    monkeypatch.setattr(train_progress.time, "perf_counter", lambda: now[0])
+    progress = TrainingProgress(Console(file=io.StringIO(), width=100), ProgressLine())
+    progress.planned(record([["a"]], ("student",)))
+    stage = Stage(1, 1, "student", epochs=4, images=20, batch_size=5)
+    progress.stage_started(stage, 0, 0)
+    for view in (0, 1):
+        now[0] += 100
+        progress.caching(stage, view, 15)
+        assert drawn(progress.line, 100).startswith(f"task 1/1 student: view {view + 1}  epoch 1/4  ")
+        assert progress.line.share == 15 / 20
+        for _ in range(3):
+            now[0] += 1
+            progress.step(stage, 0, 5, {"cross_entropy": 1.0})
+        assert progress.line.doing == ""
+        assert progress.line.speed == pytest.approx(5)
+
+
 def test_progress_from_the_hooks_alone(monkeypatch):
     """A clock of our own: two steps of warm-up at 10 s, then 1 s for each 5 images."""
     now = [0.0]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import cast, overload
 
 import torch
 from PIL import Image
@@ -22,6 +22,10 @@ from cdl_deploy.training.seeds import derive_seed, generator
 Key = tuple[int, int]
 """Index of an image, and the seed of its augmentation."""
 Share = Callable[[Sequence[Key]], Sequence[Key]]
+Rows = Mapping[str, Tensor]
+"""What was computed of a batch before, by name, each [B, …]: see `cdl_deploy.training.frozen.as_rows`."""
+Batch = Tensor | Rows
+"""Pixels [B, 3, height, width] uint8, or what was computed of them."""
 
 
 class PixelDataset(Dataset[tuple[Tensor, int]]):
@@ -111,8 +115,8 @@ class TrainingImages(ABC):
     @abstractmethod
     def batches(
         self, batch_size: int, seed: int, scope: tuple[str | int, ...], skip: int = 0, share: Share = lambda keys: keys
-    ) -> Iterable[tuple[Tensor, Tensor]]:
-        """Every image once: pixels [B, 3, height, width] uint8 and labels [B], in the order of `SeededBatches`."""
+    ) -> Iterable[tuple[Batch, Tensor]]:
+        """Every image once, with its label [B], in the order of `SeededBatches`."""
 
 
 class LoadedImages(TrainingImages):
@@ -173,6 +177,20 @@ def make_loader(
     return DataLoader(dataset, batch_sampler=order, num_workers=workers, pin_memory=pin, persistent_workers=again)
 
 
-def to_device(batch: Tensor, device: torch.device) -> Tensor:
+@overload
+def to_device(batch: Tensor, device: torch.device) -> Tensor: ...
+@overload
+def to_device(batch: Batch, device: torch.device) -> Batch: ...
+def to_device(batch: Batch, device: torch.device) -> Batch:
     """Copied while the host goes on, where the loader has pinned the batch."""
-    return batch.to(device, non_blocking=True)
+    if isinstance(batch, Tensor):
+        return batch.to(device, non_blocking=True)
+    return {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+
+
+def split(batch: Batch, size: int) -> list[Batch]:
+    """Pieces of `size` images; the last may be smaller."""
+    if isinstance(batch, Tensor):
+        return list(batch.split(size))
+    pieces = zip(*(value.split(size) for value in batch.values()), strict=True)
+    return [dict(zip(batch, values, strict=True)) for values in pieces]

@@ -19,8 +19,9 @@ from cdl_deploy.training.heads.closed_form import ClosedFormHead
 from cdl_deploy.training.losses import similarity_distance
 from cdl_deploy.training.methods import METHODS, build_head, build_method, build_student_head
 from cdl_deploy.training.models.calibration import TaskCalibration
-from cdl_deploy.training.models.learner import Learner, QueryEncoder, QueryResult, Role
+from cdl_deploy.training.models.learner import Learner, QueryEncoder, Role
 from cdl_deploy.training.seeds import derive_seed, generator
+from cdl_deploy.training.shapes import Query
 
 
 @dataclass
@@ -48,14 +49,14 @@ class TeacherStudent:
             learner.begin_task(new_classes, drawn, known, adapts)
             learner.to(device)
 
-    def query_losses(self, learner: Learner, result: QueryResult) -> dict[str, Tensor]:
+    def query_losses(self, learner: Learner, query: Query | None, full_query: Query | None) -> dict[str, Tensor]:
         """In training, for an early query: the distance of its similarities from those of the full query."""
         if not self.query_regulariser:
             return {}
-        assert result.query is not None
-        early = learner.method.similarities(result.query)
+        assert query is not None and full_query is not None
+        early = learner.method.similarities(query)
         with torch.no_grad():
-            full = learner.method.similarities(self.encoder.full_query(result))
+            full = learner.method.similarities(full_query)
         return {"query_regulariser": self.query_regulariser * similarity_distance(early, full)}
 
     def trained_state(self) -> dict[str, Tensor]:
