@@ -10,7 +10,7 @@ from sklearn.datasets import load_digits
 from cdl_deploy.closed_form.errors import StatisticsError
 from cdl_deploy.closed_form.features import FeatureMap
 from cdl_deploy.closed_form.head_rule import HeadRule, solve_distance, solve_head
-from cdl_deploy.closed_form.mahalanobis import mahalanobis, percentile_threshold
+from cdl_deploy.closed_form.mahalanobis import BITS, mahalanobis, percentile_threshold
 from cdl_deploy.closed_form.model_world import model_world
 from cdl_deploy.closed_form.shrinkage import shrunk_covariance
 from cdl_deploy.closed_form.statistics import gather
@@ -105,6 +105,16 @@ def test_distance_word_by_word():
     np.testing.assert_allclose(distance.factor @ distance.factor.T, inverse, rtol=1e-9, atol=1e-9)
     assert np.allclose(distance.factor, np.triu(distance.factor))
     assert distance.distance(sums.means).max() < 1e-5
+
+
+def test_a_files_distance_has_fewer_bits_and_is_nearly_the_same():
+    features, labels = draw(3, 6, 40, 300, mean=5)
+    sums = gather(features, labels, classes(6))
+    short, whole = mahalanobis(sums, bits=BITS), mahalanobis(sums)
+    np.testing.assert_allclose(short.factor, whole.factor, rtol=2.0**-BITS, atol=0)
+    low = np.float32(short.factor).view(np.uint32) & (2 ** (24 - BITS) - 1)
+    assert not low.any()
+    np.testing.assert_allclose(short.distance(features), whole.distance(features), rtol=2e-4)
 
 
 def test_the_threshold_of_gaussian_classes_is_chis():
