@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from itertools import islice
 
 
 class CdlError(Exception):
@@ -58,5 +59,5 @@ class MissingExtraError(CdlError):
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """`"; did you mean 'coda'?"` when a known name is close to `name`, otherwise the empty string."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name[:100], list(islice(known, 10_000)), n=1, cutoff=0.5)
     return f"; did you mean '{close[0]}'?" if close else ""

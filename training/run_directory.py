@@ -32,6 +32,7 @@ from torch import Tensor
 
 from cdl_deploy.errors import RunError
 from cdl_deploy.files import TEMPORARY, write_atomic, write_text
+from cdl_deploy.regular_file import open_regular
 from cdl_deploy.run.migrations import current_tensor_name
 from cdl_deploy.run.record import FORMAT_VERSION, RunRecord, check_format, parse_record, read_record, write_record
 
@@ -128,6 +129,7 @@ class RunDirectory:
     @contextmanager
     def _open(self, path: Path) -> Iterator[tuple[Any, dict[str, str]]]:
         try:
+            open_regular(path).close()  # a pipe would wait for ever
             with safetensors.safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
                 check_format(int(metadata.get("format_version", 0)), path)

@@ -17,6 +17,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from cdl_deploy.runtime.onnx_scan import check_model_file
+
 Shape = Sequence[int]
 
 MATRIX = frozenset(
@@ -56,6 +58,7 @@ def count_macs(path: Path, feed: Mapping[str, Any], batch: int) -> Macs:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
         options.add_session_config_entry("session.disable_prepacking", "1")
         options.log_severity_level = 3
+        check_model_file(path)
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         session.run(None, dict(feed))
         profile = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))

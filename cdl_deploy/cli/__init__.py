@@ -16,6 +16,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from cdl_deploy.cli.output import echo
 from cdl_deploy.errors import CdlError, OptionError, PeerError
 from cdl_deploy.version import __version__
 
@@ -61,7 +62,7 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"cdl-deploy {__version__}")
+        echo(f"cdl-deploy {__version__}")
         raise typer.Exit
 
 
@@ -74,7 +75,7 @@ def _root(
 ) -> None:
     """Continual distillation learning for small vision models: train task by task, export, run anywhere."""
     if context.invoked_subcommand is None:
-        typer.echo(context.get_help())
+        echo(context.get_help())
 
 
 for _name, _module in COMMANDS.items():
@@ -109,7 +110,15 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
             sys.exit(2)
         where = error.ctx.command_path if error.ctx is not None else "cdl"
         _fail(f"{error.format_message()} (see: {where} --help)")
+    finally:
+        _stop_runs()
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _stop_runs() -> None:
+    """Let no thread be waited for whose graph has no end."""
+    if running := sys.modules.get("cdl_deploy.runtime.running"):
+        running.stop_runs()
 
 
 def is_main_process() -> bool:
@@ -118,5 +127,5 @@ def is_main_process() -> bool:
 
 
 def _fail(message: str) -> NoReturn:
-    typer.echo(f"error: {' '.join(message.split())}", err=True)
+    echo(f"error: {' '.join(message.split())}", err=True)
     sys.exit(2)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cdl_deploy.cli.output import echo
 from cdl_deploy.errors import DataError, OptionError, nearest
 from cdl_deploy.require_extra import require_extra
 
@@ -126,7 +127,7 @@ def command(
     check_sources(images)
     classifier = Classifier(model, providers=providers, threads=1, reject=reject)
     if classifier.interface.assumed is not None:
-        typer.echo(f"note: {classifier.interface.assumed}", err=True)
+        echo(f"note: {classifier.interface.assumed}", err=True)
     top_k = min(top_k, len(classifier.classes))
     sink = RowStream(kind, top_k) if output is None else RowFile(output, kind, top_k, resume)
     try:
@@ -139,10 +140,10 @@ def command(
                         raise DataError(f"{row.error}{sink.kept}")
                     sink.write(row)
     except KeyboardInterrupt:
-        typer.echo(f"stopped{sink.kept}", err=True)
+        echo(f"stopped{sink.kept}", err=True)
         raise
     if sink.failed:
-        typer.echo(f"{sink.failed} of {sink.done} images could not be read", err=True)
+        echo(f"{sink.failed} of {sink.done} images could not be read", err=True)
         raise typer.Exit(1)
 
 

@@ -12,6 +12,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from cdl_deploy.errors import RunError
+from cdl_deploy.printable import no_formula
 from cdl_deploy.run.record import Role, RunRecord, read_record
 
 ROLES: tuple[Role, ...] = ("student", "teacher")
@@ -182,5 +183,5 @@ def groups_csv(groups: Sequence[RunGroup]) -> str:
             figures = [mean_and_std(group.values(role, metric)) for metric in METRICS]
             cells = ["" if value is None else f"{value:.4f}" for figure in figures for value in figure.values()]
             seeds, paths = (" ".join(map(str, values)) for values in (group.seeds, [run.path for run in group.runs]))
-            writer.writerow([group.name, role, seeds, *cells, paths])
+            writer.writerow([*map(no_formula, (group.name, role, seeds)), *cells, no_formula(paths)])
     return file.getvalue()

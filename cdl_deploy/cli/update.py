@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from cdl_deploy.cli.output import echo, echo_json
 from cdl_deploy.errors import BundleError, UpdateError
 from cdl_deploy.require_extra import require_extra
 
@@ -16,6 +17,10 @@ cdl update old.onnx student.cdlup -o new.onnx
 cdl update student.onnx student.cdlup -o student.onnx
 cdl update student.onnx updates/*.cdlup -o student.onnx --json
 """
+
+
+LARGEST = 256 << 20
+"""Bytes of a description that is compared; a larger one is written anew."""
 
 
 def command(
@@ -79,8 +84,6 @@ def command(
     done = apply_updates(old, updates, output, look, describe)
     brought = told[0] if done.updates else "up to date already"
     if as_json:
-        import json
-
         record = {
             "path": str(output),
             "bytes": done.identity.bytes,
@@ -88,16 +91,19 @@ def command(
             "applied": [str(path) for path in done.updates],
             "news": brought,
         }
-        typer.echo(json.dumps(record, indent=2, ensure_ascii=False))
+        echo_json(record)
     else:
-        typer.echo(f"{output}: {brought}")
+        echo(f"{output}: {brought}")
 
 
 def _says(file: Path, values: dict[str, Any]) -> bool:
     """Whether the JSON file holds these values."""
     import json
 
+    from cdl_deploy.documents import parse_json
+    from cdl_deploy.regular_file import read_regular
+
     try:
-        return bool(json.loads(file.read_text(encoding="utf-8")) == json.loads(json.dumps(values)))
+        return bool(parse_json(read_regular(file, LARGEST)) == json.loads(json.dumps(values)))
     except (OSError, ValueError):
         return False

@@ -103,15 +103,20 @@ def images_below(folder: Path) -> list[Path]:
 
 
 def _walk_images(folder: Path) -> Iterator[Path]:
-    """Unlike `Path.rglob`, which passes over folders that may not be read, this raises OSError for them."""
+    """Unlike `Path.rglob`, which passes over folders that may not be read, this raises OSError for them.
 
-    def refuse(error: OSError) -> None:
-        raise error
-
-    for below, folders, names in os.walk(folder, onerror=refuse):
-        folders[:] = [name for name in folders if not _is_ignored(name)]
-        paths = (Path(below, name) for name in names if not _is_ignored(name))
-        yield from filter(_is_image, paths)
+    Unlike `os.walk` before Python 3.12, it goes deeper than Python's calls. Links to folders are not followed.
+    """
+    waiting = [os.fspath(folder)]
+    while waiting:
+        with os.scandir(waiting.pop()) as found:
+            for entry in found:
+                if _is_ignored(entry.name):
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(entry.path)
+                elif _is_image(path := Path(entry.path)):
+                    yield path
 
 
 def split_by_name(files: Files, share: float, root: Path) -> tuple[Files, Files]:

@@ -73,16 +73,23 @@ def _images_at(match: str) -> Iterator[str]:
 
 def _walk(folder: str) -> Iterator[str]:
     """Image files below `folder`, depth first, each level sorted by name; `folder` itself if it may not be read."""
-    try:
-        for name, is_folder in _names(folder):
-            if name.startswith("."):
-                continue
-            if is_folder:
-                yield from _walk(os.path.join(folder, name))
-            elif os.path.splitext(name)[1].lower() in SUFFIXES:
-                yield os.path.join(folder, name)
-    except OSError:
-        yield folder
+    open_folders = [(folder, _names(folder))]  # no recursion: folders may be nested deeper than Python's calls
+    while open_folders:
+        here, names = open_folders[-1]
+        try:
+            name, is_folder = next(names, (None, False))
+        except OSError:
+            yield here
+            name = None
+        if name is None:
+            open_folders.pop()
+        elif name.startswith("."):
+            continue
+        elif is_folder:
+            below = os.path.join(here, name)
+            open_folders.append((below, _names(below)))
+        elif os.path.splitext(name)[1].lower() in SUFFIXES:
+            yield os.path.join(here, name)
 
 
 def _names(folder: str) -> Iterator[tuple[str, bool]]:
@@ -114,10 +121,8 @@ def _matches(folder: str, parts: list[str]) -> Iterator[str]:
     if part == "**" and not rest:
         yield folder
     elif part == "**":
-        yield from _matches(folder, rest)
-        for name, is_folder in _listed(folder):
-            if is_folder and not name.startswith("."):
-                yield from _matches(os.path.join(folder, name), parts)
+        for below in _folders_below(folder):
+            yield from _matches(below, rest)
     elif not glob.has_magic(part):
         path = os.path.join(folder, part)
         if os.path.lexists(path):
@@ -128,6 +133,21 @@ def _matches(folder: str, parts: list[str]) -> Iterator[str]:
             hidden = name.startswith(".") and not part.startswith(".")
             if not hidden and fnmatch.fnmatchcase(name, part) and (not rest or os.path.isdir(path)):
                 yield from _matches(path, rest)
+
+
+def _folders_below(folder: str) -> Iterator[str]:
+    """`folder`, and every folder within it that is not hidden, each before those within it."""
+    yield folder
+    open_folders = [(folder, _listed(folder))]
+    while open_folders:
+        here, names = open_folders[-1]
+        name, is_folder = next(names, (None, False))
+        if name is None:
+            open_folders.pop()
+        elif is_folder and not name.startswith("."):
+            below = os.path.join(here, name)
+            yield below
+            open_folders.append((below, _listed(below)))
 
 
 def _listed(folder: str) -> Iterator[tuple[str, bool]]:

@@ -17,9 +17,11 @@ from pathlib import Path
 
 from cdl_deploy.errors import UpdateError
 from cdl_deploy.files import atomic_path, discard_abandoned, one_writer
+from cdl_deploy.regular_file import open_regular
 from cdl_deploy.typed_json import short
 from cdl_deploy.update.file import (
     CHUNK,
+    MAX_FILE,
     FileIdentity,
     UpdateFile,
     check_bounds,
@@ -235,7 +237,7 @@ def _model_content(path: Path, updates: Sequence[UpdateFile] | None = None) -> b
     try:
         size = path.stat().st_size
         check_model_size(path, size)
-        with path.open("rb") as file:  # what is no file says so now, not by its size
+        with open_regular(path, MAX_FILE) as file:  # what is no file says so now, not by its size
             if updates and not any(size in (u.header.base.bytes, u.header.result.bytes) for u in updates):
                 raise _wrong_base(path, updates[0], f"{size:,} bytes")
             return file.read()
