@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Annotated, Any, NoReturn
 
@@ -90,6 +91,8 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     Exit codes: 0 done; 1 done, but some items failed; 2 an error the user can put right, on one line; 3 slower than the
     baseline; 130 Ctrl-C.
     """
+    # Pillow's remark on an image that we refuse ourselves, in a line. By its words: Pillow need not be imported.
+    warnings.filterwarnings("ignore", r"Image size \(\d+ pixels\) exceeds limit")
     try:
         if list(args if args is not None else sys.argv[1:])[:1] == ["train"]:
             from cdl_deploy.cli import train

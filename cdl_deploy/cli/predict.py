@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import sys
-import warnings
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from io import TextIOWrapper
@@ -114,13 +113,10 @@ def command(
         raise OptionError(f"--engine is {engine!r}, expected {' or '.join(ENGINES)}{nearest(engine, ENGINES)}")
     _check_extras(kind, engine)
     with require_extra("cdl predict"):
-        from PIL import Image
-
         from cdl_deploy.cli.predict_progress import shown
         from cdl_deploy.data.paths import check_sources, expand_paths
         from cdl_deploy.rows.file import RowFile, RowStream
         from cdl_deploy.runtime.classifier import Classifier
-    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # what is too large becomes a row with its error
     for stream in (sys.stdin, sys.stdout, sys.stderr):  # paths need not be valid UTF-8
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="surrogateescape")

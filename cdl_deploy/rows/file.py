@@ -177,14 +177,16 @@ class RowFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        complete = False
         try:
             if kind is None:
                 self._finish()
+                complete = True
             elif self.done and not isinstance(error, OptionError):  # such an error is about this very file
                 self.flush()
         finally:
             self._file.close()
-            if kind is not None and self._created:
+            if not complete and self._created:
                 self.part.unlink(missing_ok=True)
 
     def _finish(self) -> None:
