@@ -9,9 +9,17 @@ import difflib
 from collections.abc import Iterable
 from itertools import islice
 
+LONGEST = 1_000
+"""Characters of a message: what it quotes may be of any length."""
+
 
 class CdlError(Exception):
     """Root of the tree: something the user can put right."""
+
+    def __init__(self, message: str = "") -> None:
+        if len(message) > LONGEST:  # what it is about comes first, what to do last
+            message = f"{message[: LONGEST * 2 // 3]} … {message[-LONGEST // 4 :]}"
+        super().__init__(message)
 
 
 class OptionError(CdlError):

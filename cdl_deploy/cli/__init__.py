@@ -91,8 +91,8 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     Exit codes: 0 done; 1 done, but some items failed; 2 an error the user can put right, on one line; 3 slower than the
     baseline; 130 Ctrl-C.
     """
-    # Pillow's remark on an image that we refuse ourselves, in a line. By its words: Pillow need not be imported.
-    warnings.filterwarnings("ignore", r"Image size \(\d+ pixels\) exceeds limit")
+    # Pillow's remarks on damaged images, and on large ones: what matters of them we say ourselves, in a line.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
         if list(args if args is not None else sys.argv[1:])[:1] == ["train"]:
             from cdl_deploy.cli import train
