@@ -34,9 +34,10 @@ def open_regular(path: Path, most: int | None = None) -> BinaryIO:
 def read_regular(path: Path, most: int) -> bytes:
     """The content of a regular file of at most `most` bytes. Raises `OSError`."""
     with open_regular(path, most) as file:
-        content = file.read(most + 1)
-    if len(content) > most:  # it has grown since it was opened
-        raise _too_large(path, len(content), most)
+        size = os.fstat(file.fileno()).st_size
+        content = file.read(size)  # no more, whatever comes meanwhile: memory for it is taken first
+    if size > most:
+        raise _too_large(path, size, most)
     return content
 
 

@@ -12,6 +12,7 @@ import typer
 
 from cdl_deploy.cli.image_progress import image_progress
 from cdl_deploy.cli.labelled import BatchSize, Holdout, SkipUnknown, Threads, open_labelled, report_unreadable
+from cdl_deploy.cli.memory_limit import limit_memory
 from cdl_deploy.cli.output import echo, echo_json, make_console
 from cdl_deploy.errors import OptionError
 from cdl_deploy.require_extra import require_extra
@@ -113,6 +114,7 @@ def command(
         with require_extra("cdl evaluate --plots", "plot"):
             from cdl_deploy.evaluation import pictures  # noqa: F401  asked for before the work, not after it
     images = open_labelled("--data", "cdl evaluate", data, holdout)
+    limit_memory()
     first = Classifier(model, threads=1)
     second = Classifier(against, threads=1) if against is not None else None
     if unknown is not None:

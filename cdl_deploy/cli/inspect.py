@@ -9,6 +9,7 @@ import typer
 
 from cdl_deploy.cli.image_progress import image_progress
 from cdl_deploy.cli.labelled import BatchSize, Holdout, SkipUnknown, Threads, open_labelled, report_unreadable
+from cdl_deploy.cli.memory_limit import limit_memory
 from cdl_deploy.cli.output import echo_json, make_console
 from cdl_deploy.errors import OptionError, nearest
 from cdl_deploy.require_extra import require_extra
@@ -69,6 +70,7 @@ def command(
     if plots is not None:
         with require_extra("cdl inspect --plots", "plot"):
             from cdl_deploy.evaluation import pictures
+    limit_memory()
     found = inspect_model(model)
     selection = None
     if images is not None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cdl_deploy.cli.memory_limit import limit_memory
 from cdl_deploy.cli.output import echo
 from cdl_deploy.errors import DataError, OptionError, nearest
 from cdl_deploy.require_extra import require_extra
@@ -121,6 +122,8 @@ def command(
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="surrogateescape")
     check_sources(images)
+    if engine == "local" and not providers:  # a GPU's driver maps far more than it uses
+        limit_memory()
     classifier = Classifier(model, providers=providers, threads=1, reject=reject)
     if classifier.interface.assumed is not None:
         echo(f"note: {classifier.interface.assumed}", err=True)

@@ -400,6 +400,8 @@ def open_session(
         session = onnxruntime.InferenceSession(str(path), options, providers=wanted, enable_fallback=0)
         _read_texts(session)
         return session
+    except MemoryError as error:
+        raise BundleError(f"{path} ({size:,} bytes) needs more memory than there is") from error
     except Exception as error:  # onnxruntime's exceptions share no base class
         raise _not_opened(path, size, error) from error
 

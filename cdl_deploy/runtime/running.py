@@ -41,7 +41,7 @@ def run_graph(
             took = time.monotonic() - began
             why = f"stopped after {took:.0f} s: at most {limit:.0f} s are given to {images} images"
         else:
-            why = short(str(error))
+            why = "it needs more memory than there is" if isinstance(error, MemoryError) else short(str(error))
         fed = ", ".join(f"{value.dtype} {list(value.shape)}" for value in feed.values())
         raise BundleError(f"{path} cannot be run on {fed}: {why}") from error
     finally:

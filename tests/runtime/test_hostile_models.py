@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -142,6 +144,31 @@ def test_a_huge_constant_is_not_built(tmp_path, operator, as_node):
         BundleError, match=rf"operator {operator} would make a tensor of [\d,]+ numbers, expected at most"
     ):
         read_bundle(write(model, tmp_path / "m.onnx"))
+
+
+def test_memory_has_a_limit(tmp_path, photos):
+    """A size that the graph computes; in a process of its own, which may take 200 MB more."""
+    model = after_logits(
+        helper.make_node("Mul", ["half", "half"], ["size"]),
+        helper.make_node("ConstantOfShape", ["size"], ["huge"]),
+        helper.make_node("ReduceMax", ["huge"], ["one"], keepdims=0),
+        helper.make_node("Add", ["plain", "one"], ["logits"]),
+        half=np.array([1 << 14], dtype=np.int64),  # 1 GB in all
+    )
+    path = write(model, tmp_path / "m.onnx")
+    (tmp_path / "memory.max").write_text(str(200 << 20))
+    program = (
+        "import sys, pathlib, cdl_deploy.cli, cdl_deploy.cli.memory_limit as limit\n"
+        f"limit.CGROUP = pathlib.Path({str(tmp_path / 'memory.max')!r})\n"
+        "cdl_deploy.cli.main(sys.argv[1:])"
+    )
+    for words in (["predict", path, photos["red"]], ["inspect", path]):
+        done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, check=False)
+        if words[0] == "inspect":  # nothing is run, so nothing is built
+            assert (done.returncode, done.stderr) == (0, "")
+        else:
+            assert (done.returncode, done.stdout) == (2, "")
+            assert done.stderr == f"error: {path} ({path.stat().st_size:,} bytes) needs more memory than there is\n"
 
 
 def test_graphs_within_graphs_end(tmp_path):
