@@ -6,6 +6,7 @@ between two operators, can.
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -40,8 +41,10 @@ def run_graph(
         if options.terminate:
             took = time.monotonic() - began
             why = f"stopped after {took:.0f} s: at most {limit:.0f} s are given to {images} images"
+        elif isinstance(error, MemoryError) or re.search("allocate memory|bad_alloc", str(error)):
+            why = "it needs more memory than there is"
         else:
-            why = "it needs more memory than there is" if isinstance(error, MemoryError) else short(str(error))
+            why = short(str(error))
         fed = ", ".join(f"{value.dtype} {list(value.shape)}" for value in feed.values())
         raise BundleError(f"{path} cannot be run on {fed}: {why}") from error
     finally:
