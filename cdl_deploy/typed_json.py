@@ -105,6 +105,8 @@ def _items(kind: Any, value: Any, where: str, exact: bool) -> list[Any]:
     arguments = typing.get_args(kind)
     kinds: list[Any] = list(arguments)
     if isinstance(value, list) and (typing.get_origin(kind) is list or arguments[-1] is Ellipsis):
+        if arguments[0] in (str, int, bool) and all(type(item) is arguments[0] for item in value):
+            return value  # a model may name millions of classes
         kinds = [arguments[0]] * len(value)
     if not isinstance(value, list) or len(value) != len(kinds):
         raise MisfitError(where, f"is {short(value)}, expected {_wanted(kind)}")
