@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import onnx
@@ -42,7 +43,7 @@ def write_model(path: Path, classes: int) -> None:
         helper.make_node("MatMul", ["probabilities", "owners"], ["task_scores"]),
     ]
     outputs = {"logits": classes, "probabilities": classes, "topk_probability": 5, "topk_label": 5, "task_scores": 10}
-    constants = {
+    constants: dict[str, np.ndarray[Any, Any]] = {
         "weights": np.zeros((3, classes), dtype=np.float32),
         "k": np.array([5], dtype=np.int64),
         "owners": np.ones((classes, 10), dtype=np.float32),
