@@ -394,8 +394,8 @@ def open_session(
         options.intra_op_num_threads = threads
     if not optimise:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    wanted = list(providers or ["CPUExecutionProvider"])
     try:
-        wanted = list(providers or ["CPUExecutionProvider"])
         # No fallback: it prints a banner, and runs elsewhere than it was told to.
         session = onnxruntime.InferenceSession(str(path), options, providers=wanted, enable_fallback=0)
         _read_texts(session)
@@ -403,6 +403,10 @@ def open_session(
     except MemoryError as error:
         raise BundleError(f"{path} ({size:,} bytes) needs more memory than there is") from error
     except Exception as error:  # onnxruntime's exceptions share no base class
+        if wanted != ["CPUExecutionProvider"]:
+            raise BundleError(
+                f"{path} cannot be opened with {', '.join(wanted)}: {short(str(error))}; name no provider to use the CPU"
+            ) from error
         raise _not_opened(path, size, error) from error
 
 

@@ -35,6 +35,8 @@ PIL_FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 """By PIL's number, which is what `preprocessor_config.json` holds."""
 MAX_TEXT = 16 * 2**20
 """A larger file beside the model is no list of labels."""
+MAX_LITERAL = 4 * 2**20
+"""Characters of labels in Python's spelling, whose reader needs a hundred times as much; JSON may have more."""
 MAX_BATCH_BYTES = 1 << 30
 """Of a batch whose size the graph fixes, as float32."""
 
@@ -136,7 +138,7 @@ def parse_labels(text: str) -> tuple[str, ...] | None:
     """Class names from a list or an {index: name} object, in JSON or Python's spelling, or from lines, or commas."""
     stripped = text.strip()
     if stripped[:1] in ("[", "{"):
-        for parse in (parse_json, ast.literal_eval):
+        for parse in (parse_json, ast.literal_eval) if len(stripped) <= MAX_LITERAL else (parse_json,):
             try:
                 return _in_order(parse(stripped))
             except (ValueError, SyntaxError, RecursionError, MemoryError):

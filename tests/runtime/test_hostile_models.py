@@ -173,6 +173,26 @@ def test_memory_has_a_limit(tmp_path, photos):
             assert done.stderr.endswith("needs more memory than there is\n")
 
 
+def test_a_provider_that_fails_says_so_itself(make_model, monkeypatch, capsys):
+    """onnxruntime printed a banner, and then ran on the CPU."""
+    import onnxruntime
+
+    def fail(*_: object, enable_fallback: int, **__: object) -> None:
+        assert enable_fallback == 0
+        raise RuntimeError("CUDA failure 35: driver version is insufficient")
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", fail)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    path = make_model()
+    with pytest.raises(BundleError) as caught:
+        Classifier(path, providers=["CUDAExecutionProvider"])
+    assert str(caught.value) == (
+        f"{path} cannot be opened with CUDAExecutionProvider: CUDA failure 35: driver version is insufficient; "
+        "name no provider to use the CPU"
+    )
+    assert capsys.readouterr() == ("", "")
+
+
 def test_graphs_within_graphs_end(tmp_path):
     outputs = [helper.make_tensor_value_info("location", TensorProto.FLOAT, None)]
     graph = helper.make_graph([], "innermost", [], outputs)
