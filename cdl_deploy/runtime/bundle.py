@@ -405,7 +405,7 @@ def open_session(
     except Exception as error:  # onnxruntime's exceptions share no base class
         if wanted != ["CPUExecutionProvider"]:
             raise BundleError(
-                f"{path} cannot be opened with {', '.join(wanted)}: {short(str(error))}; name no provider to use the CPU"
+                f"{path} cannot be opened with {', '.join(wanted)}: {short(str(error))}; name none to use the CPU"
             ) from error
         raise _not_opened(path, size, error) from error
 

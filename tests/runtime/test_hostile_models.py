@@ -188,7 +188,7 @@ def test_a_provider_that_fails_says_so_itself(make_model, monkeypatch, capsys):
         Classifier(path, providers=["CUDAExecutionProvider"])
     assert str(caught.value) == (
         f"{path} cannot be opened with CUDAExecutionProvider: CUDA failure 35: driver version is insufficient; "
-        "name no provider to use the CPU"
+        "name none to use the CPU"
     )
     assert capsys.readouterr() == ("", "")
 
