@@ -133,6 +133,19 @@ def load_task(directory: RunDirectory, record: RunRecord) -> TeacherStudent:
     return pair
 
 
+def complete(directory: RunDirectory, record: RunRecord) -> None:
+    """Finish what a killed command left undone in the files of a run whose last checkpoint says `record`.
+
+    Sums of forgotten classes go from the checkpoints of the tasks, and so do tasks that were taken back.
+    """
+    for number in range(1, len(record.tasks) + 1) if record.forgotten else ():
+        earlier = replace(record, tasks=record.tasks[:number])
+        save_task(directory, earlier, load_task(directory, earlier))
+    number = len(record.plans) + 1
+    for file in (directory.task_checkpoint(number), directory.heldout_file(number)):
+        file.unlink(missing_ok=True)
+
+
 def _forget(record: RunRecord, pair: TeacherStudent) -> None:
     """Make sure that closed-form heads know nothing of forgotten classes, whatever a checkpoint still has of them."""
     positions = [i for i, name in enumerate(record.classes) if name in record.forgotten]

@@ -31,9 +31,14 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from cdl_deploy.errors import RunError
-from cdl_deploy.files import TEMPORARY, write_atomic, write_text
+from cdl_deploy.files import TEMPORARY, is_running, write_atomic, write_text
 from cdl_deploy.run.migrations import current_tensor_name
+from cdl_deploy.run.latest import LAST_CHECKPOINT
 from cdl_deploy.run.record import FORMAT_VERSION, RunRecord, check_format, parse_record, read_record, write_record
+from cdl_deploy.typed_json import short
+
+HELPER_SECONDS = 15.0
+"""So long a lock is waited for whose owner has ended and left helpers behind."""
 
 
 class RunDirectory:
@@ -48,7 +53,7 @@ class RunDirectory:
 
     @property
     def last_checkpoint(self) -> Path:
-        return self.root / "checkpoints" / "last.safetensors"
+        return self.root / LAST_CHECKPOINT
 
     def heldout_file(self, number: int) -> Path:
         """Test images kept of task `number`, counted from 1."""
@@ -90,8 +95,8 @@ class RunDirectory:
         Raises RunError like `read_record`.
         """
         record = self.read_record()
-        if self.last_checkpoint.exists():
-            record = parse_record(self.load_header(self.last_checkpoint).get("record"), self.last_checkpoint)
+        if self.last_checkpoint.exists():  # its tensors are read as well: the hash is over all of it
+            record = parse_record(self.load_tensors(self.last_checkpoint)[1].get("record"), self.last_checkpoint)
         return record
 
     def write_record(self, record: RunRecord) -> None:
@@ -117,13 +122,10 @@ class RunDirectory:
             written = metadata.get("sha256")  # files of versions up to 0.1.0 have none
             if written is not None and written != _digest(tensors, metadata["header"]):
                 raise RunError(f"{path} is damaged: it does not hold what was written to it (its hash differs)")
-            return {current_tensor_name(name): value for name, value in tensors.items()}, json.loads(metadata["header"])
-
-    def load_header(self, path: Path) -> dict[str, Any]:
-        """The header alone."""
-        with self._open(path) as (_, metadata):
-            header: dict[str, Any] = json.loads(metadata["header"])
-            return header
+            header = json.loads(metadata["header"])
+            if not isinstance(header, dict):
+                raise ValueError("its header is no JSON object")
+            return {current_tensor_name(name): value for name, value in tensors.items()}, header
 
     @contextmanager
     def _open(self, path: Path) -> Iterator[tuple[Any, dict[str, str]]]:
@@ -134,8 +136,10 @@ class RunDirectory:
                 yield file, metadata
         except FileNotFoundError:
             raise RunError(f"{path} is missing: the run directory is incomplete") from None
-        except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
-            raise RunError(f"cannot read {path}: {error}") from None
+        except KeyError as error:
+            raise RunError(f"cannot read {path}: {error} is missing in its header") from None
+        except (OSError, ValueError, TypeError, RecursionError, safetensors.SafetensorError) as error:
+            raise RunError(f"cannot read {path}: {short(str(error))}") from None
 
     @contextmanager
     def readable(self, path: Path) -> Iterator[None]:
@@ -159,7 +163,12 @@ class RunDirectory:
         path = self.root / ".lock"
         lock = FileLock(path, blocking=False)
         try:
-            lock.acquire()
+            try:
+                lock.acquire()
+            except Timeout:
+                if not _is_left_by_the_dead(path):
+                    raise
+                lock.acquire(timeout=HELPER_SECONDS, blocking=True)
         except Timeout:
             raise RunError(
                 f"{self.root} is in use by another process{_holder(path)}: wait for it, or choose another --out"
@@ -199,6 +208,13 @@ def _holder(lock: Path) -> str:
     except (OSError, ValueError):
         named = ""
     return f" ({named})" if re.fullmatch(r"process \d+ on [\w.-]+", named) else ""
+
+
+def _is_left_by_the_dead(lock: Path) -> bool:
+    """Whether whoever took the lock was a process of this machine that has ended: helpers that it started, which load
+    images, hold it for some seconds more."""
+    named = re.match(r" \(process (\d+) on (.*)\)", _holder(lock))
+    return named is not None and named[2] == socket.gethostname() and not is_running(int(named[1]))
 
 
 def _is_ours(path: Path) -> bool:

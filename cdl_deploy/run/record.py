@@ -299,7 +299,8 @@ def read_record(root: Path) -> RunRecord:
 
 def read_record_file(root: Path) -> Any:
     """The JSON value in RUN/run.json. Raises RunError where there is no such file, or it holds none."""
-    return read_json(root / FILE, f"{root} is no run directory: it has no {FILE}; make one with cdl train")
+    missing = f"it has no {FILE}" if root.exists() else "it does not exist"
+    return read_json(root / FILE, f"{root} is no run directory: {missing}; make one with cdl train")
 
 
 def read_json(path: Path, missing: str) -> Any:
