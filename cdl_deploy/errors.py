@@ -23,8 +23,10 @@ class DataError(CdlError):
 
 
 class PassingError(CdlError):
-    """A file that the machine cannot read just now, which says nothing about the file: no memory, too many open files, a
-    lost server, a failing disk. Whoever passes over what cannot be read must not pass over this."""
+    """A file that the machine cannot read just now: no memory, too many open files, a lost server, a failing disk.
+
+    That says nothing about the file. Whoever passes over what cannot be read must not pass over this.
+    """
 
 
 class WeightsError(CdlError):
@@ -62,14 +64,12 @@ class MissingExtraError(CdlError):
         super().__init__(f"{command} needs {module}, which is not installed: pip install 'cdl-deploy[{extra}]'")
 
 
-PASSING = frozenset(
-    getattr(errno, name)
-    for name in (
-        "EAGAIN EBUSY EINTR EIO EMFILE ENFILE ENOBUFS ENOLCK ENOMEM ESTALE ETIMEDOUT "
-        "ECONNABORTED ECONNREFUSED ECONNRESET EHOSTDOWN EHOSTUNREACH ENETDOWN ENETUNREACH ENOTCONN EREMOTEIO ESHUTDOWN"
-    ).split()
-    if hasattr(errno, name)
+_PASSING_NAMES = (
+    *("EAGAIN", "EBUSY", "EINTR", "EIO", "EMFILE", "ENFILE", "ENOBUFS", "ENOLCK", "ENOMEM", "ESTALE", "ETIMEDOUT"),
+    *("ECONNABORTED", "ECONNREFUSED", "ECONNRESET", "EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN", "ENETUNREACH"),
+    *("ENOTCONN", "EREMOTEIO", "ESHUTDOWN"),
 )
+PASSING = frozenset(getattr(errno, name) for name in _PASSING_NAMES if hasattr(errno, name))
 """Error numbers that say nothing about a file, only that it cannot be had now: no memory, too many open files, a lost
 server, a disk that fails."""
 

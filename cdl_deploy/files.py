@@ -18,6 +18,7 @@ import filelock
 TEMPORARY = ".*.tmp*"
 """Pattern of the names that half-written files have."""
 
+
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it replaces `path`, on any error it is removed.

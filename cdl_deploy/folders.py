@@ -83,9 +83,9 @@ def publish(
     if not out.exists():
         staging.rename(out)
         return
-    for name in {parent for name in new for parent in name.parents}:
-        if (out / name).is_symlink():
-            raise NotADirectoryError(errno.ENOTDIR, "a link where a folder is expected", str(out / name))
+    for folder in {parent for name in new for parent in name.parents}:
+        if (out / folder).is_symlink():
+            raise NotADirectoryError(errno.ENOTDIR, "a link where a folder is expected", str(out / folder))
     gone = {*new, *stale}
     others = [name for name in files_in(out) if name not in gone and staging not in (out / name).parents]
     if staging.parent == out.parent and _take_along(out, staging, others, {name.parent for name in new}):

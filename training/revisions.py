@@ -130,7 +130,7 @@ def new_heads(
 
 @contextmanager
 def _appearing(out: Path) -> Iterator[Path]:
-    """A folder that becomes `out` when all went well: the run in it could not be continued otherwise, it would train."""
+    """A folder that becomes `out` when all went well: a run that was left in the middle would go on with training."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with scratch_folder(".cdl-head-", out.parent) as staging:

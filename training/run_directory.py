@@ -32,8 +32,8 @@ from torch import Tensor
 
 from cdl_deploy.errors import RunError
 from cdl_deploy.files import TEMPORARY, is_running, write_atomic, write_text
-from cdl_deploy.run.migrations import current_tensor_name
 from cdl_deploy.run.latest import LAST_CHECKPOINT
+from cdl_deploy.run.migrations import current_tensor_name
 from cdl_deploy.run.record import FORMAT_VERSION, RunRecord, check_format, parse_record, read_record, write_record
 from cdl_deploy.typed_json import short
 

@@ -16,6 +16,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from cdl_deploy.folders import scratch_folder
+
 Shape = Sequence[int]
 
 MATRIX = frozenset(

@@ -12,10 +12,12 @@ import importlib.util
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Annotated, Any, NoReturn
 
 import typer
 
+from cdl_deploy.cli.streams import failure, finish_output, open_closed_streams
 from cdl_deploy.errors import CdlError, OptionError, PeerError
 from cdl_deploy.version import __version__
 
@@ -90,11 +92,13 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     baseline; 130 Ctrl-C.
     """
     try:
+        open_closed_streams()
         if list(args if args is not None else sys.argv[1:])[:1] == ["train"]:
             from cdl_deploy.cli import train
 
             train.offer_options(with_plugins=True)
         code = app(args=list(args) if args is not None else None, prog_name="cdl", standalone_mode=False)
+        sys.stdout.flush()
     except CdlError as error:
         # Every process of a run reads the same options and finds the same fault in them: the first one speaks.
         if isinstance(error, PeerError) or (isinstance(error, OptionError) and not is_main_process()):
@@ -104,6 +108,13 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
         sys.exit(130)
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:  # whoever read what is printed has seen enough
+        finish_output()
+        sys.exit(1)
+    except OSError as error:
+        _fail(failure(error))
+    except MemoryError:
+        _fail("there is not enough memory for this: close other programs, or take a machine with more")
     except _USAGE_ERROR as error:
         if not is_main_process():
             sys.exit(2)
@@ -118,5 +129,6 @@ def is_main_process() -> bool:
 
 
 def _fail(message: str) -> NoReturn:
-    typer.echo(f"error: {' '.join(message.split())}", err=True)
+    with suppress(OSError):  # of a standard error that is full, or that nobody reads
+        typer.echo(f"error: {' '.join(message.split())}", err=True)
     sys.exit(2)

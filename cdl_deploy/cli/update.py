@@ -89,4 +89,3 @@ def command(
         typer.echo(json.dumps(record, indent=2, ensure_ascii=False))
     else:
         typer.echo(f"{output}: {brought}")
-

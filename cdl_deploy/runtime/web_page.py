@@ -131,4 +131,3 @@ def _tell_service_worker(folder: Path) -> None:
     names = [name for name in names if name not in (SERVICE_WORKER, NOTICES)]
     site = json.dumps({"version": version.hexdigest()[:16], "files": names})
     worker.write_text(f"const SITE = {site};\n{worker.read_text(encoding='utf-8')}", encoding="utf-8")
-
