@@ -30,8 +30,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary, held = _new_temporary(path)
-        discard_abandoned(path)  # after it: that there is one may mean something
         try:
+            discard_abandoned(path)  # now, not before: that there is one may mean something
             yield temporary
             with temporary.open("rb+") as written:
                 os.fsync(written.fileno())
@@ -116,9 +116,11 @@ def one_writer(path: Path, wait: float = 0.0) -> Iterator[None]:
     try:
         yield
     finally:
-        # Whoever opened this file meanwhile finds that it has no name any more, and makes a new one.
-        Path(lock.lock_file).unlink(missing_ok=True)
-        lock.release()
+        try:
+            # Whoever opened this file meanwhile finds that it has no name any more, and makes a new one.
+            Path(lock.lock_file).unlink(missing_ok=True)
+        finally:
+            lock.release()
 
 
 def lock_open_file(descriptor: int) -> bool:

@@ -39,9 +39,11 @@ def scratch_folder(prefix: str, parent: Path | None = None) -> Iterator[Path]:
                     shutil.rmtree(folder, ignore_errors=True)
     folder, held = _new_folder(parent, prefix, 0o700 if private else 0o777)
     try:
-        yield folder
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
         if held is not None:
             os.close(held)
 

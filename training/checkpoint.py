@@ -94,6 +94,8 @@ def load_last(directory: RunDirectory, record: RunRecord, pair: TeacherStudent) 
     """Make `pair`, learners that have seen no task, what the last checkpoint has; without one, nothing was learned."""
     file = directory.last_checkpoint
     if not file.exists():
+        if record.tasks:
+            raise RunError(f"{file} is missing: the run directory is incomplete")
         return Position()
     tensors, header = directory.load_tensors(file)
     with directory.readable(file):

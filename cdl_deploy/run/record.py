@@ -347,6 +347,8 @@ def parse_record(values: Any, path: Path) -> RunRecord:
         raise RunError(f"{path} is damaged: {error}") from None
     results: dict[Role, Results | None] = {"student": content.student, "teacher": content.teacher}
     present = {role: result for role, result in results.items() if result is not None}
+    if "student" not in content.backbones:
+        raise RunError(f"{path} is damaged: 'student' is missing in backbones")
     if len(content.tasks) > len(content.plans):
         raise RunError(f"{path} is damaged: it has {len(content.tasks)} tasks, but {len(content.plans)} plans")
     for role, result in present.items():
