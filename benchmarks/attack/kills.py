@@ -23,6 +23,7 @@ from benchmarks.attack.world import (
     TRACES,
     World,
     command,
+    digest_of,
     hashes,
     in_child,
     keeping,
@@ -76,7 +77,7 @@ def kill_everywhere(world: World, victim: Victim, every: int) -> dict[str, Any]:
     if said_badly(said) or str(said).startswith("error"):
         raise SystemExit(f"it fails without a kill: {said}")
     after, whole = in_child(lambda: victim.seen(folder)), in_child(lambda: victim.outcome(folder))
-    told = {"kills": 0, "mixed": 0, "lost": 0, "tracebacks": 0, "failures": 0, "examples": list[str]()}
+    told: dict[str, Any] = {"kills": 0, "mixed": 0, "lost": 0, "tracebacks": 0, "failures": 0, "examples": []}
 
     def note(what: str, text: str) -> None:
         told[what] += 1
@@ -141,7 +142,7 @@ def killed(folder: Path, number: int, torn: bool, act: Callable[[Path], object])
             return
         if torn:
             if event != "os.rename" or not os.path.isfile(path):
-                answer = Path(os.environ.get("TMPDIR", "/tmp"), f"cdl-attack-{os.getppid()}.json")  # noqa: S108
+                answer = Path(os.environ.get("TMPDIR", "/tmp"), f"cdl-attack-{os.getppid()}.json")
                 answer.write_text('"no rename"')
                 os._exit(0)
             half = os.open(path, os.O_RDWR)
@@ -157,6 +158,10 @@ def killed(folder: Path, number: int, torn: bool, act: Callable[[Path], object])
 
 def victims(world: World) -> dict[str, Victim]:
     photos, model = world.root / "first" / "test", world.root / "v2" / "student.onnx"
+
+    def predicting(name: str) -> Victim:
+        return Victim((), predicted(name, model, photos), resumed(name, model, photos), rows, whole)
+
     trained = partial(learned, 2)
     export = partial(exported, world)
     page = partial(paged, world)
@@ -172,10 +177,8 @@ def victims(world: World) -> dict[str, Victim]:
         "page": Victim((), partial(page, 2), partial(page, 2), site, whole),
         "page over an older one": Victim(("site",), partial(page, 2), partial(page, 2), site, whole),
         "update": Victim(("v1", "v2"), updated, updated, described, whole),
-        "predict": Victim((), predicted("rows.jsonl", model, photos), resumed("rows.jsonl", model, photos), rows, whole),
-        "predict parquet": Victim(
-            (), predicted("rows.parquet", model, photos), resumed("rows.parquet", model, photos), rows, whole
-        ),
+        "predict": predicting("rows.jsonl"),
+        "predict parquet": predicting("rows.parquet"),
     }
 
 
@@ -245,7 +248,11 @@ def forgotten_on(folder: Path) -> None:
 
 def summed_outcome(folder: Path) -> object:
     """The sums of the forgotten class are in no file."""
-    return {**run_state(folder / "summed-2"), "checkpoints": hashes(folder / "summed-2" / "checkpoints")}
+    run = RunDirectory(folder / "summed-2")
+    return {
+        **run_state(run.root),
+        "sums": [digest_of(run.load_tensors(run.task_checkpoint(number))[0]) for number in (1, 2)],
+    }
 
 
 def headed(folder: Path) -> None:

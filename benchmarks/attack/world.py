@@ -10,7 +10,6 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ from cdl_deploy.training.preparation import Addition
 CLASSES = (("ant", "bee"), ("cat", "dog"), ("eel", "fox"))
 FOLDERS = ("first", "second", "third")
 TRACES = "traces"
-QUIET = {"epochs": 1, "batch_size": 4, "device": "cpu", "workers": 0}
+QUIET: dict[str, Any] = {"epochs": 1, "batch_size": 4, "device": "cpu", "workers": 0}
 
 
 class World:
@@ -65,7 +64,7 @@ class World:
 
     def config(self, summed: bool = False) -> RunConfig:
         """Of a run of the first task: trained, or with closed-form heads."""
-        method = {"method": "none", "head": "slda"} if summed else {"components_per_task": 2}
+        method: dict[str, Any] = {"method": "none", "head": "slda"} if summed else {"components_per_task": 2}
         return RunConfig(
             DataConfig(self.images(1), tasks=1, class_order="natural"),
             ModelConfig(teacher="mini_student", student="mini_student"),
@@ -100,7 +99,6 @@ class World:
             traces.mkdir(parents=True)
             with patched(export_module, "export_onnx", keeping(traces)):
                 export_run(self.root / f"learned-{number}", self.root / f"v{number}", options)
-
 
     def _page(self) -> None:
         write_page(self.root / "v1" / "student.onnx", self.root / "site")
@@ -151,7 +149,7 @@ def start(action: Callable[[], Any], answer: Path) -> int:
         for number in (0, 1, 2):
             os.dup2(quiet, number)
         torch.set_num_threads(1)
-        loop.plot_run = draw_nothing
+        setattr(loop, "plot_run", draw_nothing)  # noqa: B010  it is imported there for its own use
         said = attempted(action)
         answer.write_text(json.dumps(said))
         os._exit(0)
@@ -169,7 +167,7 @@ def attempted(action: Callable[[], Any]) -> Any:
         return f"error: {error}"
     except SystemExit as end:
         return "done" if not end.code else f"exit code {end.code}"
-    except BaseException:
+    except BaseException:  # noqa: BLE001  it is told to whoever started it
         return f"Traceback: {traceback.format_exc()[-1500:]}"
 
 
@@ -185,7 +183,7 @@ def ended(child: int, answer: Path) -> Any:
 
 def in_child(action: Callable[[], Any]) -> Any:
     """What `action` says in a process of its own; None where that was killed."""
-    answer = Path(os.environ.get("TMPDIR", "/tmp"), f"cdl-attack-{os.getpid()}.json")  # noqa: S108  ours alone
+    answer = Path(os.environ.get("TMPDIR", "/tmp"), f"cdl-attack-{os.getpid()}.json")
     try:
         return ended(start(action, answer), answer)
     finally:
@@ -206,18 +204,25 @@ def command(*words: object) -> Callable[[], None]:
 def run_state(run: Path) -> dict[str, Any]:
     """What a run has learned, and whether its files agree."""
     record, pair = load_run(run)
-    digest = hashlib.sha256()
-    for name, value in sorted(pair.trained_state().items()):
-        digest.update(name.encode() + value.contiguous().numpy().tobytes())
     shown = json.loads((run / "run.json").read_text())
     return {
         "classes": record.known_classes,
         "matrices": record.matrices,
-        "weights": digest.hexdigest(),
+        "weights": digest_of(pair.trained_state()),
         "status": shown["status"],
         "shown": [name for task in shown["tasks"] for name in task["classes"]],
-        "files": sorted(str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()),
+        "files": sorted(
+            str(path.relative_to(run)) for path in run.rglob("*") if path.is_file() and path.name != ".lock"
+        ),
     }
+
+
+def digest_of(tensors: dict[str, torch.Tensor]) -> str:
+    """SHA-256 of names and values."""
+    digest = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        digest.update(name.encode() + value.contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -229,10 +234,6 @@ def hashes(folder: Path) -> dict[str, str]:
 def said_badly(said: Any) -> bool:
     """Whether a process ended with anything but a result or one line."""
     return isinstance(said, str) and (said.startswith("Traceback") or "\n" in said.strip())
-
-
-def with_optim(addition: Addition, **changes: Any) -> Addition:
-    return replace(addition, optim=changes)
 
 
 if sys.platform == "win32":
