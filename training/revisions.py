@@ -134,7 +134,10 @@ def _appearing(out: Path) -> Iterator[Path]:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with scratch_folder(".cdl-head-", out.parent) as staging:
-            yield staging
+            try:
+                yield staging
+            except RunError as error:
+                raise RunError(str(error).replace(str(staging), str(out))) from None
             RunDirectory(out).check_free()
             if out.is_dir():
                 out.rmdir()

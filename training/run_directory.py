@@ -113,7 +113,8 @@ class RunDirectory:
         try:
             write_atomic(path, lambda file: file.write_bytes(safetensors.torch.save(ready, metadata)))
         except OSError as error:
-            raise RunError(f"cannot write {path}: {error.strerror or error}; the last checkpoint is intact") from None
+            rest = "; the last checkpoint is intact" if self.last_checkpoint.exists() else ""
+            raise RunError(f"cannot write {path}: {error.strerror or error}{rest}") from None
 
     def load_tensors(self, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and header of a file that `save_tensors` wrote. Raises RunError where it is not as it was written."""
