@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import shutil
 
 import numpy as np
@@ -277,7 +276,8 @@ def test_a_folder_that_cannot_be_read_now_is_not_taken_for_gone(photos, where, m
     def refuse(*given):
         raise OSError(errno.ESTALE, "Stale file handle", str(photos))
 
-    monkeypatch.setattr(*((os, "walk") if where == "listing" else ("cdl_deploy.data.sources.fingerprint",)), refuse)
-    monkeypatch.setattr("cdl_deploy.training.data.task_data.fingerprint", refuse)
+    monkeypatch.setattr(
+        "os.scandir" if where == "listing" else "cdl_deploy.training.data.task_data.fingerprint", refuse
+    )
     with pytest.raises(PassingError, match="Stale file handle"):
         data.test(1)

@@ -266,10 +266,8 @@ def test_what_a_run_shows_is_what_it_has_learned(runs, run, monkeypatch, capsys)
     assert latest_record(run) == RunDirectory(run).latest_record()
     with pytest.raises(SystemExit):
         main(["runs", str(run), "--json"])
-    assert [task["classes"] for task in json.loads(capsys.readouterr().out)["tasks"]] == [
-        ["ant", "bee"],
-        ["cat", "dog"],
-    ]
+    shown = json.loads(capsys.readouterr().out)["tasks"]
+    assert [task["classes"] for task in shown] == [["ant", "bee"], ["cat", "dog"]]
     (run / "checkpoints/last.safetensors").write_bytes(b"\x08" + bytes(7) + b"{}      ")
     with pytest.raises(RunError, match=r"last\.safetensors: it is no checkpoint of a run, or damaged"):
         latest_record(run)
