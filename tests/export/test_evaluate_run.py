@@ -45,6 +45,7 @@ def run(small_run, tmp_path, exports, monkeypatch):
     """A copy, so that a test may change it; its graphs are exported already."""
 
     def copy(run, out, options, after):
+        out.mkdir()
         for path in (exports / str(after)).iterdir():
             if options.teacher or "teacher" not in path.name:
                 shutil.copy(path, out / path.name)
