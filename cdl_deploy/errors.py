@@ -6,6 +6,7 @@ A message says what is wrong, what was found, what was expected, and what to do.
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 from itertools import islice
 
@@ -28,6 +29,13 @@ class OptionError(CdlError):
 
 class DataError(CdlError):
     """Images, folders or class lists that cannot be used."""
+
+
+class PassingError(CdlError):
+    """A file that the machine cannot read just now: no memory, too many open files, a lost server, a failing disk.
+
+    That says nothing about the file. Whoever passes over what cannot be read must not pass over this.
+    """
 
 
 class WeightsError(CdlError):
@@ -63,6 +71,21 @@ class MissingExtraError(CdlError):
 
     def __init__(self, command: str, extra: str, module: str) -> None:
         super().__init__(f"{command} needs {module}, which is not installed: pip install 'cdl-deploy[{extra}]'")
+
+
+_PASSING_NAMES = (
+    *("EAGAIN", "EBUSY", "EINTR", "EIO", "EMFILE", "ENFILE", "ENOBUFS", "ENOLCK", "ENOMEM", "ESTALE", "ETIMEDOUT"),
+    *("ECONNABORTED", "ECONNREFUSED", "ECONNRESET", "EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN", "ENETUNREACH"),
+    *("ENOTCONN", "EREMOTEIO", "ESHUTDOWN"),
+)
+PASSING = frozenset(getattr(errno, name) for name in _PASSING_NAMES if hasattr(errno, name))
+"""Error numbers that say nothing about a file, only that it cannot be had now: no memory, too many open files, a lost
+server, a disk that fails."""
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether the machine failed, and not the file: what is tried again later may succeed."""
+    return isinstance(error, OSError) and error.errno in PASSING
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

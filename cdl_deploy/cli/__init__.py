@@ -13,11 +13,13 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Annotated, Any, NoReturn
 
 import typer
 
 from cdl_deploy.cli.output import echo
+from cdl_deploy.cli.streams import failure, finish_output, open_closed_streams
 from cdl_deploy.errors import CdlError, OptionError, PeerError
 from cdl_deploy.version import __version__
 
@@ -94,11 +96,13 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     # Pillow's remarks on damaged images, and on large ones: what matters of them we say ourselves, in a line.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
+        open_closed_streams()
         if list(args if args is not None else sys.argv[1:])[:1] == ["train"]:
             from cdl_deploy.cli import train
 
             train.offer_options(with_plugins=True)
         code = app(args=list(args) if args is not None else None, prog_name="cdl", standalone_mode=False)
+        sys.stdout.flush()
     except CdlError as error:
         # Every process of a run reads the same options and finds the same fault in them: the first one speaks.
         if isinstance(error, PeerError) or (isinstance(error, OptionError) and not is_main_process()):
@@ -108,6 +112,13 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
         sys.exit(130)
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:  # whoever read what is printed has seen enough
+        finish_output()
+        sys.exit(1)
+    except OSError as error:
+        _fail(failure(error))
+    except MemoryError:
+        _fail("there is not enough memory for this: close other programs, or take a machine with more")
     except _USAGE_ERROR as error:
         if not is_main_process():
             sys.exit(2)
@@ -130,5 +141,6 @@ def is_main_process() -> bool:
 
 
 def _fail(message: str) -> NoReturn:
-    echo(f"error: {' '.join(message.split())}", err=True)
+    with suppress(OSError):  # of a standard error that is full, or that nobody reads
+        echo(f"error: {' '.join(message.split())}", err=True)
     sys.exit(2)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,6 +12,7 @@ import typer
 from cdl_deploy.cli.export_web import check_page_options, print_page, write_model_page
 from cdl_deploy.cli.output import echo, echo_json, make_console
 from cdl_deploy.errors import OptionError
+from cdl_deploy.folders import scratch_folder
 from cdl_deploy.require_extra import require_extra
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def command(
         update_from=tuple(update_from or ()),
     )
     with ExitStack() as scratch:
-        destination = (out or run / "export") if onnx else Path(scratch.enter_context(tempfile.TemporaryDirectory()))
+        destination = (out or run / "export") if onnx else scratch.enter_context(scratch_folder("cdl-page-")) / "bundle"
         exported = export_run(run, destination, options, on_step)
         if web is not None:
             write_model_page(destination / "student.onnx", web)

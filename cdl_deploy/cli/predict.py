@@ -14,7 +14,7 @@ import typer
 
 from cdl_deploy.cli.memory_limit import limit_memory
 from cdl_deploy.cli.output import echo
-from cdl_deploy.errors import DataError, OptionError, nearest
+from cdl_deploy.errors import DataError, OptionError, PassingError, nearest
 from cdl_deploy.require_extra import require_extra
 
 if TYPE_CHECKING:
@@ -138,6 +138,8 @@ def command(
                     if strict and row.error is not None:
                         raise DataError(f"{row.error}{sink.kept}")
                     sink.write(row)
+    except PassingError as error:
+        raise PassingError(f"{error}{sink.kept}") from None
     except KeyboardInterrupt:
         echo(f"stopped{sink.kept}", err=True)
         raise

@@ -13,7 +13,8 @@ from typing import Any
 
 from cdl_deploy.errors import RunError
 from cdl_deploy.printable import no_formula
-from cdl_deploy.run.record import Role, RunRecord, read_record
+from cdl_deploy.run.latest import latest_record
+from cdl_deploy.run.record import Role, RunRecord
 
 ROLES: tuple[Role, ...] = ("student", "teacher")
 METRICS = (
@@ -98,7 +99,7 @@ def mean_and_std(values: Sequence[float]) -> dict[str, float | None]:
 
 def read_run(path: Path) -> ComparedRun:
     """A run to compare. Raises RunError where no task is finished, or the record is damaged."""
-    record = read_record(path)
+    record = latest_record(path)
     if not record.tasks:
         raise RunError(f"{path} has no finished task yet: finish it with cdl train {path} --resume, or leave it out")
     settings = {

@@ -10,7 +10,8 @@ import typer
 from cdl_deploy.cli.output import echo_json, make_console
 from cdl_deploy.errors import RunError
 from cdl_deploy.printable import printable
-from cdl_deploy.run.record import FILE, RunRecord, parse_record, read_json, read_record_file
+from cdl_deploy.run.latest import latest_content
+from cdl_deploy.run.record import RunRecord, parse_record, read_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -33,8 +34,8 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Print the run's record as JSON.")] = False,
 ) -> None:
     """Show a run: accuracy after every task, forgetting, its history, and where its files are."""
-    content = read_record_file(run)
-    record = parse_record(content, run / FILE)
+    content, file = latest_content(run)
+    record = parse_record(content, file)
     if as_json:
         echo_json(content)
         return

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cdl_deploy.data.images import SUFFIXES
-from cdl_deploy.errors import DataError
+from cdl_deploy.errors import CdlError, DataError, PassingError, is_passing
 from cdl_deploy.seeds import derive_seed
 
 TRAIN_FOLDERS = ("train", "training")
@@ -170,8 +170,9 @@ def _is_folder(path: Path) -> bool:
         raise _cannot_read(path, error) from None
 
 
-def _cannot_read(path: Path, error: OSError) -> DataError:
-    return DataError(f"cannot read {error.filename or path}: {error.strerror or error}")
+def _cannot_read(path: Path, error: OSError) -> CdlError:
+    kind = PassingError if is_passing(error) else DataError
+    return kind(f"cannot read {error.filename or path}: {error.strerror or error}")
 
 
 def _test_root(root: Path) -> Path:

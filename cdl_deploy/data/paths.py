@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterable, Iterator
 
 from cdl_deploy.data.images import SUFFIXES
-from cdl_deploy.errors import DataError
+from cdl_deploy.errors import CdlError, DataError, PassingError, is_passing
 
 STDIN = "-"
 NAMES_AT_ONCE = 50_000
@@ -31,7 +31,10 @@ def expand_paths(sources: Iterable[str], stdin: Iterable[str] = ()) -> Iterator[
     """
     for source in sources:
         if source == STDIN:
-            yield from (line.rstrip("\r\n") for line in stdin if line.strip())
+            try:
+                yield from (line.rstrip("\r\n") for line in stdin if line.strip())
+            except OSError as error:
+                raise _cannot_read("standard input", error) from error
         elif os.path.isdir(source):
             _check_readable(source)
             yield from _require(_walk(source), f"{source}: no images in this folder (looked for {_known_suffixes()})")
@@ -64,7 +67,12 @@ def _check_readable(folder: str) -> None:
     try:
         os.scandir(folder).close()
     except OSError as error:
-        raise DataError(f"{folder}: {error.strerror or error}") from error
+        raise _cannot_read(folder, error) from error
+
+
+def _cannot_read(path: str, error: OSError) -> CdlError:
+    kind = PassingError if is_passing(error) else DataError
+    return kind(f"{path}: {error.strerror or error}")
 
 
 def _images_at(match: str) -> Iterator[str]:
@@ -78,7 +86,9 @@ def _walk(folder: str) -> Iterator[str]:
         here, names = open_folders[-1]
         try:
             name, is_folder = next(names, (None, False))
-        except OSError:
+        except OSError as error:
+            if is_passing(error):  # what is in it would be missing
+                raise _cannot_read(here, error) from error
             yield here
             name = None
         if name is None:

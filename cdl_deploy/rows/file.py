@@ -125,7 +125,7 @@ class RowFile:
             continued = self._whole if kind != "parquet" else None
             self._file = _opened(path if self._direct else continued or self.part, create=not self._direct)
         if not self._direct:
-            self._lock()
+            self._lock(continued or self.part)
 
     def remaining(self, paths: Iterable[str], classifier: Classifier) -> Iterator[str]:
         """The paths without a row yet: all, or those behind the last whole row of the file that is continued.
@@ -232,8 +232,10 @@ class RowFile:
             raise DataError(f"{self._whole or self.part}: {error}") from error
         return end
 
-    def _lock(self) -> None:
-        if not lock_open_file(self._file.fileno()):
+    def _lock(self, name: Path) -> None:
+        """Raise `OptionError` where another program writes the file, or has finished it since it was opened here."""
+        held = lock_open_file(self._file.fileno())
+        if not (held and name.exists() and os.path.samestat(os.fstat(self._file.fileno()), name.stat())):
             self._file.close()
             raise OptionError(f"another program is writing {self.part}: choose another --output")
 

@@ -300,7 +300,8 @@ def read_record(root: Path) -> RunRecord:
 
 def read_record_file(root: Path) -> Any:
     """The JSON value in RUN/run.json. Raises RunError where there is no such file, or it holds none."""
-    return read_json(root / FILE, f"{root} is no run directory: it has no {FILE}; make one with cdl train")
+    missing = f"it has no {FILE}" if root.exists() else "it does not exist"
+    return read_json(root / FILE, f"{root} is no run directory: {missing}; make one with cdl train")
 
 
 def read_json(path: Path, missing: str) -> Any:
@@ -343,6 +344,8 @@ def parse_record(values: Any, path: Path) -> RunRecord:
         raise RunError(f"{path} is damaged: {error}") from None
     results: dict[Role, Results | None] = {"student": content.student, "teacher": content.teacher}
     present = {role: result for role, result in results.items() if result is not None}
+    if "student" not in content.backbones:
+        raise RunError(f"{path} is damaged: 'student' is missing in backbones")
     if len(content.tasks) > len(content.plans):
         raise RunError(f"{path} is damaged: it has {len(content.tasks)} tasks, but {len(content.plans)} plans")
     for role, result in present.items():
