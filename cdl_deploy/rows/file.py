@@ -116,7 +116,7 @@ class RowFile:
             self._created = not self._direct and not (self.part.exists() and self.part.stat().st_size > 0)
             if not (resume or self._direct or self._created):
                 self._file = _opened(self.part, create=True)
-                self._lock()  # whoever is writing it now is not interrupted
+                self._lock(self.part)  # whoever is writing it now is not interrupted
                 self._file.close()
                 raise OptionError(
                     f"{self.part} holds the rows of an interrupted run: add --resume to continue it, or delete it"
