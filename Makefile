@@ -68,10 +68,11 @@ build: $(VENV)/.installed-dev  ## sdist and wheel into dist/
 release-check: $(VENV)/.installed-dev  ## whether version, citation and changelog agree: make release-check TAG=v0.1.0
 	$(BIN)/python tools/release_check.py $(TAG)
 
-constraints: | $(BIN)/python  ## upgrade everything here and write constraints.txt anew
+constraints: | $(BIN)/python  ## upgrade everything here and write constraints.txt and constraints-device.txt anew
 	$(PIP) install --upgrade --upgrade-strategy eager -e '.[dev,pretrain]'
 	@{ grep '^#' constraints.txt; $(BIN)/pip freeze --all --exclude-editable | grep -Ev '^(pip=|nvidia-|cuda-|triton=)'; } \
 	  > constraints.new && mv constraints.new constraints.txt
+	$(BIN)/python tools/device_constraints.py
 
 clean:  ## remove what was made here, except the environment
 	rm -rf build dist $(DEMO) *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

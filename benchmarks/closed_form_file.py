@@ -113,7 +113,8 @@ def main() -> int:
     print(
         f"{cpu_model()}, {usable_cores()} cores, one thread; torch {version('torch')}, onnxruntime "
         f"{version('onnxruntime')}\n\n"
-        "| | learned, ms | closed form, ms | ratio | file, MB | update, MB | of the file |\n|---|---|---|---|---|---|---|"
+        "| | learned, ms | closed form, ms | ratio | file, MB | update, MB | of the file |\n"
+        "|---|---|---|---|---|---|---|"
     )
     missed = False
     for case in asked.cases:

@@ -25,37 +25,76 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
     The content is flushed to disk before the rename, so that a power cut leaves the old file or the new one. No other
     process, on this machine or another, has a temporary file of the same name, and while this one lives its file is
-    locked, so that `discard_abandoned` leaves it alone.
+    locked, so that `discard_abandoned` leaves it alone. An `OSError` names `path`.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(6)}.tmp{path.suffix}")
-    held = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary, held = _new_temporary(path)
+        try:
+            discard_abandoned(path)  # now, not before: that there is one may mean something
+            yield temporary
+            with temporary.open("rb+") as written:
+                os.fsync(written.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        finally:
+            if held is not None:
+                os.close(held)
+    except OSError as error:
+        if error.filename is None or os.fspath(path) in os.fsdecode(error.filename) or ".tmp" in str(error.filename):
+            error.filename, error.filename2 = os.fspath(path), None
+        raise
+
+
+def _new_temporary(path: Path) -> tuple[Path, int | None]:
+    """A temporary file that is ours alone, and what holds its lock until it is closed."""
+    while True:
+        temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(6)}.tmp{path.suffix}")
+        held = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         if sys.platform == "win32":  # where a locked file cannot be written by another handle, or an open one moved
             os.close(held)
-        else:
-            _try_lock(held)
-        yield temporary
-        with temporary.open("rb+") as written:
-            os.fsync(written.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    finally:
-        if sys.platform != "win32":
-            os.close(held)
+            return temporary, None
+        if _try_lock(held) is not False and temporary.exists():
+            return temporary, held
+        os.close(held)  # somebody took it for abandoned before it was locked
 
 
 def discard_abandoned(path: Path) -> None:
     """Remove the temporary files beside `path` of processes that are gone: killed, or ended by a power cut.
 
-    A process that does not run here may run in another container on the same volume; its lock says so.
+    The lock says so: a process's number says nothing of another container's on the same volume, or of an earlier one's.
     """
-    for temporary in path.parent.glob(f".{glob.escape(path.name)}.*.tmp{glob.escape(path.suffix)}"):
-        owner = re.match(r"(\d+)(-[0-9a-f]+)?\.tmp", temporary.name.removeprefix(f".{path.name}."))
-        if owner and not _is_running(int(owner[1])) and not _is_locked(temporary):
-            temporary.unlink(missing_ok=True)
+    for temporary in leftovers(path):
+        dashed = re.match(r"(\d+)(-[0-9a-f]+)?\.tmp", temporary.name.removeprefix(f".{path.name}."))
+        if dashed is None or (dashed[2] is None and is_running(int(dashed[1]))):  # earlier versions did not lock
+            continue
+        with claimed(temporary) as ours:
+            if ours:
+                temporary.unlink(missing_ok=True)
+
+
+def leftovers(path: Path) -> list[Path]:
+    """The temporary files beside `path`, abandoned or not."""
+    return sorted(path.parent.glob(f".{glob.escape(path.name)}.*.tmp{glob.escape(path.suffix)}"))
+
+
+@contextmanager
+def claimed(path: Path) -> Iterator[bool]:
+    """Whether nobody has locked the file or folder at `path`; nobody can while this lasts."""
+    if sys.platform == "win32":  # where temporary files are not locked
+        yield False
+        return
+    try:
+        descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    except OSError:
+        yield False
+        return
+    try:
+        yield _try_lock(descriptor) is True
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager
@@ -77,9 +116,11 @@ def one_writer(path: Path, wait: float = 0.0) -> Iterator[None]:
     try:
         yield
     finally:
-        # Whoever opened this file meanwhile finds that it has no name any more, and makes a new one.
-        Path(lock.lock_file).unlink(missing_ok=True)
-        lock.release()
+        try:
+            # Whoever opened this file meanwhile finds that it has no name any more, and makes a new one.
+            Path(lock.lock_file).unlink(missing_ok=True)
+        finally:
+            lock.release()
 
 
 def lock_open_file(descriptor: int) -> bool:
@@ -96,19 +137,8 @@ def _try_lock(descriptor: int) -> bool | None:
         return None
 
 
-def _is_locked(path: Path) -> bool:
-    """Whether a process has locked the file, or may have."""
-    try:
-        descriptor = os.open(path, os.O_RDWR)
-    except OSError:
-        return True
-    try:
-        return _try_lock(descriptor) is not True
-    finally:
-        os.close(descriptor)
-
-
-def _is_running(process: int) -> bool:
+def is_running(process: int) -> bool:
+    """Whether a process of this number runs here; where that cannot be asked, it does."""
     if sys.platform == "win32":  # where asking would end it
         return True
     try:
@@ -134,4 +164,9 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically. NaN and infinity are refused: they are not JSON."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """What `write_json` writes."""
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"

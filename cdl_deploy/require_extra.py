@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -25,6 +26,11 @@ def require_extra(command: str, extra: str | None = None) -> Iterator[None]:
             check_checkout()
         if not module or module == "cdl_deploy":
             raise
+        if module in sys.stdlib_module_names:
+            raise CdlError(
+                f"{command} needs Python's module {module}, which Python on {sys.platform} does not have: "
+                "use Linux or macOS"
+            ) from error
         if extra is not None:
             raise MissingExtraError(command, extra, module) from error
         raise CdlError(f"{command} needs {module}, which is not installed: pip install --upgrade cdl-deploy") from error

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import reprlib
 import types
 import typing
 from typing import Any
 
 from cdl_deploy.errors import BundleError, CdlError
+from cdl_deploy.printable import printable
 
 NAMES = {str: "a string", int: "a whole number", float: "a number", bool: "true or false", dict: "an object"}
 
@@ -39,9 +41,20 @@ class RefusedError(ValueError):
 MISSING = "is missing"
 
 
+_few = reprlib.Repr()
+_few.maxlevel = 6
+_few.maxlist = _few.maxtuple = _few.maxdict = 40
+_few.maxstring = _few.maxlong = _few.maxother = 200
+"""Looks at no more of a value than can be shown: a few hundred bytes of YAML may stand for gigabytes of text."""
+
+
 def short(value: object) -> str:
     """`value` on one line of at most 160 characters."""
-    text = " ".join((value if isinstance(value, str) else repr(value)).split())
+    try:
+        text = value[:1000] if isinstance(value, str) else _few.repr(value)
+    except ValueError:  # Python writes no number of more than 4,300 digits
+        text = "a number of thousands of digits"
+    text = printable(" ".join(text.split()))
     return text if len(text) <= 160 else text[:157] + "..."
 
 
@@ -79,7 +92,7 @@ def convert(kind: Any, value: Any, where: str, exact: bool = False) -> Any:
         return {name: convert(arguments[1], item, _within(where, name), exact) for name, item in value.items()}
     if dataclasses.is_dataclass(kind):
         return _record(kind, value, where, exact)
-    if kind is float and type(value) is int:
+    if kind is float and type(value) is int and abs(value) < 1 << 63:  # larger ones overflow sooner or later
         return value if exact else float(value)
     # Exact types: JSON's true is no number. 1e999 is JSON, but not a number that can be used.
     if type(value) is not kind or (kind is float and not math.isfinite(value)):
@@ -92,6 +105,8 @@ def _items(kind: Any, value: Any, where: str, exact: bool) -> list[Any]:
     arguments = typing.get_args(kind)
     kinds: list[Any] = list(arguments)
     if isinstance(value, list) and (typing.get_origin(kind) is list or arguments[-1] is Ellipsis):
+        if arguments[0] in (str, int, bool) and all(type(item) is arguments[0] for item in value):
+            return value  # a model may name millions of classes
         kinds = [arguments[0]] * len(value)
     if not isinstance(value, list) or len(value) != len(kinds):
         raise MisfitError(where, f"is {short(value)}, expected {_wanted(kind)}")

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from cdl_deploy.export.selection import BATCH, Select, check_select, fix_selecti
 from cdl_deploy.export.updates import MadeUpdate, make_updates, older_models
 from cdl_deploy.export.variants import Shrink, write_variants
 from cdl_deploy.files import write_json
+from cdl_deploy.folders import place_for, publish, scratch_folder
 from cdl_deploy.run import metrics
 from cdl_deploy.run.migrations import first_config
 from cdl_deploy.run.record import RunRecord
@@ -47,6 +47,9 @@ from cdl_deploy.training.checkpoint import load_heldout, load_run
 from cdl_deploy.training.methods.folded import FixedSelection
 from cdl_deploy.training.models.learner import Learner
 from cdl_deploy.training.models.teacher_student import TeacherStudent
+
+STAGING = ".cdl-export-"
+"""How the names of folders begin in which exports are prepared."""
 
 OnStep = Callable[[str], None]
 """Told what is being done, in a few words."""
@@ -129,8 +132,8 @@ def export_run(
     """Export the learners of `run` after its last finished task, or as they were `after` an earlier one, into `out`.
 
     All files are written and compared with the trained model in a temporary folder first; only when every one has
-    passed do they replace those in `out`; an older model to update from may be one of them. Raises RunError for a run
-    without a finished task, ParityError where they differ.
+    passed do they replace those in `out`, all at once; an older model to update from may be one of them. Raises
+    RunError for a run without a finished task, or a folder that cannot be written, ParityError where they differ.
     """
     options = options or ExportOptions()
     record, pair = load_run(run, after)
@@ -150,21 +153,26 @@ def export_run(
     older = older_models(options.update_from, [learner.role for learner in learners])
     if out.exists() and not out.is_dir():
         raise RunError(f"--out {out} is a file, expected a folder: choose another")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=".cdl-export-", dir=out.parent))
-    try:
+    with _staging(out) as staging:
         exported = []
         for learner in learners:
             exported += _export_learner(
                 run, record, pair, learner, fixed.get(learner.role), images, staging, options, on_step
             )
         exported = [_with_updates(item, older.get(item.bundle.role, ()), on_step) for item in exported]
-        out.mkdir(exist_ok=True)
-        for path in sorted(staging.iterdir()):
-            path.replace(out / path.name)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        publish(staging, out.resolve(), last=lambda name: name.suffix == ".onnx")
     return [item.moved(out) for item in exported]
+
+
+@contextmanager
+def _staging(out: Path) -> Iterator[Path]:
+    """Where files are prepared that become visible in `out` at once. Raises RunError where one cannot be written."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with scratch_folder(STAGING, place_for(out.resolve())) as staging:
+            yield staging
+    except OSError as error:
+        raise RunError(f"--out {out}: {error.strerror or error}; nothing was exported") from error
 
 
 def _with_updates(item: Exported, older: Sequence[Path], on_step: OnStep) -> Exported:

@@ -15,11 +15,9 @@ All that is no layer is computed in fp32; what else is large is stored in fp16 (
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,6 +30,7 @@ from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
 from cdl_deploy.errors import QuantisationError
 from cdl_deploy.export.layers import FLOATS, Graph, Layer, bias_inside, drop_unused, find_layers, float_products
+from cdl_deploy.folders import scratch_folder
 
 STORED_HALF = ("selection.", "last.", "query_last.")
 """How those initializers begin that are no layer and yet large: prompts and keys, and the last block's stacks."""
@@ -71,13 +70,13 @@ def prepare(model: onnx.ModelProto, static: bool) -> PreparedModel:
 
 def calibrate(prepared: PreparedModel, batches: Iterable[Feeds]) -> TensorsData:
     """The least and the greatest value that every layer's input takes over `batches` of calibration images."""
-    with tempfile.TemporaryDirectory(prefix="cdl-calibrate-") as folder, _silent():
-        path = Path(folder) / "model.onnx"
+    with scratch_folder("cdl-calibrate-") as folder, _silent():
+        path = folder / "model.onnx"
         onnx.save(prepared.model, path)
         calibrator = create_calibrator(
             path,
             ["Gemm", "MatMul"],
-            augmented_model_path=str(Path(folder) / "augmented.onnx"),
+            augmented_model_path=str(folder / "augmented.onnx"),
             calibrate_method=CalibrationMethod.MinMax,
         )
         calibrator.collect_data(_Reader(batches))
@@ -129,8 +128,8 @@ def quantise_dynamic(prepared: PreparedModel, keep: Collection[str] = ()) -> onn
     nodes = prepared.nodes(keep)
     if not nodes:  # an empty list would mean every node
         return _finished(copy, prepared, keep)
-    with tempfile.TemporaryDirectory(prefix="cdl-quantise-") as folder, _silent():
-        path = Path(folder) / "model.onnx"
+    with scratch_folder("cdl-quantise-") as folder, _silent():
+        path = folder / "model.onnx"
         quantize_dynamic(
             copy,
             path,

@@ -94,6 +94,8 @@ def load_last(directory: RunDirectory, record: RunRecord, pair: TeacherStudent) 
     """Make `pair`, learners that have seen no task, what the last checkpoint has; without one, nothing was learned."""
     file = directory.last_checkpoint
     if not file.exists():
+        if record.tasks:
+            raise RunError(f"{file} is missing: the run directory is incomplete")
         return Position()
     tensors, header = directory.load_tensors(file)
     with directory.readable(file):
@@ -131,6 +133,19 @@ def load_task(directory: RunDirectory, record: RunRecord) -> TeacherStudent:
         pair.load_trained_state(state, header["tasks"], header["known"])
     _forget(record, pair)
     return pair
+
+
+def complete(directory: RunDirectory, record: RunRecord) -> None:
+    """Finish what a killed command left undone in the files of a run whose last checkpoint says `record`.
+
+    Sums of forgotten classes go from the checkpoints of the tasks, and so do tasks that were taken back.
+    """
+    for number in range(1, len(record.tasks) + 1) if record.forgotten else ():
+        earlier = replace(record, tasks=record.tasks[:number])
+        save_task(directory, earlier, load_task(directory, earlier))
+    number = len(record.plans) + 1
+    for file in (directory.task_checkpoint(number), directory.heldout_file(number)):
+        file.unlink(missing_ok=True)
 
 
 def _forget(record: RunRecord, pair: TeacherStudent) -> None:

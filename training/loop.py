@@ -24,6 +24,7 @@ from cdl_deploy.run.record import FinishedTask, FittedHead, RunRecord, TaskOptim
 from cdl_deploy.training.cached_views import check_views, discard_views, with_cached_views
 from cdl_deploy.training.checkpoint import (
     Position,
+    complete,
     load_last,
     load_task,
     rebuild_teacher_student,
@@ -91,6 +92,8 @@ def resume(out: Path, progress: Progress | None = None, stop: Stop = never) -> R
                 precomputed = open_precomputed_teacher(record.config, record)
             run = Run(directory, record, pair, sources, processes, progress, stop, precomputed, position)
             if record.tasks and not is_written(directory, record):
+                if processes.is_main:
+                    complete(directory, record)
                 write_record(run)
             return learn(run)
 
@@ -107,6 +110,8 @@ def add_task(root: Path, addition: Addition, progress: Progress | None = None, s
         with processes.holding(directory):
             with processes.agreed():
                 prepared = prepare_task(directory, addition, processes, progress, stop)
+                if processes.is_main and not is_written(directory, before := directory.latest_record()):
+                    complete(directory, before)
                 record, sources = prepared.record, {prepared.plan.source_key: prepared.source}
                 pair = load_task(directory, record)
                 check_views(record, pair, sources, processes, root)

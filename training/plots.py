@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from cdl_deploy.files import write_atomic
+from cdl_deploy.printable import figure_text
 from cdl_deploy.run.metrics import Matrix, final_average_accuracy, forgetting, forgetting_by_task
 
 if TYPE_CHECKING:
@@ -142,4 +143,4 @@ def _around(count: int) -> tuple[float, float]:
 
 def _shortened(title: str, most: int) -> str:
     """The end of a long title: paths tell most at their end."""
-    return title if len(title) <= most else "…" + title[-most + 1 :]
+    return figure_text(title if len(title) <= most else "…" + title[-most + 1 :])

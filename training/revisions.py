@@ -8,17 +8,18 @@ new_heads       a copy of the run whose heads are solved from its images, in one
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from cdl_deploy.errors import OptionError, RunError, nearest
+from cdl_deploy.folders import scratch_folder
 from cdl_deploy.run.record import RunRecord
-from cdl_deploy.training.checkpoint import Position, load_task, rebuild_teacher_student, save_last, save_task
+from cdl_deploy.training.checkpoint import Position, complete, load_task, rebuild_teacher_student, save_last
 from cdl_deploy.training.context import Run
 from cdl_deploy.training.data.task_data import open_sources
-from cdl_deploy.training.loop import learn, write_record
+from cdl_deploy.training.loop import is_written, learn, write_record
 from cdl_deploy.training.models.teacher_student import TeacherStudent
 from cdl_deploy.training.precomputed_teacher import PrecomputedTeacher
 from cdl_deploy.training.preparation import checking, never
@@ -42,10 +43,8 @@ def undo_task(root: Path) -> RunRecord:
             forgotten=[name for name in record.forgotten if name not in record.plans[-1].classes],
         )
         pair = load_task(directory, shorter)  # what is gone back to must be there
-        number = len(record.tasks)
         save_last(directory, shorter, pair, Position(begun=len(shorter.tasks)))
-        for file in (directory.task_checkpoint(number), directory.heldout_file(number)):
-            file.unlink(missing_ok=True)
+        complete(directory, shorter)
         write_record(_run(directory, shorter, pair))
         return shorter
 
@@ -68,9 +67,7 @@ def forget_class(root: Path, name: str) -> RunRecord:
         changed = replace(record, forgotten=[*record.forgotten, name])
         pair = load_task(directory, changed)
         save_last(directory, changed, pair, Position(begun=len(changed.tasks)))  # from here on it is forgotten
-        for number in range(1, len(record.tasks) + 1):  # and here its sums go from the files
-            earlier = replace(changed, tasks=changed.tasks[:number])
-            save_task(directory, earlier, load_task(directory, earlier))
+        complete(directory, changed)  # and here its sums go from the files
         write_record(_run(directory, changed, pair))
         return changed
 
@@ -84,6 +81,8 @@ def _finished(root: Path) -> Iterator[tuple[RunDirectory, RunRecord]]:
         record = directory.latest_record()
         if not record.tasks or not record.finished:
             raise RunError(f"{root} has tasks left to learn: finish it first with cdl train {root} --resume")
+        if not is_written(directory, record):
+            complete(directory, record)
         yield directory, record
 
 
@@ -120,9 +119,28 @@ def new_heads(
             directory.check_free()
             sources = open_sources(plans, 0, checking(progress, stop, processes))
             pair = rebuild_teacher_student(RunDirectory(root), fresh)
-            directory.create()
-        with processes.holding(directory):
-            for role, learner in pair.learners.items():
-                directory.save_tensors(directory.backbone_file(role), learner.backbone.vit.state_dict())
-            directory.write_record(fresh)
-            return learn(Run(directory, fresh, pair, sources, processes, progress, stop, known))
+        with _appearing(out) if processes.is_main else nullcontext(out) as staging:
+            directory = processes.directory(staging)
+            with processes.holding(directory):
+                for role, learner in pair.learners.items():
+                    directory.save_tensors(directory.backbone_file(role), learner.backbone.vit.state_dict())
+                directory.write_record(fresh)
+                return learn(Run(directory, fresh, pair, sources, processes, progress, stop, known))
+
+
+@contextmanager
+def _appearing(out: Path) -> Iterator[Path]:
+    """A folder that becomes `out` when all went well: a run that was left in the middle would go on with training."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with scratch_folder(".cdl-head-", out.parent) as staging:
+            try:
+                yield staging
+            except RunError as error:
+                raise RunError(str(error).replace(str(staging), str(out))) from None
+            RunDirectory(out).check_free()
+            if out.is_dir():
+                out.rmdir()
+            staging.rename(out)
+    except OSError as error:
+        raise RunError(f"--out {out}: {error.strerror or error}; the run in {out} was not made") from None

@@ -31,10 +31,17 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
+from cdl_deploy.documents import parse_json
 from cdl_deploy.errors import RunError
-from cdl_deploy.files import TEMPORARY, write_atomic, write_text
+from cdl_deploy.files import TEMPORARY, is_running, write_atomic, write_text
+from cdl_deploy.regular_file import open_regular
+from cdl_deploy.run.latest import LAST_CHECKPOINT
 from cdl_deploy.run.migrations import current_tensor_name
 from cdl_deploy.run.record import FORMAT_VERSION, RunRecord, check_format, parse_record, read_record, write_record
+from cdl_deploy.typed_json import short
+
+HELPER_SECONDS = 15.0
+"""So long a lock is waited for whose owner has ended and left helpers behind."""
 
 
 class RunDirectory:
@@ -49,7 +56,7 @@ class RunDirectory:
 
     @property
     def last_checkpoint(self) -> Path:
-        return self.root / "checkpoints" / "last.safetensors"
+        return self.root / LAST_CHECKPOINT
 
     def heldout_file(self, number: int) -> Path:
         """Test images kept of task `number`, counted from 1."""
@@ -91,8 +98,8 @@ class RunDirectory:
         Raises RunError like `read_record`.
         """
         record = self.read_record()
-        if self.last_checkpoint.exists():
-            record = parse_record(self.load_header(self.last_checkpoint).get("record"), self.last_checkpoint)
+        if self.last_checkpoint.exists():  # its tensors are read as well: the hash is over all of it
+            record = parse_record(self.load_tensors(self.last_checkpoint)[1].get("record"), self.last_checkpoint)
         return record
 
     def write_record(self, record: RunRecord) -> None:
@@ -109,7 +116,8 @@ class RunDirectory:
         try:
             write_atomic(path, lambda file: file.write_bytes(safetensors.torch.save(ready, metadata)))
         except OSError as error:
-            raise RunError(f"cannot write {path}: {error.strerror or error}; the last checkpoint is intact") from None
+            rest = "; the last checkpoint is intact" if self.last_checkpoint.exists() else ""
+            raise RunError(f"cannot write {path}: {error.strerror or error}{rest}") from None
 
     def load_tensors(self, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and header of a file that `save_tensors` wrote. Raises RunError where it is not as it was written."""
@@ -118,25 +126,25 @@ class RunDirectory:
             written = metadata.get("sha256")  # files of versions up to 0.1.0 have none
             if written is not None and written != digest(tensors, metadata["header"]):
                 raise RunError(f"{path} is damaged: it does not hold what was written to it (its hash differs)")
-            return {current_tensor_name(name): value for name, value in tensors.items()}, json.loads(metadata["header"])
-
-    def load_header(self, path: Path) -> dict[str, Any]:
-        """The header alone."""
-        with self._open(path) as (_, metadata):
-            header: dict[str, Any] = json.loads(metadata["header"])
-            return header
+            header = parse_json(metadata["header"])
+            if not isinstance(header, dict):
+                raise ValueError("its header is no JSON object")
+            return {current_tensor_name(name): value for name, value in tensors.items()}, header
 
     @contextmanager
     def _open(self, path: Path) -> Iterator[tuple[Any, dict[str, str]]]:
         try:
+            open_regular(path).close()  # a pipe would wait for ever
             with safetensors.safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
                 check_format(int(metadata.get("format_version", 0)), path)
                 yield file, metadata
         except FileNotFoundError:
             raise RunError(f"{path} is missing: the run directory is incomplete") from None
-        except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
-            raise RunError(f"cannot read {path}: {error}") from None
+        except KeyError as error:
+            raise RunError(f"cannot read {path}: {error} is missing in its header") from None
+        except (OSError, ValueError, TypeError, RecursionError, safetensors.SafetensorError) as error:
+            raise RunError(f"cannot read {path}: {short(str(error))}") from None
 
     @contextmanager
     def readable(self, path: Path) -> Iterator[None]:
@@ -160,7 +168,12 @@ class RunDirectory:
         path = self.root / ".lock"
         lock = FileLock(path, blocking=False)
         try:
-            lock.acquire()
+            try:
+                lock.acquire()
+            except Timeout:
+                if not _is_left_by_the_dead(path):
+                    raise
+                lock.acquire(timeout=HELPER_SECONDS, blocking=True)
         except Timeout:
             raise RunError(
                 f"{self.root} is in use by another process{_holder(path)}: wait for it, or choose another --out"
@@ -201,6 +214,13 @@ def _holder(lock: Path) -> str:
     except (OSError, ValueError):
         named = ""
     return f" ({named})" if re.fullmatch(r"process \d+ on [\w.-]+", named) else ""
+
+
+def _is_left_by_the_dead(lock: Path) -> bool:
+    """Whether whoever took the lock was a process of this machine that has ended: helpers that it started, which load
+    images, hold it for some seconds more."""
+    named = re.match(r" \(process (\d+) on (.*)\)", _holder(lock))
+    return named is not None and named[2] == socket.gethostname() and not is_running(int(named[1]))
 
 
 def _is_ours(path: Path) -> bool:

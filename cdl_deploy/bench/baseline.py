@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,11 +12,18 @@ from cdl_deploy.bench.machine import Machine
 from cdl_deploy.bench.options import BenchOptions, ModelSpec
 from cdl_deploy.bench.report import REPORT_VERSION, BenchReport, Change, Key, Measurement, key_of
 from cdl_deploy.bench.statistics import compare_runs
+from cdl_deploy.documents import parse_json
 from cdl_deploy.errors import OptionError
+from cdl_deploy.regular_file import read_regular
+from cdl_deploy.typed_json import short
 
 TOO_BUSY = 0.25
 """Share of the processor in other hands above which times of two moments say nothing about a model: unlike two models
 that take turns, they saw different neighbours."""
+
+
+LARGEST = 64 << 20
+"""Bytes of a report."""
 
 
 class Baseline:
@@ -27,7 +33,7 @@ class Baseline:
         """With `other_machine`, one that was measured elsewhere is taken all the same."""
         self.path = path
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
+            record = parse_json(read_regular(path, LARGEST))
         except OSError as error:
             raise OptionError(f"--baseline {path}: {error.strerror or error}; make one with --save") from error
         except ValueError as error:
@@ -35,7 +41,7 @@ class Baseline:
         version = record.get("report_version") if isinstance(record, dict) else None
         if version != REPORT_VERSION:
             raise OptionError(
-                f"--baseline {path} is no report that this version reads: report_version is {version!r}, "
+                f"--baseline {path} is no report that this version reads: report_version is {short(version)}, "
                 f"expected {REPORT_VERSION}; make one with --save"
             )
         try:
@@ -47,7 +53,7 @@ class Baseline:
             self.p50 = {_key(row): float(row["p50_ms"]) for row in record["measurements"]}
             self.versions = {str(name): str(number) for name, number in record["machine"]["versions"].items()}
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise OptionError(f"--baseline {path} is damaged ({error!r}); make one with --save") from error
+            raise OptionError(f"--baseline {path} is damaged ({short(repr(error))}); make one with --save") from error
         self.differences = here.differs_from(self.machine)
         if self.differences and not other_machine:
             raise OptionError(

@@ -9,13 +9,15 @@ vision transformer they are about one percent.
 from __future__ import annotations
 
 import json
-import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
+
+from cdl_deploy.folders import scratch_folder
+from cdl_deploy.runtime.onnx_scan import check_model_file
 
 Shape = Sequence[int]
 
@@ -48,14 +50,15 @@ def count_macs(path: Path, feed: Mapping[str, Any], batch: int) -> Macs:
     """Profile one run of `feed`, which holds `batch` images."""
     import onnxruntime
 
-    with tempfile.TemporaryDirectory(prefix="cdl-profile-") as folder:
+    with scratch_folder("cdl-profile-") as folder:
         options = onnxruntime.SessionOptions()
         options.enable_profiling = True
-        options.profile_file_prefix = str(Path(folder) / "run")
+        options.profile_file_prefix = str(folder / "run")
         # Only rewritings that keep standard operators; packed weights would no longer show their shapes.
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
         options.add_session_config_entry("session.disable_prepacking", "1")
         options.log_severity_level = 3
+        check_model_file(path)
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         session.run(None, dict(feed))
         profile = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from cdl_deploy.bench.options import ModelSpec
 from cdl_deploy.errors import BundleError, OptionError, RunError
-from cdl_deploy.run.record import Role, read_record
+from cdl_deploy.run.latest import latest_record
+from cdl_deploy.run.record import Role
 
 SUFFIXES = (".onnx", ".ort")
 ROLES: tuple[Role, ...] = ("student", "teacher")
@@ -61,7 +62,7 @@ def _models_in(folder: Path) -> list[Path]:
 def _trained(run: Path) -> list[ModelSpec]:
     """The models of a run in PyTorch: the student, and the teacher where there was one."""
     try:
-        record = read_record(run)
+        record = latest_record(run)
     except RunError as error:
         raise BundleError(str(error)) from None
     roles = [role for role in ROLES if record.matrices.get(role)]

@@ -21,6 +21,7 @@ from matplotlib.transforms import Bbox
 from cdl_deploy.bench.headline import file_size, short_time
 from cdl_deploy.bench.report import BenchReport, Measurement
 from cdl_deploy.files import write_atomic
+from cdl_deploy.printable import figure_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -66,8 +67,9 @@ def draw(report: BenchReport) -> Figure:
     handles, labels = figure.axes[-1].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(2 * wide, len(labels)), frameon=False)
     machine = report.machine
+    where = f"{machine.cpu}, {machine.usable_cores} cores, onnxruntime {machine.onnxruntime}, {report.created[:10]}"
     figure.suptitle(
-        f"{machine.cpu}, {machine.usable_cores} cores, onnxruntime {machine.onnxruntime}, {report.created[:10]}",
+        figure_text(where),
         fontsize="small",
         color="#555555",
     )
@@ -90,7 +92,7 @@ def _accuracy_against_latency(axis: Axes, report: BenchReport, condition: str) -
         bar = [[m.p50_ms - (m.low_ms or m.p50_ms)], [(m.high_ms or m.p50_ms) - m.p50_ms]]
         axis.errorbar(m.p50_ms, model.accuracy, xerr=bar, fmt=MARKERS[number % len(MARKERS)], color=colour, capsize=3)
         axis.annotate(
-            f"{model.name}\n{short_time(m.p50_ms)} ms, {file_size(model.file_bytes)}",
+            f"{figure_text(model.name)}\n{short_time(m.p50_ms)} ms, {file_size(model.file_bytes)}",
             (m.p50_ms, model.accuracy),
             xytext=OFFSETS[0],
             textcoords="offset points",
@@ -99,7 +101,7 @@ def _accuracy_against_latency(axis: Axes, report: BenchReport, condition: str) -
             arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 5},
         )
     left_out = [model.name for model in report.models if model.accuracy is None]
-    beside = f" (accuracy not known: {', '.join(left_out)})" if left_out else ""
+    beside = f" (accuracy not known: {figure_text(', '.join(left_out))})" if left_out else ""
     axis.set_title(f"accuracy against latency, {condition}{beside}", fontsize="medium")
     axis.set_xlabel("median latency of one run, ms; area: size of the file")
     axis.set_ylabel("accuracy, %")
@@ -151,7 +153,7 @@ def _distribution(axis: Axes, report: BenchReport, condition: str) -> None:
             linestyle=DASHES[number % len(DASHES)],
             marker=MARKERS[number % len(MARKERS)],
             markevery=[50],
-            label=m.model,
+            label=figure_text(m.model),
         )
     axis.set_title(f"distribution, {condition}", fontsize="medium")
     axis.set_xlabel("latency of one run, ms")

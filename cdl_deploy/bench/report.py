@@ -12,6 +12,7 @@ from cdl_deploy.bench.headline import headline
 from cdl_deploy.bench.machine import Machine
 from cdl_deploy.bench.options import BenchOptions
 from cdl_deploy.bench.watch import Watch
+from cdl_deploy.printable import no_formula
 
 REPORT_VERSION = 2
 
@@ -248,7 +249,8 @@ class BenchReport:
         for m in self.measurements:
             model, c = self.model(m.model), compared.get(key_of(m))
             row = [getattr(m, name) for name in columns] + [getattr(model, name) for name in facts]
-            writer.writerow(row + ([c.reference, c.speedup, c.low, c.high, c.verdict] if c else [""] * 5))
+            row = [no_formula(value) for value in row]
+            writer.writerow(row + ([no_formula(c.reference), c.speedup, c.low, c.high, c.verdict] if c else [""] * 5))
         return text.getvalue()
 
 

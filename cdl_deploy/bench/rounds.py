@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -24,6 +23,7 @@ from cdl_deploy.bench.options import PHOTO_SIZE, BenchOptions, ModelSpec
 from cdl_deploy.bench.report import BenchProgress, BenchReport, ModelRecord
 from cdl_deploy.bench.watch import Watcher
 from cdl_deploy.errors import BundleError, OptionError
+from cdl_deploy.folders import scratch_folder
 from cdl_deploy.runtime.bundle import FORMAT_KEY, Bundle, decode_metadata
 
 BURST_SECONDS = 0.05
@@ -66,8 +66,8 @@ def bench_latency(
         raise OptionError(f"models are {[m.name for m in models]}, expected at least one, each with a name of its own")
     created = datetime.now(UTC).isoformat(timespec="seconds")
     machine = describe_machine()
-    with tempfile.TemporaryDirectory(prefix="cdl-bench-") as folder:
-        bench = _Bench(options, on_progress, _photos(options, Path(folder)))
+    with scratch_folder("cdl-bench-") as folder:
+        bench = _Bench(options, on_progress, _photos(options, folder))
         bench.inspect(models)
         bench.load_again()
         watcher = Watcher()

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from cdl_deploy.bench.headline import count, file_size, ratio_in_words, short_time
 from cdl_deploy.bench.report import BenchReport, Comparison, key_of
+from cdl_deploy.printable import printable
 
 MARKS = {"same": " =", "unclear": " ?"}
 
@@ -47,7 +48,8 @@ def _latency(report: BenchReport) -> list[RenderableType]:
             within = "?" if m.within_percent is None else f"{m.within_percent:.1f}"
             times = [short_time(t) for t in (m.p90_ms, m.p95_ms, m.p99_ms, m.mean_ms)]
             speedup = _speedup(compared.get(key_of(m)))
-            table.add_row(m.model, *at, short_time(m.p50_ms), within, *times, _rate(m.images_per_second), speedup)
+            at = [printable(m.model), *at]
+            table.add_row(*at, short_time(m.p50_ms), within, *times, _rate(m.images_per_second), speedup)
         tables.append(table)
     if any(c.verdict in MARKS for c in report.comparisons):
         tables.append(Text("speed-up over the reference: = no difference, ? not clear", style="dim"))
@@ -62,7 +64,7 @@ def _models(report: BenchReport) -> Table:
     for model in report.models:
         peaks = [m.peak_bytes for m in report.measurements if m.model == model.name and m.peak_bytes is not None]
         table.add_row(
-            model.name,
+            printable(model.name),
             file_size(model.file_bytes),
             count(model.parameters),
             count(model.macs),
@@ -86,7 +88,7 @@ def _changes(report: BenchReport) -> Table:
         bounds = "–" if change.low is None or change.high is None else f"{change.low:.2f}–{change.high:.2f}"
         verdict = "REGRESSION" if change.verdict == "slower" else change.verdict
         table.add_row(
-            change.model,
+            printable(change.model),
             report.condition(change),
             short_time(change.before_ms),
             short_time(change.now_ms),

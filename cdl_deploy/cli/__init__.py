@@ -11,11 +11,15 @@ import importlib
 import importlib.util
 import os
 import sys
+import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Annotated, Any, NoReturn
 
 import typer
 
+from cdl_deploy.cli.output import echo
+from cdl_deploy.cli.streams import failure, finish_output, open_closed_streams
 from cdl_deploy.errors import CdlError, OptionError, PeerError
 from cdl_deploy.version import __version__
 
@@ -61,7 +65,7 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"cdl-deploy {__version__}")
+        echo(f"cdl-deploy {__version__}")
         raise typer.Exit
 
 
@@ -74,7 +78,7 @@ def _root(
 ) -> None:
     """Continual distillation learning for small vision models: train task by task, export, run anywhere."""
     if context.invoked_subcommand is None:
-        typer.echo(context.get_help())
+        echo(context.get_help())
 
 
 for _name, _module in COMMANDS.items():
@@ -89,12 +93,16 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     Exit codes: 0 done; 1 done, but some items failed; 2 an error the user can put right, on one line; 3 slower than the
     baseline; 130 Ctrl-C.
     """
+    # Pillow's remarks on damaged images, and on large ones: what matters of them we say ourselves, in a line.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
+        open_closed_streams()
         if list(args if args is not None else sys.argv[1:])[:1] == ["train"]:
             from cdl_deploy.cli import train
 
             train.offer_options(with_plugins=True)
         code = app(args=list(args) if args is not None else None, prog_name="cdl", standalone_mode=False)
+        sys.stdout.flush()
     except CdlError as error:
         # Every process of a run reads the same options and finds the same fault in them: the first one speaks.
         if isinstance(error, PeerError) or (isinstance(error, OptionError) and not is_main_process()):
@@ -104,12 +112,27 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
         sys.exit(130)
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:  # whoever read what is printed has seen enough
+        finish_output()
+        sys.exit(1)
+    except OSError as error:
+        _fail(failure(error))
+    except MemoryError:
+        _fail("there is not enough memory for this: close other programs, or take a machine with more")
     except _USAGE_ERROR as error:
         if not is_main_process():
             sys.exit(2)
         where = error.ctx.command_path if error.ctx is not None else "cdl"
         _fail(f"{error.format_message()} (see: {where} --help)")
+    finally:
+        _stop_runs()
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _stop_runs() -> None:
+    """Let no thread be waited for whose graph has no end."""
+    if running := sys.modules.get("cdl_deploy.runtime.running"):
+        running.stop_runs()
 
 
 def is_main_process() -> bool:
@@ -118,5 +141,6 @@ def is_main_process() -> bool:
 
 
 def _fail(message: str) -> NoReturn:
-    typer.echo(f"error: {' '.join(message.split())}", err=True)
+    with suppress(OSError):  # of a standard error that is full, or that nobody reads
+        echo(f"error: {' '.join(message.split())}", err=True)
     sys.exit(2)

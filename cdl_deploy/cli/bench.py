@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cdl_deploy.cli.output import echo_json_text, make_console
 from cdl_deploy.errors import OptionError
 from cdl_deploy.require_extra import require_extra
 
@@ -149,13 +150,12 @@ def command(
 
 def _print(report: BenchReport, as_json: bool) -> None:
     if as_json:
-        typer.echo(report.to_json())
+        echo_json_text(report.to_json())
         return
-    from rich.console import Console
 
     from cdl_deploy.bench.table import regression_line, report_tables
 
-    console = Console() if sys.stdout.isatty() else Console(width=100)
+    console = make_console() if sys.stdout.isatty() else make_console(width=100)
     console.print(report_tables(report))
     if report.baseline is not None:
         console.print(regression_line(report), style="bold", markup=False, highlight=False)
@@ -220,7 +220,6 @@ def _progress(time_limit: float) -> Iterator[Callable[[BenchProgress], None] | N
     if not sys.stderr.isatty():
         yield None
         return
-    from rich.console import Console
     from rich.progress import BarColumn, TextColumn
     from rich.progress import Progress as Bar
 
@@ -229,7 +228,7 @@ def _progress(time_limit: float) -> Iterator[Callable[[BenchProgress], None] | N
         TextColumn("{task.fields[seconds]:.0f} of {task.total:.0f} s"),
         TextColumn("{task.description}"),
     )
-    with Bar(*columns, console=Console(stderr=True), transient=True, auto_refresh=False) as bar:
+    with Bar(*columns, console=make_console(stderr=True), transient=True, auto_refresh=False) as bar:
         task = bar.add_task("", total=time_limit, seconds=0.0)
 
         def show(progress: BenchProgress) -> None:

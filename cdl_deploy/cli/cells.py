@@ -10,6 +10,8 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.measure import Measurement
 from rich.text import Text
 
+from cdl_deploy.printable import printable
+
 
 class OneLine:
     """Text that takes what room there is, and ends in … where that is too little.
@@ -18,7 +20,7 @@ class OneLine:
     """
 
     def __init__(self, text: str, least: int = 12) -> None:
-        self.text, self.least = text, least
+        self.text, self.least = printable(text), least
 
     def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
         length = cell_len(self.text)
@@ -37,6 +39,7 @@ def named(names: Sequence[str]) -> OneLine:
 
 def ending(text: str, most: int) -> str:
     """At most `most` characters from the end of `text`: paths tell most there."""
+    text = printable(text)
     return text if len(text) <= most else "…" + text[-most + 1 :]
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cdl_deploy.cli.output import echo_json, make_console
 from cdl_deploy.errors import OptionError
 
 if TYPE_CHECKING:
@@ -53,11 +53,10 @@ def command(
         except OSError as error:
             raise OptionError(f"--csv {csv}: {error.strerror or error}") from error
     if as_json:
-        typer.echo(json.dumps([group.to_dict() for group in groups], indent=2, ensure_ascii=False))
+        echo_json([group.to_dict() for group in groups])
         return
-    from rich.console import Console
 
-    console = Console()
+    console = make_console()
     console.print(comparison_table(groups))
 
 
@@ -67,6 +66,7 @@ def comparison_table(groups: Sequence[RunGroup]) -> Table:
     from rich.text import Text
 
     from cdl_deploy.cli.cells import mean_std
+    from cdl_deploy.printable import printable
 
     table = Table(title="percent, mean ± standard deviation over seeds", title_justify="left")
     table.add_column("runs", overflow="fold", min_width=12)
@@ -79,7 +79,7 @@ def comparison_table(groups: Sequence[RunGroup]) -> Table:
         for role in roles:
             first = role == roles[0]
             table.add_row(
-                Text(group.name if first else ""),
+                Text(printable(group.name) if first else ""),
                 Text(_seeds(group.seeds) if first else ""),
                 role,
                 *[mean_std(group.values(role, metric)) for metric in COLUMNS.values()],

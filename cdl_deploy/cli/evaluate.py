@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,6 +12,8 @@ import typer
 
 from cdl_deploy.cli.image_progress import image_progress
 from cdl_deploy.cli.labelled import BatchSize, Holdout, SkipUnknown, Threads, open_labelled, report_unreadable
+from cdl_deploy.cli.memory_limit import limit_memory
+from cdl_deploy.cli.output import echo, echo_json, make_console
 from cdl_deploy.errors import OptionError
 from cdl_deploy.require_extra import require_extra
 
@@ -113,13 +114,14 @@ def command(
         with require_extra("cdl evaluate --plots", "plot"):
             from cdl_deploy.evaluation import pictures  # noqa: F401  asked for before the work, not after it
     images = open_labelled("--data", "cdl evaluate", data, holdout)
+    limit_memory()
     first = Classifier(model, threads=1)
     second = Classifier(against, threads=1) if against is not None else None
     if unknown is not None:
         check_unknown(first, unknown)
     for assumed in (model.interface.assumed for model in (first, second) if model is not None):
         if assumed is not None:
-            typer.echo(f"note: {assumed}", err=True)
+            echo(f"note: {assumed}", err=True)
     with image_progress() as show:
         report = evaluate(
             first,
@@ -143,7 +145,7 @@ def command(
                 write_picture(figure, plots / f"{name}.png")
         written += [plots / f"{name}.png" for name in figures]
     if as_json:
-        typer.echo(json.dumps(report.to_dict(), indent=2, ensure_ascii=False))
+        echo_json(report.to_dict())
     else:
         from cdl_deploy.cli.evaluate_table import evaluation_tables
 
@@ -190,7 +192,7 @@ def _evaluate_run(
             plot_run(matrices, title, plots)
         written += [plots / f"{name}.png" for name in draw_run(matrices, title)]
     if as_json:
-        typer.echo(json.dumps(result.to_dict(), indent=2, ensure_ascii=False))
+        echo_json(result.to_dict())
     else:
         from cdl_deploy.cli.evaluate_run_table import run_evaluation_tables
 
@@ -200,9 +202,8 @@ def _evaluate_run(
 
 def _print(tables: RenderableType, written: list[Path]) -> None:
     """Tables, then the files that were written."""
-    from rich.console import Console
 
-    console = Console()
+    console = make_console()
     console.print(tables)
     if written:
         console.print("\n".join(map(str, written)), highlight=False, soft_wrap=True, markup=False)

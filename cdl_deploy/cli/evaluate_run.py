@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,8 +11,10 @@ from cdl_deploy.data.labelled import Item, known_images
 from cdl_deploy.errors import DataError, RunError
 from cdl_deploy.evaluation.matrix import Difference, TaskTest, accuracy_row, largest_difference, surrounded
 from cdl_deploy.evaluation.predictions import Unreadable
+from cdl_deploy.folders import scratch_folder
 from cdl_deploy.require_extra import require_extra
-from cdl_deploy.run.record import Role, RunRecord, read_record
+from cdl_deploy.run.latest import latest_record
+from cdl_deploy.run.record import Role, RunRecord
 
 if TYPE_CHECKING:
     from cdl_deploy.evaluation import LabelledImages
@@ -103,7 +104,7 @@ def evaluate_run(
         from cdl_deploy.export import ExportOptions, export_run
     from cdl_deploy.runtime.classifier import Classifier
 
-    record = read_record(run)
+    record = latest_record(run)
     if not record.tasks:
         raise RunError(f"{run} has no finished task yet: continue it with cdl train {run} --resume")
     with require_extra("cdl evaluate RUN", "train"):  # scikit-learn, where the run learned from its digits
@@ -120,13 +121,14 @@ def evaluate_run(
     bad: dict[str, Unreadable] = {}
     for number in range(1, len(tests) + 1):
         total = sum(result.images[:number])
-        with tempfile.TemporaryDirectory(prefix="cdl-evaluate-") as folder:
+        with scratch_folder("cdl-evaluate-") as folder:
             on_step(f"task {number}/{len(tests)}: exporting", 0, total)
-            export_run(run, Path(folder), ExportOptions(teacher="teacher" in roles, latency=False), after=number)
+            bundle = folder / "bundle"
+            export_run(run, bundle, ExportOptions(teacher="teacher" in roles, latency=False), after=number)
             for role in roles:
                 doing = f"task {number}/{len(tests)}: testing the {role}"
                 row, unreadable = accuracy_row(
-                    Classifier(Path(folder) / f"{role}.onnx", threads=1),
+                    Classifier(bundle / f"{role}.onnx", threads=1),
                     tests[:number],
                     batch_size,
                     threads,

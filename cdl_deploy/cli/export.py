@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cdl_deploy.cli.export_web import check_page_options, print_page, write_model_page
+from cdl_deploy.cli.output import echo, echo_json, make_console
 from cdl_deploy.errors import OptionError
+from cdl_deploy.folders import scratch_folder
 from cdl_deploy.require_extra import require_extra
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def command(
 
     def on_step(text: str) -> None:
         if sys.stderr.isatty():
-            typer.echo(text, err=True)
+            echo(text, err=True)
 
     kinds = [kind.strip() for kind in (quantize or "").split(",") if kind.strip()] + ["fp16"] * fp16
     shrink = Shrink(tuple(dict.fromkeys(kinds)), calibrate, max_drop)
@@ -138,7 +139,7 @@ def command(
         update_from=tuple(update_from or ()),
     )
     with ExitStack() as scratch:
-        destination = (out or run / "export") if onnx else Path(scratch.enter_context(tempfile.TemporaryDirectory()))
+        destination = (out or run / "export") if onnx else scratch.enter_context(scratch_folder("cdl-page-")) / "bundle"
         exported = export_run(run, destination, options, on_step)
         if web is not None:
             write_model_page(destination / "student.onnx", web)
@@ -147,15 +148,12 @@ def command(
     if not onnx:
         return
     if as_json:
-        import json
-
-        typer.echo(json.dumps([item.to_dict() for item in exported], indent=2))
+        echo_json([item.to_dict() for item in exported])
     else:
         _print(exported, destination)
 
 
 def _print(exported: list[Exported], destination: Path) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(title=f"Exported to {destination}")
@@ -174,7 +172,7 @@ def _print(exported: list[Exported], destination: Path) -> None:
             f"{parity.max_abs_logit_difference:.1e}",
             f"{parity.top1_agreement:.0%} of {parity.images}",
         )
-    console = Console()
+    console = make_console()
     console.print(table)
     for item in exported:
         _print_variant(console, item)

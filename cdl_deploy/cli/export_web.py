@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import typer
-
+from cdl_deploy.cli.output import echo, echo_json
 from cdl_deploy.errors import OptionError
 from cdl_deploy.require_extra import require_extra
 
@@ -36,10 +35,10 @@ def print_page(web: Path, as_json: bool) -> None:
     size = sum(file.stat().st_size for file in web.rglob("*") if file.is_file())
     page = json.loads((web / "page.json").read_text(encoding="utf-8"))
     if as_json:
-        typer.echo(json.dumps({"folder": str(web), "bytes": size, "page": page}, indent=2))
+        echo_json({"folder": str(web), "bytes": size, "page": page})
         return
-    typer.echo(
+    echo(
         f"Page written to {web}: {size / 1e6:.1f} MB, {page['bytes'] / 1e6:.1f} MB of it {page['model']}, "
         f"{len(page['classes'])} classes"
     )
-    typer.echo(f"Next: python -m http.server --directory {web}")
+    echo(f"Next: python -m http.server --directory {web}")

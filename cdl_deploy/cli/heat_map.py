@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.style import Style
 from rich.text import Text
 
 from cdl_deploy.evaluation.selection import PromptUse
+from cdl_deploy.printable import printable
 
 SHADES = "·░▒▓█"
 ASCII_SHADES = ".:+#@"
@@ -29,10 +31,10 @@ class HeatMap:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         rows = self.selection.rows
         tasks = max(len(row.scores) for row in rows if row.scores is not None)
-        label = min(LABEL, max(len(row.name) for row in rows))
+        label = min(LABEL, max(cell_len(printable(row.name)) for row in rows))
         room = options.max_width - label - 1 - len("   own") - 1
         numbers = CELL * tasks <= room
-        together = 1 if numbers else -(-tasks // room)  # so many tasks share a column
+        together = 1 if numbers else -(-tasks // max(room, 1))  # so many tasks share a column
         highest = max(max(_columns(row.scores, together)) for row in rows if row.scores is not None)
         yield self._header(label, tasks, together, numbers)
         for row in rows:
@@ -97,6 +99,8 @@ def _shade(value: float, highest: float, ascii_only: bool) -> Text:
 
 
 def _fitted(name: str, width: int, ascii_only: bool) -> str:
-    if len(name) <= width:
-        return name.ljust(width)
-    return name[: width - 2] + ".." if ascii_only else name[: width - 1] + "…"
+    name = printable(name)
+    if cell_len(name) <= width:
+        return set_cell_size(name, width)
+    end = ".." if ascii_only else "…"
+    return set_cell_size(name, width - len(end)) + end

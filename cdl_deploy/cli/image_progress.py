@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from cdl_deploy.cli.output import make_console
+
 Show = Callable[[str, int, int], None]
 
 
@@ -15,7 +17,6 @@ def image_progress() -> Iterator[Show]:
     if not sys.stderr.isatty():
         yield lambda doing, done, total: None
         return
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (
@@ -25,7 +26,7 @@ def image_progress() -> Iterator[Show]:
         TextColumn("{task.fields[rate]:.0f} images/s"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with Progress(*columns, console=make_console(stderr=True), transient=True) as progress:
         task = progress.add_task("", total=None, rate=0.0)
 
         def show(doing: str, done: int, total: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +9,8 @@ import typer
 
 from cdl_deploy.cli.image_progress import image_progress
 from cdl_deploy.cli.labelled import BatchSize, Holdout, SkipUnknown, Threads, open_labelled, report_unreadable
+from cdl_deploy.cli.memory_limit import limit_memory
+from cdl_deploy.cli.output import echo_json, make_console
 from cdl_deploy.errors import OptionError, nearest
 from cdl_deploy.require_extra import require_extra
 
@@ -69,6 +70,7 @@ def command(
     if plots is not None:
         with require_extra("cdl inspect --plots", "plot"):
             from cdl_deploy.evaluation import pictures
+    limit_memory()
     found = inspect_model(model)
     selection = None
     if images is not None:
@@ -92,14 +94,12 @@ def command(
         values: dict[str, Any] = found.to_dict()
         if selection is not None:
             values["selection"] = selection.to_dict()
-        typer.echo(json.dumps(values, indent=2, ensure_ascii=False))
+        echo_json(values)
     else:
-        from rich.console import Console
-
         from cdl_deploy.cli.heat_map import HeatMap
         from cdl_deploy.cli.inspect_table import inspection_tables
 
-        console = Console()
+        console = make_console()
         if selection is None:
             console.print(inspection_tables(found))
         else:

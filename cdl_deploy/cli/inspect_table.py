@@ -11,6 +11,7 @@ from rich.text import Text
 from cdl_deploy.cli.cells import ending, named
 from cdl_deploy.data.preprocessing import Preprocessing
 from cdl_deploy.evaluation.inspection import Inspection, Port
+from cdl_deploy.printable import printable
 from cdl_deploy.runtime.bundle import Bundle, Method
 
 
@@ -63,7 +64,7 @@ def _facts(rows: Mapping[str, str]) -> Table:
     facts.add_column(no_wrap=True)
     facts.add_column(overflow="fold")
     for name, text in rows.items():
-        facts.add_row(name, Text(text))
+        facts.add_row(name, Text(printable(text)))
     return facts
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import sys
-import warnings
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from io import TextIOWrapper
@@ -13,7 +12,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cdl_deploy.errors import DataError, OptionError, nearest
+from cdl_deploy.cli.memory_limit import limit_memory
+from cdl_deploy.cli.output import echo
+from cdl_deploy.errors import DataError, OptionError, PassingError, nearest
 from cdl_deploy.require_extra import require_extra
 
 if TYPE_CHECKING:
@@ -113,20 +114,19 @@ def command(
         raise OptionError(f"--engine is {engine!r}, expected {' or '.join(ENGINES)}{nearest(engine, ENGINES)}")
     _check_extras(kind, engine)
     with require_extra("cdl predict"):
-        from PIL import Image
-
         from cdl_deploy.cli.predict_progress import shown
         from cdl_deploy.data.paths import check_sources, expand_paths
         from cdl_deploy.rows.file import RowFile, RowStream
         from cdl_deploy.runtime.classifier import Classifier
-    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # what is too large becomes a row with its error
     for stream in (sys.stdin, sys.stdout, sys.stderr):  # paths need not be valid UTF-8
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="surrogateescape")
     check_sources(images)
+    if engine == "local" and not providers:  # a GPU's driver maps far more than it uses
+        limit_memory()
     classifier = Classifier(model, providers=providers, threads=1, reject=reject)
     if classifier.interface.assumed is not None:
-        typer.echo(f"note: {classifier.interface.assumed}", err=True)
+        echo(f"note: {classifier.interface.assumed}", err=True)
     top_k = min(top_k, len(classifier.classes))
     sink = RowStream(kind, top_k) if output is None else RowFile(output, kind, top_k, resume)
     try:
@@ -138,11 +138,13 @@ def command(
                     if strict and row.error is not None:
                         raise DataError(f"{row.error}{sink.kept}")
                     sink.write(row)
+    except PassingError as error:
+        raise PassingError(f"{error}{sink.kept}") from None
     except KeyboardInterrupt:
-        typer.echo(f"stopped{sink.kept}", err=True)
+        echo(f"stopped{sink.kept}", err=True)
         raise
     if sink.failed:
-        typer.echo(f"{sink.failed} of {sink.done} images could not be read", err=True)
+        echo(f"{sink.failed} of {sink.done} images could not be read", err=True)
         raise typer.Exit(1)
 
 

@@ -7,9 +7,9 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from cdl_deploy.cli.output import make_console
 from cdl_deploy.data.paths import STDIN, expand_paths
 from cdl_deploy.errors import DataError
 from cdl_deploy.runtime.predict import Row
@@ -26,7 +26,7 @@ def shown(rows: Iterator[Row], sources: Sequence[str], done: int, rows_shown: bo
         yield rows
         return
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with Progress(*columns, console=make_console(stderr=True), transient=True) as progress:
         task = progress.add_task("predict", total=None, completed=done, rate="")
         if STDIN not in sources:
             # Counting a million files takes a while, in which the first ones can be predicted already.

@@ -12,7 +12,9 @@ from statistics import fmean, stdev
 from typing import Any
 
 from cdl_deploy.errors import RunError
-from cdl_deploy.run.record import Role, RunRecord, read_record
+from cdl_deploy.printable import no_formula
+from cdl_deploy.run.latest import latest_record
+from cdl_deploy.run.record import Role, RunRecord
 
 ROLES: tuple[Role, ...] = ("student", "teacher")
 METRICS = (
@@ -97,7 +99,7 @@ def mean_and_std(values: Sequence[float]) -> dict[str, float | None]:
 
 def read_run(path: Path) -> ComparedRun:
     """A run to compare. Raises RunError where no task is finished, or the record is damaged."""
-    record = read_record(path)
+    record = latest_record(path)
     if not record.tasks:
         raise RunError(f"{path} has no finished task yet: finish it with cdl train {path} --resume, or leave it out")
     settings = {
@@ -182,5 +184,5 @@ def groups_csv(groups: Sequence[RunGroup]) -> str:
             figures = [mean_and_std(group.values(role, metric)) for metric in METRICS]
             cells = ["" if value is None else f"{value:.4f}" for figure in figures for value in figure.values()]
             seeds, paths = (" ".join(map(str, values)) for values in (group.seeds, [run.path for run in group.runs]))
-            writer.writerow([group.name, role, seeds, *cells, paths])
+            writer.writerow([*map(no_formula, (group.name, role, seeds)), *cells, no_formula(paths)])
     return file.getvalue()

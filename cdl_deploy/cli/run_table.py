@@ -66,7 +66,7 @@ def _heads(record: RunRecord) -> list[Text]:
         features = f"{head.features} ({head.dimension:,} numbers)"
         lines.append(Text(f"{role}: {head.kind} on {features}{chosen}, temperature {head.temperature:.2f}{ece}"))
     if record.forgotten:
-        lines.append(Text(f"forgotten: {named(record.forgotten)}"))
+        lines.append(Text(f"forgotten: {named(record.forgotten).text}"))
     return lines
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cdl_deploy.cli.output import echo_json, make_console
 from cdl_deploy.errors import RunError
-from cdl_deploy.run.record import FILE, RunRecord, parse_record, read_json, read_record_file
+from cdl_deploy.printable import printable
+from cdl_deploy.run.latest import latest_content
+from cdl_deploy.run.record import RunRecord, parse_record, read_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -32,16 +34,15 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Print the run's record as JSON.")] = False,
 ) -> None:
     """Show a run: accuracy after every task, forgetting, its history, and where its files are."""
-    content = read_record_file(run)
-    record = parse_record(content, run / FILE)
+    content, file = latest_content(run)
+    record = parse_record(content, file)
     if as_json:
-        typer.echo(json.dumps(content, indent=2, ensure_ascii=False))
+        echo_json(content)
         return
-    from rich.console import Console
 
     from cdl_deploy.cli.run_table import run_table
 
-    console = Console()
+    console = make_console()
     if not record.tasks:
         console.print(f"{run}: no task is finished yet; continue with: cdl train {run} --resume", highlight=False)
         return
@@ -64,9 +65,9 @@ def history_table(record: RunRecord) -> Table:
     for name in ("task", "learned (UTC)", "from", "known classes", "epochs"):
         table.add_column(name, overflow="fold")
     for task in record.tasks:
-        known = ", ".join(task.known_classes) or "–"
-        when = task.finished[:16].replace("T", " ")
-        table.add_row(str(task.number), when, task.data, known, str(task.optim.epochs))
+        known = printable(", ".join(task.known_classes)) or "–"
+        when = printable(task.finished[:16].replace("T", " "))
+        table.add_row(str(task.number), when, printable(task.data), known, str(task.optim.epochs))
     return table
 
 
@@ -102,4 +103,5 @@ def _files(run: Path) -> str:
         "student": run / "export" / "student.onnx",
         "teacher": run / "export" / "teacher.onnx",
     }
-    return "\n".join(f"{name.replace('_', ' '):19} {path}" for name, path in known.items() if path.exists())
+    there = {name.replace("_", " "): printable(str(path)) for name, path in known.items() if path.exists()}
+    return "\n".join(f"{name:19} {path}" for name, path in there.items())

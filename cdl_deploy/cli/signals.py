@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-import typer
+from cdl_deploy.cli.output import echo
 
 
 class StopRequest:
@@ -29,7 +29,7 @@ class StopRequest:
         if self.signal is not None:
             raise KeyboardInterrupt
         self.signal = number
-        typer.echo("\nfinishing this step and saving; once more to stop at once", err=True)
+        echo("\nfinishing this step and saving; once more to stop at once", err=True)
 
 
 @contextmanager

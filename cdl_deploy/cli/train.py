@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cdl_deploy.cli.options_help import GroupedCommand, parameters
+from cdl_deploy.cli.output import echo, echo_json, make_console
 from cdl_deploy.cli.signals import stop_on_signals
 from cdl_deploy.errors import OptionError
 from cdl_deploy.require_extra import require_extra
@@ -148,7 +149,7 @@ def command(
                 record = train(layered_config(preset, config, _sections(given)), out, progress, stop)
         except (Stopped, KeyboardInterrupt):
             if (out / "run.json").exists() and is_main_process():
-                typer.echo(f"\nstopped; continue with: cdl train {out} --resume", err=True)
+                echo(f"\nstopped; continue with: cdl train {out} --resume", err=True)
             raise typer.Exit(stop.exit_code if stop() else 130) from None
     if is_main_process():
         print_run(record, out, as_json)
@@ -183,15 +184,12 @@ def _show_plan(out: Path | None, preset: str | None, config: Path | None, given:
     with show_training() if sys.stderr.isatty() else nullcontext(None) as progress:
         plan = plan_run(layered_config(preset, config, _sections(given)), out, progress)
     if as_json:
-        import json
-
-        typer.echo(json.dumps(plan.to_dict(), indent=2))
+        echo_json(plan.to_dict())
         return
-    from rich.console import Console
 
     from cdl_deploy.cli.plan_table import plan_table
 
-    Console().print(plan_table(plan))
+    make_console().print(plan_table(plan))
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:
@@ -202,7 +200,7 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
         if old is not None and old in given:
             if declared.name in given:
                 raise OptionError(f"{flag(old)} is the old name of {declared.flag}: give one of them")
-            typer.echo(f"note: {flag(old)} is now called {declared.flag}", err=True)
+            echo(f"note: {flag(old)} is now called {declared.flag}", err=True)
             given[declared.name] = given.pop(old)
     return given
 
@@ -253,16 +251,13 @@ def _refuse(given: Collection[str], why: str) -> None:
 def print_run(record: RunRecord, out: Path, as_json: bool) -> None:
     """The record as JSON, or its tables and what to do next."""
     if as_json:
-        import json
-
-        typer.echo(json.dumps(record.to_dict(), indent=2))
+        echo_json(record.to_dict())
         return
-    from rich.console import Console
 
     from cdl_deploy.cli.run_table import run_table
     from cdl_deploy.cli.runs import PICTURES
 
-    console = Console()
+    console = make_console()
     console.print(run_table(record))
     if record.skipped_images:
         count = len(record.skipped_images)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.live import Live
 
+from cdl_deploy.cli.output import make_console
 from cdl_deploy.cli.progress_line import ProgressLine
 from cdl_deploy.run.record import Role, RunRecord
 from cdl_deploy.training.progress import Progress, Stage
@@ -133,6 +134,6 @@ class TrainingProgress(Progress):
 @contextmanager
 def show_training() -> Iterator[TrainingProgress]:
     """A live line while the run goes on; one line stays for every finished task."""
-    console, line = Console(stderr=True), ProgressLine()
+    console, line = make_console(stderr=True), ProgressLine()
     with Live(line, console=console, transient=True, refresh_per_second=4):
         yield TrainingProgress(console, line)

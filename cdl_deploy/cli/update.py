@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from cdl_deploy.cli.output import echo, echo_json
 from cdl_deploy.errors import BundleError, UpdateError
 from cdl_deploy.require_extra import require_extra
 
@@ -42,10 +43,10 @@ def command(
     its description beside it as a .json file, NEW gets one.
     """
     with require_extra("cdl update"):
-        from cdl_deploy.files import write_json
+        from cdl_deploy.files import json_text, leftovers
         from cdl_deploy.runtime.bundle import Bundle, description, description_file, read_bundle
         from cdl_deploy.update.news import news
-        from cdl_deploy.update.patch import Applied, apply_updates
+        from cdl_deploy.update.patch import apply_updates
 
     def bundle(path: Path) -> Bundle | None:
         try:
@@ -54,8 +55,8 @@ def command(
             return None
 
     told: list[str] = []
-    known: list[Bundle] = []
-    described = description_file(old).is_file()
+    beside = description_file(output)
+    described = description_file(old).is_file() or bool(leftovers(beside))  # of an update that was killed
 
     def look(path: Path) -> None:
         """Before the new file takes its place: what both say about themselves, and whether the new one works here."""
@@ -68,19 +69,15 @@ def command(
             why = re.sub(rf"{hidden}[^\s:)]*", lambda _: str(output), str(error))
             raise UpdateError(f"the updated model cannot be used here, nothing was changed: {why}") from error
         told.append(news(bundle(old), new))
-        known.append(new)
 
-    def describe(done: Applied) -> None:
-        """The description beside the new file; also where an earlier update was killed before it came to that."""
-        new = known[0] if known else bundle(done.path) if described else None
-        if described and new is not None and not _says(description_file(output), description(new)):
-            write_json(description_file(output), description(new))
+    def describe(path: Path) -> tuple[Path, str] | None:
+        """The description beside the new file, where the old one has one."""
+        new = bundle(path) if described else None
+        return (beside, json_text(description(new))) if new is not None else None
 
     done = apply_updates(old, updates, output, look, describe)
     brought = told[0] if done.updates else "up to date already"
     if as_json:
-        import json
-
         record = {
             "path": str(output),
             "bytes": done.identity.bytes,
@@ -88,16 +85,6 @@ def command(
             "applied": [str(path) for path in done.updates],
             "news": brought,
         }
-        typer.echo(json.dumps(record, indent=2, ensure_ascii=False))
+        echo_json(record)
     else:
-        typer.echo(f"{output}: {brought}")
-
-
-def _says(file: Path, values: dict[str, Any]) -> bool:
-    """Whether the JSON file holds these values."""
-    import json
-
-    try:
-        return bool(json.loads(file.read_text(encoding="utf-8")) == json.loads(json.dumps(values)))
-    except (OSError, ValueError):
-        return False
+        echo(f"{output}: {brought}")

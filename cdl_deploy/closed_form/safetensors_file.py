@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cdl_deploy.closed_form.errors import StatisticsError
+from cdl_deploy.documents import parse_json
 from cdl_deploy.typed_json import short
 
 TYPES: dict[str, np.dtype[Any]] = {"F64": np.dtype("<f8"), "F32": np.dtype("<f4"), "I64": np.dtype("<i8")}
@@ -48,8 +49,8 @@ def decode(content: bytes) -> tuple[dict[str, NDArray[Any]], dict[str, str], mem
     if 8 + count > len(content):
         raise StatisticsError(f"it ends after {len(content):,} bytes, within its header: the file is not complete")
     try:
-        header = json.loads(content[8 : 8 + count])
-    except (ValueError, RecursionError) as error:
+        header = parse_json(content[8 : 8 + count])
+    except ValueError as error:
         raise StatisticsError("it is no safetensors file: its header is not JSON") from error
     data = memoryview(content)[8 + count :]
     metadata = header.pop("__metadata__", {})

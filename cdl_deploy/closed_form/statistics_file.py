@@ -30,13 +30,17 @@ from cdl_deploy.closed_form.history import History
 from cdl_deploy.closed_form.safetensors_file import decode, encode
 from cdl_deploy.closed_form.statistics import Statistics
 from cdl_deploy.closed_form.teacher_sums import Floats, TeacherSums
+from cdl_deploy.documents import parse_json
 from cdl_deploy.errors import CdlError
 from cdl_deploy.files import atomic_path
+from cdl_deploy.regular_file import read_regular
 from cdl_deploy.typed_json import typed
 from cdl_deploy.version import __version__
 
 FORMAT_VERSION = 1
 KEY = "cdl.statistics"
+MAX_BYTES = (1 << 31) - 1
+"""Of a file that is read: sums over 16,000 features have half."""
 ADVICE = "get it again from where it was exported, or gather the statistics anew"
 
 
@@ -135,7 +139,7 @@ def read_statistics(path: Path, model: str | None = None) -> StoredStatistics:
     format, or belongs to another model.
     """
     try:
-        content = path.read_bytes()
+        content = read_regular(path, MAX_BYTES)
     except OSError as error:
         raise StatisticsError(f"{path}: {error.strerror or error}; expected a file of statistics") from error
     try:
@@ -174,8 +178,8 @@ def _decode(content: bytes) -> StoredStatistics:
 
 def _header(text: str) -> Header:
     try:
-        values = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        values = parse_json(text)
+    except ValueError as error:
         raise StatisticsError(f"its {KEY} is not JSON") from error
     version = values.get("format_version") if isinstance(values, dict) else None
     if type(version) is int and version > FORMAT_VERSION:

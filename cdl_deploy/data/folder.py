@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cdl_deploy.data.images import SUFFIXES
-from cdl_deploy.errors import DataError
+from cdl_deploy.errors import CdlError, DataError, PassingError, is_passing
 from cdl_deploy.seeds import derive_seed
 
 TRAIN_FOLDERS = ("train", "training")
@@ -103,15 +103,20 @@ def images_below(folder: Path) -> list[Path]:
 
 
 def _walk_images(folder: Path) -> Iterator[Path]:
-    """Unlike `Path.rglob`, which passes over folders that may not be read, this raises OSError for them."""
+    """Unlike `Path.rglob`, which passes over folders that may not be read, this raises OSError for them.
 
-    def refuse(error: OSError) -> None:
-        raise error
-
-    for below, folders, names in os.walk(folder, onerror=refuse):
-        folders[:] = [name for name in folders if not _is_ignored(name)]
-        paths = (Path(below, name) for name in names if not _is_ignored(name))
-        yield from filter(_is_image, paths)
+    Unlike `os.walk` before Python 3.12, it goes deeper than Python's calls. Links to folders are not followed.
+    """
+    waiting = [os.fspath(folder)]
+    while waiting:
+        with os.scandir(waiting.pop()) as found:
+            for entry in found:
+                if _is_ignored(entry.name):
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(entry.path)
+                elif _is_image(path := Path(entry.path)):
+                    yield path
 
 
 def split_by_name(files: Files, share: float, root: Path) -> tuple[Files, Files]:
@@ -165,8 +170,9 @@ def _is_folder(path: Path) -> bool:
         raise _cannot_read(path, error) from None
 
 
-def _cannot_read(path: Path, error: OSError) -> DataError:
-    return DataError(f"cannot read {error.filename or path}: {error.strerror or error}")
+def _cannot_read(path: Path, error: OSError) -> CdlError:
+    kind = PassingError if is_passing(error) else DataError
+    return kind(f"cannot read {error.filename or path}: {error.strerror or error}")
 
 
 def _test_root(root: Path) -> Path:

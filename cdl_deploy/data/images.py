@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from cdl_deploy.data.preprocessing import Preprocessing, ResizeCrop
-from cdl_deploy.errors import DataError
+from cdl_deploy.errors import DataError, PassingError, is_passing
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp"})
 """Lower-case suffixes taken for images when a folder is searched; a file named on its own may have any."""
@@ -60,8 +60,23 @@ def load_image(source: str | Path | Image.Image | NDArray[Any]) -> Image.Image:
     """Upright 8-bit RGB image from a file, a PIL image, or a uint8 array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4].
 
     EXIF rotation is applied; of an animation the first frame is taken; 16-bit grey is scaled to 8 bit.
-    Raises `DataError`, naming the file, for anything that cannot be decoded or is too large.
+    Raises `DataError`, naming the file, for anything that cannot be decoded or is too large; `PassingError` where it is
+    not the file that is at fault but the machine: no memory, too many open files, a lost server, a failing disk.
     """
+    try:
+        return _load_image(source)
+    except MemoryError:
+        with _one_at_a_time:  # of the large ones, so that there is more room
+            try:
+                return _load_image(source)
+            except MemoryError:
+                name = source if isinstance(source, str | Path) else "image"
+                if _memory_is_short():
+                    raise PassingError(f"{name}: not enough memory to decode it; use fewer threads") from None
+                raise DataError(f"{name}: damaged image (it asks for more memory than any photograph needs)") from None
+
+
+def _load_image(source: str | Path | Image.Image | NDArray[Any]) -> Image.Image:
     if isinstance(source, np.ndarray):
         return _from_array(source)
     name = "image" if isinstance(source, Image.Image) else str(source)
@@ -79,10 +94,25 @@ def load_image(source: str | Path | Image.Image | NDArray[Any]) -> Image.Image:
         raise DataError(f"{name}: not an image of a known format") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(f"{name}: too large to be a photograph ({error})") from error
+    except MemoryError:
+        raise
     except OSError as error:
+        if is_passing(error):
+            raise PassingError(f"{name}: {error.strerror}, which is no fault of the image: try again later") from error
+        if error.errno is None and "out of memory" in str(error):  # how PIL tells what its C code met
+            raise MemoryError from error
         raise DataError(f"{name}: {error.strerror or f'damaged image ({_one_line(error)})'}") from error
     except Exception as error:  # PIL's readers raise almost anything on damaged data: struct.error, KeyError, ...
         raise DataError(f"{name}: damaged image ({type(error).__name__}: {_one_line(error)})") from error
+
+
+def _memory_is_short() -> bool:
+    """Whether there is less room than the largest image needs; an image that asks for more than that is damaged."""
+    try:
+        np.empty(4 * MAX_PIXELS, dtype=np.uint8)
+    except MemoryError:
+        return True
+    return False
 
 
 @lru_cache(maxsize=1)

@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterable, Iterator
 
 from cdl_deploy.data.images import SUFFIXES
-from cdl_deploy.errors import DataError
+from cdl_deploy.errors import CdlError, DataError, PassingError, is_passing
 
 STDIN = "-"
 NAMES_AT_ONCE = 50_000
@@ -31,7 +31,10 @@ def expand_paths(sources: Iterable[str], stdin: Iterable[str] = ()) -> Iterator[
     """
     for source in sources:
         if source == STDIN:
-            yield from (line.rstrip("\r\n") for line in stdin if line.strip())
+            try:
+                yield from (line.rstrip("\r\n") for line in stdin if line.strip())
+            except OSError as error:
+                raise _cannot_read("standard input", error) from error
         elif os.path.isdir(source):
             _check_readable(source)
             yield from _require(_walk(source), f"{source}: no images in this folder (looked for {_known_suffixes()})")
@@ -64,7 +67,12 @@ def _check_readable(folder: str) -> None:
     try:
         os.scandir(folder).close()
     except OSError as error:
-        raise DataError(f"{folder}: {error.strerror or error}") from error
+        raise _cannot_read(folder, error) from error
+
+
+def _cannot_read(path: str, error: OSError) -> CdlError:
+    kind = PassingError if is_passing(error) else DataError
+    return kind(f"{path}: {error.strerror or error}")
 
 
 def _images_at(match: str) -> Iterator[str]:
@@ -73,16 +81,25 @@ def _images_at(match: str) -> Iterator[str]:
 
 def _walk(folder: str) -> Iterator[str]:
     """Image files below `folder`, depth first, each level sorted by name; `folder` itself if it may not be read."""
-    try:
-        for name, is_folder in _names(folder):
-            if name.startswith("."):
-                continue
-            if is_folder:
-                yield from _walk(os.path.join(folder, name))
-            elif os.path.splitext(name)[1].lower() in SUFFIXES:
-                yield os.path.join(folder, name)
-    except OSError:
-        yield folder
+    open_folders = [(folder, _names(folder))]  # no recursion: folders may be nested deeper than Python's calls
+    while open_folders:
+        here, names = open_folders[-1]
+        try:
+            name, is_folder = next(names, (None, False))
+        except OSError as error:
+            if is_passing(error):  # what is in it would be missing
+                raise _cannot_read(here, error) from error
+            yield here
+            name = None
+        if name is None:
+            open_folders.pop()
+        elif name.startswith("."):
+            continue
+        elif is_folder:
+            below = os.path.join(here, name)
+            open_folders.append((below, _names(below)))
+        elif os.path.splitext(name)[1].lower() in SUFFIXES:
+            yield os.path.join(here, name)
 
 
 def _names(folder: str) -> Iterator[tuple[str, bool]]:
@@ -114,10 +131,8 @@ def _matches(folder: str, parts: list[str]) -> Iterator[str]:
     if part == "**" and not rest:
         yield folder
     elif part == "**":
-        yield from _matches(folder, rest)
-        for name, is_folder in _listed(folder):
-            if is_folder and not name.startswith("."):
-                yield from _matches(os.path.join(folder, name), parts)
+        for below in _folders_below(folder):
+            yield from _matches(below, rest)
     elif not glob.has_magic(part):
         path = os.path.join(folder, part)
         if os.path.lexists(path):
@@ -128,6 +143,21 @@ def _matches(folder: str, parts: list[str]) -> Iterator[str]:
             hidden = name.startswith(".") and not part.startswith(".")
             if not hidden and fnmatch.fnmatchcase(name, part) and (not rest or os.path.isdir(path)):
                 yield from _matches(path, rest)
+
+
+def _folders_below(folder: str) -> Iterator[str]:
+    """`folder`, and every folder within it that is not hidden, each before those within it."""
+    yield folder
+    open_folders = [(folder, _listed(folder))]
+    while open_folders:
+        here, names = open_folders[-1]
+        name, is_folder = next(names, (None, False))
+        if name is None:
+            open_folders.pop()
+        elif is_folder and not name.startswith("."):
+            below = os.path.join(here, name)
+            yield below
+            open_folders.append((below, _listed(below)))
 
 
 def _listed(folder: str) -> Iterator[tuple[str, bool]]:

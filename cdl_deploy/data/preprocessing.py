@@ -8,6 +8,8 @@ from cdl_deploy.errors import BundleError
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 INPUTS = ("image", "tensor")
+MAX_SIDE = 4096
+"""Pixels: what a network sees, and what an image is resized to. A model that asks for more asks for gigabytes."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +30,8 @@ class ResizeCrop:
 
     def __post_init__(self) -> None:
         for name in ("height", "width", "resize"):
-            if getattr(self, name) < 1:
-                raise BundleError(f"{name} is {getattr(self, name)}, expected at least 1")
+            if not 1 <= getattr(self, name) <= MAX_SIDE:
+                raise BundleError(f"{name} is {getattr(self, name)}, expected 1 to {MAX_SIDE}")
         if self.interpolation not in INTERPOLATIONS:
             raise BundleError(f"interpolation is {self.interpolation!r}, expected one of {', '.join(INTERPOLATIONS)}")
 

@@ -35,13 +35,15 @@ def evaluate(
             _check_names(model)
     known = known_images(images, classifier.classes, skip_unknown, str(classifier.path))
     shared = _shared(classifier, against) if against is not None else classifier.classes
-    positions = [index for index, name in enumerate(known.names) if name in set(shared)]
+    in_both = set(shared)
+    positions = [index for index, name in enumerate(known.names) if name in in_both]
     if not positions:
         raise DataError(f"{images.source} has no image of the {len(shared)} classes that both models know")
     total = len(known.items) + (len(positions) if against is not None else 0)
 
     def predictions_of(model: Classifier, own: LabelledImages, done_before: int) -> ImagePredictions:
-        among = [model.classes.index(name) for name in shared]
+        places = {name: place for place, name in enumerate(model.classes)}
+        among = [places[name] for name in shared]
         outputs = model_outputs(model.prepare, model.probabilities, own.items, batch_size, workers)
         return collect_predictions(
             model.interface, own, outputs, among, lambda done, _: on_image(done_before + done, total)
@@ -50,7 +52,7 @@ def evaluate(
     predictions = predictions_of(classifier, known, 0)
     agreement = None
     if against is not None:
-        both = known.restricted(lambda name: name in set(shared))
+        both = known.restricted(lambda name: name in in_both)
         second = predictions_of(against, both, len(known.items))
         agreement = _agreement((classifier, against), known, predictions, second, positions)
     return make_report(

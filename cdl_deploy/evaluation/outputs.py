@@ -40,4 +40,9 @@ def model_outputs(
     with closing(run_in_order(prepare, lambda batch: run(np.stack(batch)), items, batch_size, workers)) as found:
         for number, (item, result) in enumerate(found, 1):
             name = str(item) if isinstance(item, Path) else f"image {number}"
-            yield ImageOutput(name, None, result.error) if isinstance(result, Failure) else ImageOutput(name, result)
+            if isinstance(result, Failure):
+                yield ImageOutput(name, None, result.error)
+            elif not np.isfinite(result).all():
+                yield ImageOutput(name, None, f"{name}: the model's answer is no number (NaN)")
+            else:
+                yield ImageOutput(name, result)

@@ -20,6 +20,7 @@ from matplotlib.patches import Rectangle
 from cdl_deploy.evaluation.report import Evaluation
 from cdl_deploy.evaluation.selection import PromptUse
 from cdl_deploy.files import write_atomic
+from cdl_deploy.printable import figure_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -208,7 +209,7 @@ def _steps(count: int) -> list[int]:
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= LONGEST else name[: LONGEST - 1] + "…"
+    return figure_text(name if len(name) <= LONGEST else name[: LONGEST - 1] + "…")
 
 
 def _title(figure: Figure, model: str, text: str) -> None:
@@ -216,4 +217,4 @@ def _title(figure: Figure, model: str, text: str) -> None:
     first, _, rest = text.partition("\n")
     most = max(8, round(figure.get_figwidth() * 12) - len(first) - 2)
     name = model if len(model) <= most else "…" + model[-most + 1 :]
-    figure.suptitle(f"{name}: {first}" + (f"\n{rest}" if rest else ""), fontsize=10)
+    figure.suptitle(f"{figure_text(name)}: {first}" + (f"\n{rest}" if rest else ""), fontsize=10)

@@ -20,6 +20,7 @@ from cdl_deploy.errors import OptionError
 from cdl_deploy.evaluation.outputs import ImageOutput, model_outputs
 from cdl_deploy.evaluation.predictions import OnImage, Unreadable, no_image
 from cdl_deploy.runtime.bundle import INPUT_NAME, TASK_SCORES_NAME, Bundle, bundle_of, open_session
+from cdl_deploy.runtime.running import run_graph
 
 By = Literal["task", "class"]
 
@@ -101,7 +102,7 @@ def measure_selection(
         return to_input(load_image(item), bundle.preprocessing)
 
     def run(batch: NDArray[Any]) -> FloatArray:
-        scores: FloatArray = session.run([TASK_SCORES_NAME], {INPUT_NAME: batch})[0]
+        scores: FloatArray = run_graph(path, session, [TASK_SCORES_NAME], {INPUT_NAME: batch}, len(batch))[0]
         return scores
 
     outputs = model_outputs(prepare, run, known.items, batch_size, workers)

@@ -21,6 +21,7 @@ from typing import BinaryIO
 
 from cdl_deploy.errors import DataError, OptionError
 from cdl_deploy.files import lock_open_file
+from cdl_deploy.printable import printable
 from cdl_deploy.rows.formats import row_format
 from cdl_deploy.runtime.classifier import UNKNOWN, Classifier
 from cdl_deploy.runtime.predict import Row, classify_paths
@@ -44,6 +45,7 @@ class RowStream:
         self.done = self.failed = 0
         self._format = row_format(kind, top_k)
         self._flushed = time.monotonic()
+        self._shown = kind == "csv" and sys.stdout.isatty()  # a format for files, which escapes nothing
 
     def remaining(self, paths: Iterable[str], classifier: Classifier) -> Iterator[str]:
         """All paths."""
@@ -65,6 +67,8 @@ class RowStream:
             self._flush()
 
     def _put(self, data: bytes) -> None:
+        if self._shown:
+            data = printable(data.decode("utf-8", "surrogateescape"), lines=True).encode("utf-8", "surrogateescape")
         with _stdout_named():
             sys.stdout.buffer.write(data)
 
@@ -111,6 +115,9 @@ class RowFile:
         with self._named():
             self._created = not self._direct and not (self.part.exists() and self.part.stat().st_size > 0)
             if not (resume or self._direct or self._created):
+                self._file = _opened(self.part, create=True)
+                self._lock(self.part)  # whoever is writing it now is not interrupted
+                self._file.close()
                 raise OptionError(
                     f"{self.part} holds the rows of an interrupted run: add --resume to continue it, or delete it"
                 )
@@ -118,7 +125,7 @@ class RowFile:
             continued = self._whole if kind != "parquet" else None
             self._file = _opened(path if self._direct else continued or self.part, create=not self._direct)
         if not self._direct:
-            self._lock()
+            self._lock(continued or self.part)
 
     def remaining(self, paths: Iterable[str], classifier: Classifier) -> Iterator[str]:
         """The paths without a row yet: all, or those behind the last whole row of the file that is continued.
@@ -161,7 +168,8 @@ class RowFile:
         """What an error or an interruption leaves, for the end of a message; empty where it leaves nothing."""
         if self._direct or self.done == 0:
             return ""
-        return f"; the rows so far are in {self.part}, and --resume continues them"
+        goes_on = "" if self.kind == "table" else ", and --resume continues them"
+        return f"; the rows so far are in {self.part}{goes_on}"
 
     def __enter__(self) -> RowFile:
         return self
@@ -169,14 +177,16 @@ class RowFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        complete = False
         try:
             if kind is None:
                 self._finish()
+                complete = True
             elif self.done and not isinstance(error, OptionError):  # such an error is about this very file
                 self.flush()
         finally:
             self._file.close()
-            if kind is not None and self._created:
+            if not complete and self._created:
                 self.part.unlink(missing_ok=True)
 
     def _finish(self) -> None:
@@ -222,8 +232,10 @@ class RowFile:
             raise DataError(f"{self._whole or self.part}: {error}") from error
         return end
 
-    def _lock(self) -> None:
-        if not lock_open_file(self._file.fileno()):
+    def _lock(self, name: Path) -> None:
+        """Raise `OptionError` where another program writes the file, or has finished it since it was opened here."""
+        held = lock_open_file(self._file.fileno())
+        if not (held and name.exists() and os.path.samestat(os.fstat(self._file.fileno()), name.stat())):
             self._file.close()
             raise OptionError(f"another program is writing {self.part}: choose another --output")
 
@@ -283,7 +295,8 @@ class RowFile:
         try:
             yield
         except OSError as error:
-            raise OptionError(f"--output {self.path}: {error.strerror or error}{self.kept}") from error
+            kept = "" if self._created else self.kept  # a part without a row goes with this error
+            raise OptionError(f"--output {self.path}: {error.strerror or error}{kept}") from error
 
 
 def _opened(path: Path, create: bool) -> FileIO:

@@ -5,7 +5,8 @@ What a killed program left half written at the end of a file is not read.
     {"path": "a.jpg", "label": "red", "probability": 0.93, "task": 1, "index": 0, "top_k": [{"label": …}, …]}
     {"path": "b.jpg", "error": "b.jpg: empty file (0 bytes), expected an image"}
 
-Probabilities have six digits. Paths that are not valid UTF-8 are escaped in JSON and kept as they are in CSV.
+In CSV, a text that a spreadsheet would take for a formula has an apostrophe before it. Probabilities have six digits.
+Paths that are not valid UTF-8 are escaped in JSON and kept as they are in CSV.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Protocol
 
+from cdl_deploy.documents import parse_json
 from cdl_deploy.errors import DataError
+from cdl_deploy.printable import as_it_was, json_printable, no_formula, printable
 from cdl_deploy.runtime.columns import CLASS_COLUMNS, COLUMNS, from_record, to_record
 from cdl_deploy.runtime.predict import Row
 from cdl_deploy.typed_json import short
@@ -64,14 +67,14 @@ class Table:
     def encode(self, row: Row) -> bytes:
         p = row.prediction
         if p is None:
-            text = f"{row.path}  error: {row.error}\n"
+            text = f"{row.path}  error: {row.error}"
         else:
             known = p.label == p.top_k[0][0]
             others = ", ".join(f"{label} {probability:.1%}" for label, probability in p.top_k[known:])
             others = f"  ({others})" if others else ""
             said = f"{p.label} {p.probability:.1%}  task {p.task}" if known else p.label
-            text = f"{row.path}  {said}{others}\n"
-        return text.encode("utf-8", "surrogateescape")
+            text = f"{row.path}  {said}{others}"
+        return f"{printable(text)}\n".encode("utf-8", "surrogateescape")
 
     def decode(self, file: BinaryIO) -> Iterator[Stored]:
         raise DataError("a table cannot be read back")
@@ -86,7 +89,7 @@ class JsonLines:
     def encode(self, row: Row) -> bytes:
         record = {name: _rounded(value) for name, value in to_record(row).items() if value is not None}
         try:
-            return f"{json.dumps(record, ensure_ascii=False)}\n".encode()
+            return f"{json_printable(json.dumps(record, ensure_ascii=False, allow_nan=False))}\n".encode()
         except UnicodeEncodeError:  # a path that is not valid UTF-8: escaped, the line is still JSON
             return f"{json.dumps(record)}\n".encode()
 
@@ -97,8 +100,8 @@ class JsonLines:
                 return
             end += len(line)
             try:
-                row = from_record(json.loads(line))
-            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+                row = from_record(parse_json(line))
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise DataError(f"line {number} is no row of cdl predict: {_shown(line)}") from error
             yield Stored(row, end)
 
@@ -122,7 +125,7 @@ class Csv:
         others = [item[column.name] for item in (record["top_k"] or [])[1:] for column in CLASS_COLUMNS]
         values = [record[column.name] for column in self._plain] + others
         values += [None] * (len(self._columns) - len(values))
-        return _csv_line([f"{value:.6f}" if isinstance(value, float) else value for value in values])
+        return _csv_line([f"{value:.6f}" if isinstance(value, float) else no_formula(value) for value in values])
 
     def decode(self, file: BinaryIO) -> Iterator[Stored]:
         end = 0  # of the lines that the reader has asked for: a quoted path may span several
@@ -137,7 +140,8 @@ class Csv:
 
         reader = csv.reader(lines(), strict=True)
         try:
-            for number, values in enumerate(reader):
+            for number, cells in enumerate(reader):
+                values = [as_it_was(cell) for cell in cells]
                 if number == 0:
                     if values != self._columns:
                         raise DataError(

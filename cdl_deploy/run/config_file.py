@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cdl_deploy.documents import parse_json, parse_yaml
 from cdl_deploy.errors import OptionError
+from cdl_deploy.regular_file import read_regular
 from cdl_deploy.run.config import SECTIONS, RunConfig, option_sections
 from cdl_deploy.run.options import Declared, check_name
 from cdl_deploy.run.presets import PRESETS, Sections
@@ -15,6 +16,9 @@ from cdl_deploy.typed_json import short
 
 EXCLUSIVE = ("tasks", "classes_per_task", "task_file")
 """One of them displaces all of them in the layers below."""
+
+MAX_BYTES = 1 << 20
+"""Of a file for --config or --task-file."""
 
 KINDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 
@@ -46,14 +50,12 @@ def read_config_file(path: Path) -> Sections:
 
     Raises OptionError, naming the place, for what is no such file, unknown keys, and values that cannot be.
     """
-    import yaml
-
     try:
-        text = path.read_text(encoding="utf-8")
-        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        text = read_regular(path, MAX_BYTES).decode()
+        content = parse_json(text) if path.suffix == ".json" else parse_yaml(text)
     except OSError as error:
         raise OptionError(f"cannot read --config {path}: {error.strerror}") from None
-    except (ValueError, yaml.YAMLError) as error:
+    except ValueError as error:
         kind = "JSON" if path.suffix == ".json" else "YAML"
         raise OptionError(f"--config {path} is not {kind}: {' '.join(str(error).split())}") from None
     try:
@@ -96,8 +98,9 @@ def _value(declared: Declared, value: Any, where: str) -> Any:
     if declared.kind is float and not isinstance(value, bool):
         try:
             return float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             pass
     elif type(value) is declared.kind:
         return value
-    raise OptionError(f"{where} is {short(repr(value))}, expected {KINDS[declared.kind]}")
+    found = repr(value[:1000]) if isinstance(value, str) else value
+    raise OptionError(f"{where} is {short(found)}, expected {KINDS[declared.kind]}")

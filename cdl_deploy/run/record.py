@@ -6,14 +6,15 @@ A checkpoint carries the same record in its header. docs/run-directory.md explai
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from cdl_deploy.data.preprocessing import ResizeCrop
+from cdl_deploy.documents import parse_json
 from cdl_deploy.errors import OptionError, RunError
 from cdl_deploy.files import write_json
+from cdl_deploy.regular_file import read_regular
 from cdl_deploy.run import metrics
 from cdl_deploy.run.config import RunConfig, option_sections
 from cdl_deploy.run.migrations import migrated_record
@@ -22,8 +23,8 @@ from cdl_deploy.version import __version__
 
 FORMAT_VERSION = 2
 FILE = "run.json"
-LARGEST = 256 << 20
-"""Bytes of a record that is read: a run of 1,000 tasks and 100,000 classes has a tenth."""
+LARGEST = 128 << 20
+"""Bytes of a record that is read: a run of 1,000 tasks and 100,000 classes has a fourth."""
 
 Role = Literal["teacher", "student"]
 Matrix = list[list[float]]
@@ -299,22 +300,19 @@ def read_record(root: Path) -> RunRecord:
 
 def read_record_file(root: Path) -> Any:
     """The JSON value in RUN/run.json. Raises RunError where there is no such file, or it holds none."""
-    return read_json(root / FILE, f"{root} is no run directory: it has no {FILE}; make one with cdl train")
+    missing = f"it has no {FILE}" if root.exists() else "it does not exist"
+    return read_json(root / FILE, f"{root} is no run directory: {missing}; make one with cdl train")
 
 
 def read_json(path: Path, missing: str) -> Any:
     """The JSON value in a file. Raises RunError: with `missing` where there is no such file."""
     try:
-        if path.exists() and not path.is_file():
-            raise RunError(f"cannot read {path}: it is no file")
-        if path.stat().st_size > LARGEST:
-            raise RunError(f"cannot read {path}: it has {path.stat().st_size:,} bytes, expected {LARGEST:,} at most")
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(read_regular(path, LARGEST))
     except (FileNotFoundError, NotADirectoryError):
         raise RunError(missing) from None
-    except RecursionError:
-        raise RunError(f"cannot read {path}: its values are nested too deep") from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise RunError(f"cannot read {path}: {error.strerror or error}") from None
+    except ValueError as error:
         raise RunError(f"cannot read {path}: {error}") from None
 
 
@@ -346,6 +344,8 @@ def parse_record(values: Any, path: Path) -> RunRecord:
         raise RunError(f"{path} is damaged: {error}") from None
     results: dict[Role, Results | None] = {"student": content.student, "teacher": content.teacher}
     present = {role: result for role, result in results.items() if result is not None}
+    if "student" not in content.backbones:
+        raise RunError(f"{path} is damaged: 'student' is missing in backbones")
     if len(content.tasks) > len(content.plans):
         raise RunError(f"{path} is damaged: it has {len(content.tasks)} tasks, but {len(content.plans)} plans")
     for role, result in present.items():

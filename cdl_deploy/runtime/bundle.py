@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cdl_deploy.data.preprocessing import Preprocessing
+from cdl_deploy.documents import parse_json
 from cdl_deploy.errors import BundleError
+from cdl_deploy.runtime.onnx_scan import MalformedModelError, check_model_file
 from cdl_deploy.typed_json import short, typed
 from cdl_deploy.version import Producer, __version__
 
@@ -230,7 +232,8 @@ class Bundle:
         if times > 1:
             raise BundleError(f"cdl.classes names {name!r} {times} times, expected once")
         in_tasks = Counter(name for task in self.tasks for name in task)
-        odd = [name for name in {*self.classes, *in_tasks} if name not in self.classes or in_tasks[name] != 1]
+        known = set(self.classes)
+        odd = [name for name in known | in_tasks.keys() if name not in known or in_tasks[name] != 1]
         if odd:
             raise BundleError(f"cdl.tasks and cdl.classes disagree about {min(odd)!r}: each class belongs to one task")
         if not 1 <= self.top_k <= len(self.classes):
@@ -378,28 +381,42 @@ def open_session(
         size = path.stat().st_size
         if path.is_dir():
             raise BundleError(f"{path} is a folder, expected an .onnx file: give {path / 'student.onnx'}")
-        with path.open("rb"):
-            pass
+        check_model_file(path)
     except OSError as error:
         raise BundleError(f"{path}: {error.strerror or error}; expected an .onnx file") from error
+    except MalformedModelError as error:
+        raise _not_opened(path, size, error) from error
     if size == 0:
         raise BundleError(f"{path} is empty (0 bytes), expected an ONNX model: copy or export it again")
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # warnings are about graph shapes, nothing a user can act on
+    options.log_severity_level = 4  # warnings are about graph shapes; errors come as exceptions, which we tell
     if threads is not None:
         options.intra_op_num_threads = threads
     if not optimise:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    wanted = list(providers or ["CPUExecutionProvider"])
     try:
-        wanted = list(providers or ["CPUExecutionProvider"])
-        session = onnxruntime.InferenceSession(str(path), options, providers=wanted)
+        # No fallback: it prints a banner, and runs elsewhere than it was told to.
+        session = onnxruntime.InferenceSession(str(path), options, providers=wanted, enable_fallback=0)
         _read_texts(session)
         return session
+    except MemoryError as error:
+        raise BundleError(f"{path} ({size:,} bytes) needs more memory than there is") from error
     except Exception as error:  # onnxruntime's exceptions share no base class
-        raise BundleError(
-            f"{path} ({size:,} bytes) is not an ONNX model that onnxruntime {onnxruntime.__version__} can open, "
-            f"or only part of one: copy or export it again ({short(str(error))})"
-        ) from error
+        if wanted != ["CPUExecutionProvider"]:
+            raise BundleError(
+                f"{path} cannot be opened with {', '.join(wanted)}: {short(str(error))}; name none to use the CPU"
+            ) from error
+        raise _not_opened(path, size, error) from error
+
+
+def _not_opened(path: Path, size: int, error: Exception) -> BundleError:
+    import onnxruntime
+
+    return BundleError(
+        f"{path} ({size:,} bytes) is not an ONNX model that onnxruntime {onnxruntime.__version__} can open, "
+        f"or only part of one: copy or export it again ({short(str(error))})"
+    )
 
 
 def _read_texts(session: onnxruntime.InferenceSession) -> None:
@@ -418,10 +435,7 @@ def _fits(shape: Sequence[Any], expected: tuple[int | str, ...]) -> bool:
 
 
 def _parse(path: Path, key: str, text: str) -> Any:
-    def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is not JSON")
-
     try:
-        return json.loads(text, parse_constant=refuse)
-    except (ValueError, RecursionError) as error:
+        return parse_json(text)
+    except ValueError as error:
         raise BundleError(f"{path}: {key} is not JSON ({short(str(error))}); export the model again") from error

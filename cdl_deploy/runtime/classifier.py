@@ -19,7 +19,7 @@ from cdl_deploy.errors import BundleError, DataError, OptionError, nearest
 from cdl_deploy.runtime.bundle import DISTANCE_NAME, Bundle, open_session
 from cdl_deploy.runtime.cores import usable_cores
 from cdl_deploy.runtime.interface import interface_of
-from cdl_deploy.typed_json import short
+from cdl_deploy.runtime.running import run_graph
 
 ImageInput = str | Path | Image.Image | NDArray[Any]
 """A path, a PIL image, or a uint8 array [H, W, 3]."""
@@ -174,13 +174,27 @@ class Classifier:
         return [np.concatenate(parts) for parts in zip(*results, strict=True)]
 
     def classify(self, batch: Sequence[GraphInput] | NDArray[Any], top_k: int = 5) -> list[Prediction]:
-        """Predictions of prepared images, in order."""
-        names, tasks, results = self.classes, self.interface.task_numbers, []
+        """Predictions of prepared images, in order. Raises `BundleError` where the model's answer is no number."""
+        found = []
+        for number, prediction in enumerate(self.answers(batch, top_k), 1):
+            if prediction is None:
+                raise BundleError(f"{self.path}: its answer to image {number} of {len(batch)} is no number (NaN)")
+            found.append(prediction)
+        return found
+
+    def answers(self, batch: Sequence[GraphInput] | NDArray[Any], top_k: int = 5) -> list[Prediction | None]:
+        """As `classify`; None for an image to which the model's answer is no number."""
+        names, tasks = self.classes, self.interface.task_numbers
+        results: list[Prediction | None] = []
         outputs = self._outputs(batch, [self.interface.output, *([DISTANCE_NAME] if self.reject else [])])
         rows = outputs[0]
         far = outputs[1] > self.unknown_threshold() if self.reject else np.zeros(len(rows), bool)
+        numbers = np.logical_and.reduce([np.isfinite(output.reshape(len(rows), -1)).all(axis=1) for output in outputs])
         orders = np.argsort(-rows, axis=1, kind="stable")[:, :top_k]
-        for row, order, unknown in zip(rows, orders, far, strict=True):
+        for row, order, unknown, is_number in zip(rows, orders, far, numbers, strict=True):
+            if not is_number:
+                results.append(None)
+                continue
             top = tuple((names[i], float(row[i])) for i in order)
             index = int(order[0])
             results.append(Prediction(UNKNOWN if unknown else top[0][0], top[0][1], top, tasks[index], index))
@@ -190,12 +204,7 @@ class Classifier:
         """[B, …] → the outputs `names`; of a model from elsewhere, probabilities."""
         if self.interface.dtype == "float16":
             batch = batch.astype(np.float16)
-        try:
-            found: list[FloatArray] = self._session.run(list(names), {self.interface.input: batch})
-        except Exception as error:  # onnxruntime's exceptions share no base class
-            raise BundleError(
-                f"{self.path} cannot be run on {batch.dtype} {list(batch.shape)}: {short(str(error))}"
-            ) from error
+        found: list[FloatArray] = run_graph(self.path, self._session, names, {self.interface.input: batch}, len(batch))
         if self.interface.bundle is not None:
             return found
         (rows,) = found
@@ -217,8 +226,9 @@ def as_probabilities(rows: FloatArray) -> FloatArray:
     """Rows [B, C] that are probabilities already, as they are; softmax of any other."""
     if (rows >= 0).all() and np.allclose(rows.sum(axis=1), 1, atol=1e-3):
         return rows
-    powers = np.exp(rows - rows.max(axis=1, keepdims=True))
-    result: FloatArray = powers / powers.sum(axis=1, keepdims=True)
+    with np.errstate(invalid="ignore"):  # of NaN and infinity: what comes of them is NaN, and told as such
+        powers = np.exp(rows - rows.max(axis=1, keepdims=True))
+        result: FloatArray = powers / powers.sum(axis=1, keepdims=True)
     return result
 
 

@@ -10,13 +10,14 @@ as they are.
 from __future__ import annotations
 
 import ast
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cdl_deploy.data.preprocessing import Preprocessing
+from cdl_deploy.documents import parse_json
 from cdl_deploy.errors import BundleError
+from cdl_deploy.regular_file import read_regular
 from cdl_deploy.runtime.interface import Interface
 from cdl_deploy.typed_json import short
 
@@ -34,6 +35,10 @@ PIL_FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 """By PIL's number, which is what `preprocessor_config.json` holds."""
 MAX_TEXT = 16 * 2**20
 """A larger file beside the model is no list of labels."""
+MAX_LITERAL = 4 * 2**20
+"""Characters of labels in Python's spelling, whose reader needs a hundred times as much; JSON may have more."""
+MAX_BATCH_BYTES = 1 << 30
+"""Of a batch whose size the graph fixes, as float32."""
 
 
 def foreign_interface(session: onnxruntime.InferenceSession, path: Path) -> Interface:
@@ -53,7 +58,12 @@ def foreign_interface(session: onnxruntime.InferenceSession, path: Path) -> Inte
             f"{path}: {len(labels)} labels were found for the {columns} columns of output {output!r}; correct them in "
             f"its metadata, or in {path.parent / 'labels.txt'}"
         )
-    preprocessing, assumed = _preprocessing(path, metadata, dtype, sides)
+    try:
+        preprocessing, assumed = _preprocessing(path, metadata, dtype, sides)
+    except BundleError as error:
+        raise error if str(path.parent) in str(error) else BundleError(f"{path}: {error}") from error
+    if batch is not None:
+        _check_batch(path, batch, preprocessing)
     return Interface(
         classes=labels,
         task_numbers=(1,) * len(labels),
@@ -83,6 +93,16 @@ def _input(
         f"{path} is an ONNX model that cdl did not export, and it takes no images: its input is {short(found)}, "
         "expected one of float, float16 or uint8, [B, 3, height, width] or [B, height, width, 3]"
     )
+
+
+def _check_batch(path: Path, batch: int, preprocessing: Preprocessing) -> None:
+    """Every run fills the whole batch, however few images there are."""
+    size = batch * preprocessing.height * preprocessing.width * 3 * 4
+    if size > MAX_BATCH_BYTES:
+        raise BundleError(
+            f"{path}: it takes {batch:,} images at a time, which are {size / 1e9:.1f} GB, expected at most "
+            f"{MAX_BATCH_BYTES / 1e9:.1f} GB: export it with a free batch, or a smaller one"
+        )
 
 
 def _output(session: onnxruntime.InferenceSession, path: Path) -> tuple[str, int | None]:
@@ -118,7 +138,7 @@ def parse_labels(text: str) -> tuple[str, ...] | None:
     """Class names from a list or an {index: name} object, in JSON or Python's spelling, or from lines, or commas."""
     stripped = text.strip()
     if stripped[:1] in ("[", "{"):
-        for parse in (json.loads, ast.literal_eval):
+        for parse in (parse_json, ast.literal_eval) if len(stripped) <= MAX_LITERAL else (parse_json,):
             try:
                 return _in_order(parse(stripped))
             except (ValueError, SyntaxError, RecursionError, MemoryError):
@@ -209,7 +229,7 @@ def _text_of(file: Path) -> str | None:
     try:
         if not file.is_file() or file.stat().st_size > MAX_TEXT:
             return None
-        return file.read_text(encoding="utf-8-sig")
+        return read_regular(file, MAX_TEXT).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise BundleError(f"{file}: cannot be read as UTF-8 text ({short(str(error))})") from error
 
@@ -219,7 +239,7 @@ def _object_of(file: Path) -> dict[str, Any]:
     if text is None:
         return {}
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        value = parse_json(text)
+    except ValueError as error:
         raise BundleError(f"{file}: not JSON ({short(str(error))})") from error
     return value if isinstance(value, dict) else {}

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain, islice
+from threading import Event
 from typing import TypeVar
 
 from cdl_deploy.errors import DataError
@@ -48,7 +49,16 @@ def run_in_order(
     workers = workers if workers is not None else usable_cores()
     for name, value in (("batch_size", batch_size), ("workers", workers)):
         check_at_least_one(name, value)
-    return _in_order(lambda batch: run_batch(prepare, run, batch), iter(items), batch_size, workers)
+    closed = Event()
+
+    def run_unless_closed(batch: list[Ready]) -> Iterable[Result]:
+        """A graph may take for ever: none is begun for somebody who has gone."""
+        if closed.is_set():
+            raise CancelledError
+        return run(batch)
+
+    found = _in_order(lambda batch: run_batch(prepare, run_unless_closed, batch), iter(items), batch_size, workers)
+    return _closing(found, closed)
 
 
 def run_batch(
@@ -67,6 +77,13 @@ def run_batch(
     return [
         (item, next(results) if error is None else Failure(error)) for item, error in zip(items, errors, strict=True)
     ]
+
+
+def _closing(found: Generator[Result, None, None], closed: Event) -> Generator[Result, None, None]:
+    try:
+        yield from found
+    finally:
+        closed.set()
 
 
 def _in_order(

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from cdl_deploy.runtime.classifier import Classifier, Prediction, check_at_least_one
-from cdl_deploy.runtime.pipeline import Failure, run_batch, run_in_order
+from cdl_deploy.runtime.pipeline import Failure, run_in_order
 
 
 @dataclass(frozen=True)
@@ -38,25 +38,29 @@ def predict_rows(
     batches a worker ahead; closing the generator ends the threads. Raises `OptionError` at once for a number below 1.
     """
     check_at_least_one("top_k", top_k)
-    found = run_in_order(classifier.prepare, partial(classifier.classify, top_k=top_k), paths, batch_size, workers)
+    found = run_in_order(classifier.prepare, partial(classifier.answers, top_k=top_k), paths, batch_size, workers)
     return _rows(found)
 
 
 def classify_paths(classifier: Classifier, paths: Sequence[str | Path], top_k: int) -> list[Row]:
     """One `Row` a path, in order; those that can be read run as one batch."""
-    found = run_batch(classifier.prepare, partial(classifier.classify, top_k=top_k), paths)
-    return [_row(path, result) for path, result in found]
+    # In a thread, as all others: while one waits for it, Ctrl-C comes through.
+    run = partial(classifier.answers, top_k=top_k)
+    with closing(run_in_order(classifier.prepare, run, paths, max(1, len(paths)), workers=1)) as found:
+        return [_row(path, result) for path, result in found]
 
 
 def _rows(
-    found: Generator[tuple[str | Path, Prediction | Failure], None, None],
+    found: Generator[tuple[str | Path, Prediction | Failure | None], None, None],
 ) -> Generator[Row, None, None]:
     with closing(found):
         for path, result in found:
             yield _row(path, result)
 
 
-def _row(path: str | Path, result: Prediction | Failure) -> Row:
+def _row(path: str | Path, result: Prediction | Failure | None) -> Row:
     if isinstance(result, Failure):
         return Row(str(path), None, result.error)
+    if result is None:
+        return Row(str(path), None, f"{path}: the model's answer is no number (NaN)")
     return Row(str(path), result, None)

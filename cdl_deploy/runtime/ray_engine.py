@@ -18,13 +18,14 @@ import numpy as np
 import ray
 import ray.data
 
-from cdl_deploy.errors import OptionError
+from cdl_deploy.errors import OptionError, PassingError
 from cdl_deploy.runtime.classifier import Classifier, check_at_least_one
 from cdl_deploy.runtime.columns import from_record, to_record
 from cdl_deploy.runtime.predict import Row, classify_paths
 
 PORTION = 100_000
 """Paths given to Ray at a time. Each portion starts the actors anew, which takes seconds."""
+PASSING = "passing error"
 GPU_PROVIDERS = ("CUDA", "Tensorrt", "NvTensorRTRTX", "ROCM", "MIGraphX")
 
 
@@ -40,9 +41,16 @@ class ModelActor:
         self._top_k = top_k
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """{"path": bytes [n]} → {"record": JSON [n]}: what `to_record` makes of each row."""
-        rows = classify_paths(self._classifier, [os.fsdecode(path) for path in batch["path"]], self._top_k)
-        return {"record": np.array([json.dumps(to_record(row)) for row in rows], dtype=object)}
+        """{"path": bytes [n]} → {"record": JSON [n]}: what `to_record` makes of each row.
+
+        An error that ends the prediction comes as `{PASSING: message}` in place of each: Ray would send a traceback.
+        """
+        paths = [os.fsdecode(path) for path in batch["path"]]
+        try:
+            records = [to_record(row) for row in classify_paths(self._classifier, paths, self._top_k)]
+        except PassingError as error:
+            records = [{PASSING: str(error)}] * len(paths)
+        return {"record": np.array([json.dumps(record) for record in records], dtype=object)}
 
 
 def predict_rows_on_ray(
@@ -90,7 +98,10 @@ def _rows(
                 num_gpus=needs.get("GPU"),
             )
             for batch in dataset.iter_batches(batch_size=batch_size, batch_format="numpy"):
-                yield from (from_record(json.loads(record)) for record in batch["record"])
+                for record in map(json.loads, batch["record"]):
+                    if PASSING in record:
+                        raise PassingError(record[PASSING])
+                    yield from_record(record)
 
 
 def uses_gpu(providers: Sequence[str] | None) -> bool:

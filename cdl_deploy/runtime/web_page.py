@@ -10,12 +10,13 @@ import hashlib
 import json
 import lzma
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
+from cdl_deploy.documents import parse_json
 from cdl_deploy.errors import BundleError, OptionError
-from cdl_deploy.runtime.bundle import ROLES, Bundle, read_bundle
+from cdl_deploy.folders import files_in, place_for, publish, scratch_folder
+from cdl_deploy.runtime.bundle import Bundle, read_bundle
 
 TEMPLATE = Path(__file__).parent.with_name("web")
 """The built page."""
@@ -24,39 +25,70 @@ DESCRIPTION = "page.json"
 """What the page needs to know before it has loaded the model, and by which we recognise a folder of ours."""
 
 SERVICE_WORKER = "sw.js"
+NOTICES = "THIRD-PARTY-NOTICES.txt"
+MAX_LIST = 64 << 20
+"""Bytes that are read of the list of a page's files."""
 
 
 def write_page(model: Path, out: Path) -> Bundle:
     """Write the page for the exported `model` into the folder `out`, and return what the model says about itself.
 
-    `out` is new, empty, or holds an earlier page, which is replaced. It is filled only after everything has been
-    written beside it. Raises `OptionError` for any other folder, `BundleError` for a model that the page cannot feed.
+    `out` is new, empty, or holds an earlier page, which is replaced all at once, after everything has been written
+    beside it. Of what is there, only the files that the earlier page lists go. Raises `OptionError` for any other
+    folder, `BundleError` for a model that the page cannot feed.
     """
     bundle = read_bundle(model)
     if bundle.preprocessing.input != "image":
         raise BundleError(
             f"{model} takes a preprocessed tensor, the web page gives it pixels: export it again without --input tensor"
         )
-    check_page_folder(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=".cdl-web-", dir=out.parent))
+    earlier = check_page_folder(out)
     try:
-        _fill(staging, bundle)
-        _replace(staging, out)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with scratch_folder(".cdl-web-", place_for(out.resolve())) as staging:
+            _fill(staging, bundle)
+            # The service worker comes last: browsers take its change for the sign of a new version to fetch.
+            publish(staging, out.resolve(), earlier, last=lambda name: name.name == SERVICE_WORKER)
     except OSError as error:
         raise OptionError(f"--web {out}: {error.strerror or error}; no page was written") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     return bundle
 
 
-def check_page_folder(out: Path) -> None:
-    """Raise `OptionError` if `out` is in use by anything but a page of ours."""
-    if out.is_dir() and (not any(out.iterdir()) or (out / DESCRIPTION).is_file()):
-        return
-    if out.exists():
-        what = "has other files in it" if out.is_dir() else "is a file"
-        raise OptionError(f"--web {out} {what}, expected a new or empty folder, or one with an earlier page")
+def check_page_folder(out: Path) -> frozenset[Path]:
+    """The files in `out` that an earlier page put there, relative to it, as it lists them itself.
+
+    Raise `OptionError` if `out` is in use by anything but a page of ours.
+    """
+    if not out.exists():
+        return frozenset()
+    if not out.is_dir():
+        raise OptionError(f"--web {out} is a file, expected a new or empty folder, or one with an earlier page")
+    found = files_in(out)
+    if not found:
+        return frozenset()
+    listed = _listed(out)
+    if listed is None:
+        raise OptionError(
+            f"--web {out} has other files in it, expected a new or empty folder, or one with an earlier page"
+        )
+    links = [out / name for name in found if (out / name).is_symlink() and any(name in file.parents for file in listed)]
+    if links:
+        raise OptionError(f"--web: {links[0]} is a link, and what it leads to is not ours: remove the link")
+    return frozenset(found) & listed
+
+
+def _listed(out: Path) -> frozenset[Path] | None:
+    """The names of a page's files as its service worker knows them; None where there is no page of ours."""
+    try:
+        with (out / SERVICE_WORKER).open("rb") as file:
+            line = file.readline(MAX_LIST)
+        names = parse_json(line.removeprefix(b"const SITE = ").rstrip().removesuffix(b";"))["files"]
+        about = parse_json((out / DESCRIPTION).read_bytes()[:MAX_LIST])
+        if not isinstance(names, list) or DESCRIPTION not in names or about["model"] not in names:
+            return None
+        return frozenset({*map(Path, names), Path(SERVICE_WORKER), Path(NOTICES)})
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None
 
 
 def describe(bundle: Bundle) -> dict[str, Any]:
@@ -97,21 +129,6 @@ def _tell_service_worker(folder: Path) -> None:
     for name in names:
         with (folder / name).open("rb") as file:
             version.update(f"{name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
-    names = [name for name in names if name not in (SERVICE_WORKER, "THIRD-PARTY-NOTICES.txt")]
+    names = [name for name in names if name not in (SERVICE_WORKER, NOTICES)]
     site = json.dumps({"version": version.hexdigest()[:16], "files": names})
     worker.write_text(f"const SITE = {site};\n{worker.read_text(encoding='utf-8')}", encoding="utf-8")
-
-
-def _replace(staging: Path, out: Path) -> None:
-    """Move a finished page to `out`. A visitor in between finds old and new files, never half of one.
-
-    The service worker comes last: browsers take its change for the sign that there is a new version to fetch.
-    """
-    files = [file.relative_to(staging) for file in staging.rglob("*") if file.is_file()]
-    for name in sorted(files, key=lambda name: (name.name == SERVICE_WORKER, name)):
-        (out / name).parent.mkdir(parents=True, exist_ok=True)
-        (staging / name).replace(out / name)
-    # Of an earlier page there may be a model of the other role, and assets: their names contain hashes.
-    for stale in (*(out / "assets").iterdir(), *(out / f"{role}.onnx" for role in ROLES)):
-        if stale.relative_to(out) not in files:
-            stale.unlink(missing_ok=True)

@@ -22,7 +22,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
+from cdl_deploy.documents import parse_json
 from cdl_deploy.errors import BundleError, UpdateError
+from cdl_deploy.regular_file import open_regular
 from cdl_deploy.typed_json import short, typed
 from cdl_deploy.version import Producer, __version__
 
@@ -80,7 +82,7 @@ class UpdateFile:
 
     def payload(self) -> Iterator[bytes]:
         """The zstd frame, in pieces of at most `CHUNK` bytes."""
-        with self.path.open("rb") as file:
+        with open_regular(self.path, MAX_FILE) as file:
             file.seek(self.payload_at)
             yield from _pieces(file, self.header.payload_bytes)
 
@@ -114,7 +116,7 @@ def read_update(path: Path) -> UpdateFile:
     whole file, holding at most `CHUNK` bytes of it.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return _checked(path, file)
     except OSError as error:
         raise UpdateError(f"{path}: {error.strerror or error}; expected a {SUFFIX} file") from error
@@ -152,8 +154,8 @@ def _checked(path: Path, file: BinaryIO) -> UpdateFile:
 def _header(path: Path, text: bytes) -> Header:
     """The header, strictly; that it is of a newer format is said before anything else is read from it."""
     try:
-        values = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        values = parse_json(text)
+    except ValueError as error:
         raise _unusable(path, "its header is not JSON") from error
     version = values.get("format_version") if isinstance(values, dict) else None
     if type(version) is int and version > FORMAT_VERSION:

@@ -11,15 +11,18 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
 from cdl_deploy.errors import UpdateError
-from cdl_deploy.files import atomic_path, discard_abandoned, one_writer
+from cdl_deploy.files import atomic_path, discard_abandoned, one_writer, write_atomic, write_text
+from cdl_deploy.regular_file import open_regular
 from cdl_deploy.typed_json import short
 from cdl_deploy.update.file import (
     CHUNK,
+    MAX_FILE,
     FileIdentity,
     UpdateFile,
     check_bounds,
@@ -89,13 +92,14 @@ def apply_updates(
     updates: Sequence[Path],
     out: Path,
     check: Callable[[Path], object] = lambda path: None,
-    finish: Callable[[Applied], object] = lambda done: None,
+    describe: Callable[[Path], tuple[Path, str] | None] = lambda path: None,
 ) -> Applied:
     """Write to `out`, atomically, what `updates` make of the model at `base`; `out` may be `base`.
 
     The updates may be given in any order, and may begin before `base`: a device that missed some gets them all. Before
-    the file appears, its size and hash are compared with what the update says, and `check` may look at it and raise;
-    once it is there, `finish` may write what belongs beside it.
+    the file appears, its size and hash are compared with what the update says, and `check` may look at it and raise.
+    `describe` may give the file that belongs beside it, and its text: what an older one says of the old model is gone
+    before the new model appears, so that whatever interrupts this, no model is beside the description of another.
 
     One process at a time does this to `out`; another one waits for it.
 
@@ -110,10 +114,10 @@ def apply_updates(
         raise UpdateError(f"{out} is a folder, expected the name of a file: give {out / base.name}")
     opened = [read_update(path) for path in updates]
     if not out.parent.is_dir():  # nobody can be writing there
-        return _apply(base, opened, out, check, finish)
+        return _apply(base, opened, out, check, describe)
     try:
         with one_writer(out, wait=LOCK_SECONDS):  # from before the old model is read, which may be the file to replace
-            return _apply(base, opened, out, check, finish)
+            return _apply(base, opened, out, check, describe)
     except BlockingIOError:
         raise UpdateError(f"{out} is being updated by another process; nothing was changed, try again later") from None
 
@@ -123,7 +127,7 @@ def _apply(
     opened: Sequence[UpdateFile],
     out: Path,
     check: Callable[[Path], object],
-    finish: Callable[[Applied], object],
+    describe: Callable[[Path], tuple[Path, str] | None],
 ) -> Applied:
     """`out` is resolved, and nobody else updates it."""
     content = _model_content(base, opened)
@@ -132,15 +136,16 @@ def _apply(
     for update in steps:
         check_bounds(update.path, update.header)
     applied = tuple(update.path for update in steps)
-    if not steps and out == base.resolve():
-        done = Applied(out, start, applied)
-        finish(done)
-        return done
-    end = steps[-1].header.result if steps else start
     try:
+        if not steps and out == base.resolve():
+            told = describe(out)  # an earlier update may have been killed before it came to that
+            if told is not None and not _says(*told):
+                write_text(*told)
+            return Applied(out, start, applied)
+        end = steps[-1].header.result if steps else start
         _check_room(out, end.bytes)
         mode = out.stat().st_mode if out.exists() else None
-        with atomic_path(out) as temporary:
+        with ExitStack() as beside, atomic_path(out) as temporary:
             if not steps:
                 temporary.write_bytes(content)
             for number, update in enumerate(steps):
@@ -154,11 +159,35 @@ def _apply(
             check(temporary)
             if mode is not None:
                 temporary.chmod(mode)
+            told = describe(temporary)
+            if told is not None:
+                beside.enter_context(_withdrawn(*told))
     except OSError as error:
-        raise UpdateError(f"{out}: {error.strerror or error}; nothing was changed") from error
-    done = Applied(out, end, applied)
-    finish(done)
-    return done
+        raise UpdateError(f"{error.filename or out}: {error.strerror or error}; nothing was changed") from error
+    return Applied(out, end, applied)
+
+
+@contextmanager
+def _withdrawn(path: Path, text: str) -> Iterator[None]:
+    """While this lasts, there is no file at `path`, and after it one with `text`; after an error, what was there."""
+    before = path.read_bytes() if path.is_file() else None
+    try:
+        with atomic_path(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+            path.unlink(missing_ok=True)
+            yield
+    except BaseException:
+        if before is not None:
+            write_atomic(path, lambda file: file.write_bytes(before))
+        raise
+
+
+def _says(path: Path, text: str) -> bool:
+    """Whether that is what stands in the file."""
+    try:
+        return path.read_text(encoding="utf-8") == text
+    except (OSError, ValueError):
+        return False
 
 
 def _check_written(temporary: Path, out: Path, wanted: FileIdentity) -> None:
@@ -235,7 +264,7 @@ def _model_content(path: Path, updates: Sequence[UpdateFile] | None = None) -> b
     try:
         size = path.stat().st_size
         check_model_size(path, size)
-        with path.open("rb") as file:  # what is no file says so now, not by its size
+        with open_regular(path, MAX_FILE) as file:  # what is no file says so now, not by its size
             if updates and not any(size in (u.header.base.bytes, u.header.result.bytes) for u in updates):
                 raise _wrong_base(path, updates[0], f"{size:,} bytes")
             return file.read()

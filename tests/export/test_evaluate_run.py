@@ -48,6 +48,7 @@ def run(small_run, tmp_path, exports, monkeypatch):
     """A copy, so that a test may change it; its graphs are exported already."""
 
     def copy(run, out, options, after):
+        out.mkdir()
         for path in (exports / str(after)).iterdir():
             if options.teacher or "teacher" not in path.name:
                 shutil.copy(path, out / path.name)
@@ -55,6 +56,12 @@ def run(small_run, tmp_path, exports, monkeypatch):
     monkeypatch.setattr("cdl_deploy.export.export_run", copy)
     shutil.copytree(small_run, tmp_path / "run")
     return tmp_path / "run"
+
+
+def rewrite(run, record):
+    """What a run says is in its last checkpoint, where there is one."""
+    (run / "run.json").write_text(json.dumps(record))
+    (run / "checkpoints/last.safetensors").unlink()
 
 
 def test_the_matrix_is_what_training_measured(run):
@@ -92,7 +99,7 @@ def test_a_changed_record_is_found(run, capsys):
     record = json.loads((run / "run.json").read_text())
     honest = record["student"]["accuracy_matrix"][1][0]
     record["student"]["accuracy_matrix"][1][0] = honest - 50
-    (run / "run.json").write_text(json.dumps(record))
+    rewrite(run, record)
     with pytest.raises(SystemExit) as caught:
         main(["evaluate", str(run), "--no-teacher", "--save", str(run.parent / "matrix.json")])
     out = capsys.readouterr().out
@@ -114,7 +121,7 @@ def test_kept_images_stand_in_for_a_folder_that_is_gone(run):
     record = json.loads((run / "run.json").read_text())
     for plan in record["plans"]:
         plan["data"] = str(run / "gone")
-    (run / "run.json").write_text(json.dumps(record))
+    rewrite(run, record)
     result = evaluate_run(run, teacher=False)
     assert result.kept == [1, 2]
     assert result.images == [6, 6]

@@ -120,7 +120,7 @@ def test_damaged_value(make_model, tiny, key, value, expected):
             {"input": "uint8"},
             "cdl.preprocessing.input is 'uint8', expected 'image' or 'tensor'; a newer cdl-deploy may know it",
         ),
-        ({"height": 0}, "cdl.preprocessing.height is 0, expected at least 1"),
+        ({"height": 0}, "cdl.preprocessing.height is 0, expected 1 to 4096"),
         ({"std": [1, 0, 1]}, "cdl.preprocessing.std is [1.0, 0.0, 1.0], expected three numbers above 0"),
         ({"mean": [1, 2]}, "cdl.preprocessing.mean is [1, 2], expected a list of 3, each a number"),
     ],
@@ -136,7 +136,7 @@ def test_damaged_preprocessing(tiny, change, expected):
 def test_checked_when_built(tiny):
     with pytest.raises(BundleError, match="expected 'student' or 'teacher'"):
         tiny.bundle(role="x")
-    with pytest.raises(BundleError, match="resize is -1, expected at least 1"):
+    with pytest.raises(BundleError, match="resize is -1, expected 1 to 4096"):
         Preprocessing(1, 1, -1, "bicubic", (0, 0, 0), (1, 1, 1))
 
 

@@ -209,4 +209,7 @@ def test_what_cannot_be_compared_is_one_line(tmp_path, capsys, change, message):
 def test_what_is_no_run(tmp_path, capsys):
     code, _, err = cdl(capsys, tmp_path / "nowhere")
     assert code == 2
+    assert f"{tmp_path / 'nowhere'} is no run directory: it does not exist; make one with cdl train" in err
+    (tmp_path / "nowhere").mkdir()
+    _, _, err = cdl(capsys, tmp_path / "nowhere")
     assert f"{tmp_path / 'nowhere'} is no run directory: it has no run.json; make one with cdl train" in err

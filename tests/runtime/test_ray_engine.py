@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cdl_deploy import Classifier
-from cdl_deploy.errors import OptionError
+from cdl_deploy.errors import OptionError, PassingError
 from cdl_deploy.rows.formats import row_format
 from cdl_deploy.runtime.predict import predict_rows
 
@@ -44,6 +44,18 @@ def test_same_rows_as_here(model_path, photos, tmp_path, monkeypatch):
     assert "5 of 13 images could not be read\nexit code: 1\n" in told
     assert output.read_bytes() == expected
     assert output.with_name("rows.jsonl.portions").read_bytes() == expected
+
+
+def test_a_failure_of_the_machine_travels_without_a_traceback(model_path, photos, tmp_path, monkeypatch):
+    from cdl_deploy.runtime import ray_engine
+
+    def refuse(*given):
+        raise PassingError("a.png: Too many open files")
+
+    actor = ray_engine.ModelActor(str(model_path), str(tmp_path), None, 1, 2)
+    monkeypatch.setattr(ray_engine, "classify_paths", refuse)
+    found = actor({"path": [os.fsencode(path) for path in photos.values()]})
+    assert list(found["record"]) == ['{"passing error": "a.png: Too many open files"}'] * len(photos)
 
 
 def test_copies_that_fit():

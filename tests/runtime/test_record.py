@@ -141,7 +141,10 @@ DAMAGED = [
     (without("plans", 1), "is damaged: it has 2 tasks, but 1 plans"),
     (with_([[1.0]], "student", "accuracy_matrix"), "is damaged: student.accuracy_matrix is no triangle of 2 tasks"),
     (with_([[1.0], [1.0]], "student", "accuracy_matrix"), "is damaged: student.accuracy_matrix is no triangle"),
-    (with_(float("inf"), "student", "forgetting"), "is damaged: student.forgetting is inf, expected a number"),
+    (
+        with_(1 << 64, "student", "forgetting"),
+        "is damaged: student.forgetting is 18446744073709551616, expected a num",
+    ),
     (with_("no", "skipped_images"), "is damaged: skipped_images is no, expected a list, each a string"),
 ]
 
@@ -191,9 +194,9 @@ def test_every_value_may_be_of_any_other_type(write):
 
 def test_what_is_no_file_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "run.json")
-    with pytest.raises(RunError, match=r"cannot read .*run\.json: it is no file"):
+    with pytest.raises(RunError, match=r"cannot read .*run\.json: it is a pipe, expected a regular file"):
         read_record(tmp_path)
     with (tmp_path / "large").open("wb") as file:
         file.truncate(LARGEST + 1)
-    with pytest.raises(RunError, match=r"has 268,435,457 bytes, expected 268,435,456 at most"):
+    with pytest.raises(RunError, match=r"has 134,217,729 bytes, expected at most 134,217,728"):
         read_json(tmp_path / "large", "")

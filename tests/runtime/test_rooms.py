@@ -42,7 +42,7 @@ def test_rooms_import_those_before_them_only():
 
 
 def test_files_beside_the_rooms_import_no_room():
-    for name in ("errors", "files", "version", "seeds", "typed_json"):
+    for name in ("errors", "files", "folders", "version", "seeds", "typed_json"):
         assert not [m for m in imported(PACKAGE / f"{name}.py") if (PACKAGE / m.split(".")[1]).is_dir()], name
 
 
@@ -53,4 +53,4 @@ def test_a_classifier_needs_no_benchmark():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     rooms = {name.split(".")[1] for name in done.stdout.split()}
-    assert rooms <= {"data", "errors", "runtime", "typed_json", "version"}
+    assert rooms <= {"data", "documents", "errors", "printable", "regular_file", "runtime", "typed_json", "version"}

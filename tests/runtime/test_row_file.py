@@ -213,6 +213,15 @@ def test_one_writer_at_a_time(tmp_path):
         RowFile(tmp_path / "rows.jsonl", "jsonl", TOP_K)
 
 
+def test_a_writer_at_work_is_not_called_interrupted(classifier, paths, tmp_path):
+    with RowFile(tmp_path / "rows.jsonl", "jsonl", TOP_K) as first:
+        list(first.remaining([], classifier))
+        first.write(next(predict_rows(classifier, paths[:1])))
+        first.flush()
+        with pytest.raises(OptionError, match="another program is writing"):
+            RowFile(tmp_path / "rows.jsonl", "jsonl", TOP_K)
+
+
 def test_devices_are_written_as_they_are(classifier, paths):
     assert write(Path("/dev/null"), classifier, paths).done == len(paths)
     assert not Path("/dev/null.part").exists()
@@ -231,6 +240,13 @@ def disk_with(size):
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_promises_no_file_that_is_gone(classifier, paths, tmp_path):
+    with disk_with(0), pytest.raises(OptionError) as caught:
+        write(tmp_path / "rows.jsonl", classifier, paths)
+    assert str(caught.value) == f"--output {tmp_path / 'rows.jsonl'}: File too large"
+    assert not list(tmp_path.glob("rows*"))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -525,11 +525,9 @@ def test_two_updates_of_one_file_at_once_never_mix(world, monkeypatch, locks):
         with contextlib.suppress(threading.BrokenBarrierError):
             together.wait(0.3)  # with locks the second one never comes
 
-    def finish(done):
-        assert out.read_bytes() in (NEW, other)
-
     def update(name):
-        done = apply_updates(world / "old.onnx", [world / f"{name}.cdlup"], out, wait, finish)
+        done = apply_updates(world / "old.onnx", [world / f"{name}.cdlup"], out, wait)
+        assert out.read_bytes() in (NEW, other)
         assert done.identity == identify(wanted[name])
         finished.append(name)
 

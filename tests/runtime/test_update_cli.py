@@ -5,12 +5,16 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 
-from cdl_deploy.runtime.bundle import Accuracy
+from cdl_deploy.files import json_text
+from cdl_deploy.runtime.bundle import Accuracy, description, read_bundle
 from cdl_deploy.update.news import news
 from cdl_deploy.update.patch import make_update
+from tests.kill_points import every_kill
 
 
 @pytest.fixture
@@ -100,6 +104,54 @@ def test_news_of_accuracy(tiny):
     assert news(known, plain) == same
     assert news(plain, known) == f"{same}, accuracy 90.0 %"
     assert news(known, tiny.bundle(accuracy=Accuracy(80.06, 1.0))) == f"{same}, accuracy 90.0 → 80.1 %"
+
+
+def test_killed_before_every_change_no_model_is_beside_the_description_of_another(shop, cdl):
+    old, new = ((shop / f"{name}.onnx").read_bytes() for name in ("old", "new"))
+    (shop / "b.onnx").write_bytes(new)
+    model, beside = shop / "here" / "student.onnx", shop / "here" / "student.json"
+
+    def texts(path):
+        return json_text(description(read_bundle(path)))
+
+    before, after = texts(shop / "old.onnx"), texts(shop / "new.onnx")
+
+    def prepare():
+        shutil.rmtree(model.parent, ignore_errors=True)
+        model.parent.mkdir()
+        model.write_bytes(old)
+        beside.write_text(before, encoding="utf-8")
+
+    def update():
+        assert cdl("update", model, shop / "a.cdlup", "-o", model)[0] == 0
+
+    kills = 0
+    for _ in every_kill(model.parent, prepare, update):
+        assert model.read_bytes() in (old, new)
+        assert not beside.exists() or beside.read_text(encoding="utf-8") == (
+            before if model.read_bytes() == old else after
+        )
+        update()
+        assert (model.read_bytes(), beside.read_text(encoding="utf-8")) == (new, after)
+        assert sorted(path.name for path in model.parent.iterdir()) == ["student.json", "student.onnx"]
+        kills += 1
+    assert kills >= 8
+
+
+def test_an_update_that_cannot_take_its_place_leaves_the_description(shop, cdl, monkeypatch):
+    (shop / "old.json").write_text("the old one")
+    before = (shop / "old.onnx").read_bytes()
+
+    def failing(self, target):
+        if Path(target).suffix == ".onnx":
+            raise OSError(5, "Input/output error")
+        return move(self, target)
+
+    move = Path.replace
+    monkeypatch.setattr(Path, "replace", failing)
+    code, out, err = cdl("update", shop / "old.onnx", shop / "a.cdlup", "-o", shop / "old.onnx")
+    assert (code, out, err) == (2, "", f"error: {shop}/old.onnx: Input/output error; nothing was changed\n")
+    assert ((shop / "old.json").read_text(), (shop / "old.onnx").read_bytes()) == ("the old one", before)
 
 
 def test_a_description_that_an_earlier_update_did_not_come_to_is_written(shop, cdl):

@@ -71,11 +71,18 @@ def test_its_version_follows_the_files(small_bundle: Path, tmp_path: Path) -> No
 def test_an_earlier_page_is_replaced(small_bundle: Path, tmp_path: Path) -> None:
     site = tmp_path / "site"
     write_page(small_bundle / "teacher.onnx", site)
+    own = {"CNAME": b"example.org", "assets/logo.svg": b"<svg/>", ".well-known/key": b"key"}
+    for name, content in own.items():
+        (site / name).parent.mkdir(exist_ok=True)
+        (site / name).write_bytes(content)
+    worker = (site / "sw.js").read_text(encoding="utf-8")
     (site / "assets" / "index-old.js").write_text("of an earlier version")
-    (site / "CNAME").write_text("example.org")
+    (site / "sw.js").write_text(worker.replace('"files": [', '"files": ["assets/index-old.js", "../precious", '))
+    (tmp_path / "precious").write_text("not in the page")
     write_page(small_bundle / "student.onnx", site)
+    assert (tmp_path / "precious").exists()
     found = files(site)
-    assert found.pop("CNAME") == b"example.org"  # the user's own
+    assert {name: found.pop(name) for name in own} == own  # the user's own
     write_page(small_bundle / "student.onnx", tmp_path / "fresh")
     assert found == files(tmp_path / "fresh")
 
@@ -85,6 +92,29 @@ def test_an_empty_folder_will_do(student: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     write_page(student, tmp_path / "empty")
     assert files(tmp_path / "empty") == files(tmp_path / "site")
+
+
+def test_a_folder_of_others_that_has_a_page_json_is_left_alone(student: Path, tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    (site / "assets").mkdir(parents=True)
+    (site / "page.json").write_text('{"title": "My page"}')
+    (site / "assets" / "photo.jpg").write_text("the only copy")
+    before = files(tmp_path)
+    with pytest.raises(OptionError, match="has other files in it"):
+        write_page(student, site)
+    assert files(tmp_path) == before
+
+
+def test_nothing_is_written_or_removed_through_a_link(student: Path, tmp_path: Path) -> None:
+    site, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
+    write_page(student, site)
+    (site / "assets").rename(elsewhere)
+    (site / "assets").symlink_to(elsewhere)
+    before = files(tmp_path)
+    with pytest.raises(OptionError) as caught:
+        write_page(student, site)
+    assert str(caught.value) == f"--web: {site}/assets is a link, and what it leads to is not ours: remove the link"
+    assert files(tmp_path) == before
 
 
 @pytest.mark.parametrize(("name", "what"), [("folder", "has other files in it"), ("file", "is a file")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 
 import numpy as np
@@ -15,11 +16,14 @@ from torchvision.datasets import ImageFolder
 from cdl_deploy.data.images import load_image
 from cdl_deploy.data.preprocessing import ResizeCrop
 from cdl_deploy.data.sources import digits, fingerprint, image_folder, open_source
-from cdl_deploy.errors import DataError
+from cdl_deploy.errors import DataError, PassingError, RunError
 from cdl_deploy.run.config import DataConfig
+from cdl_deploy.run.record import FinishedTask, TaskPlan
 from cdl_deploy.training.data.loading import LoadedImages, batches
+from cdl_deploy.training.data.task_data import TaskData
 from cdl_deploy.training.data.tasks import make_tasks
 from cdl_deploy.training.data.transforms import evaluation_transform, training_transform
+from tests.records import finished_task
 from tests.training.conftest import COLOURS, write_images
 
 
@@ -236,3 +240,44 @@ def test_worker_processes_are_started_once_and_every_pass_is_what_a_fresh_loader
         started |= {worker.pid for worker in found._iterator._workers}
         next(iter(images.batches(5, 4, scope)))
     assert len(started) == 2
+
+
+def test_what_goes_wrong_in_a_process_that_loads_is_one_line(photos, monkeypatch):
+    items, transform = (
+        sorted((photos / "train").rglob("*.png")),
+        evaluation_transform(ResizeCrop.square(8, 8, "bicubic")),
+    )
+    found = batches(items, [0] * len(items), transform, 7, workers=1)
+    items[3].unlink()
+    with pytest.raises(DataError) as caught:
+        list(found)
+    assert str(caught.value) == f"{items[3]} has vanished since the run began: restore it and continue with --resume"
+
+    def too_small(self):
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error.\nMaybe out of shared memory.")
+
+    monkeypatch.setattr(torch.utils.data.DataLoader, "__iter__", too_small)
+    with pytest.raises(RunError) as told:
+        list(found)
+    assert str(told.value) == (
+        "the processes that load images have failed (DataLoader worker (pid 7) is killed by signal: Bus error. Maybe "
+        "out of shared memory.): continue with --resume, and more room in /dev/shm where that is too small; "
+        "--workers 0 starts none"
+    )
+
+
+@pytest.mark.parametrize("where", ["listing", "looking"])
+def test_a_folder_that_cannot_be_read_now_is_not_taken_for_gone(photos, where, monkeypatch):
+    """The task would be tested on the few images that the run keeps, and nobody told."""
+    plan = TaskPlan(("ant", "bee"), str(photos))
+    task = finished_task(1, ["ant", "bee"])
+    data = TaskData([plan], [FinishedTask(**task)], {}, lambda number: {}, [])
+
+    def refuse(*given):
+        raise OSError(errno.ESTALE, "Stale file handle", str(photos))
+
+    monkeypatch.setattr(
+        "os.scandir" if where == "listing" else "cdl_deploy.training.data.task_data.fingerprint", refuse
+    )
+    with pytest.raises(PassingError, match="Stale file handle"):
+        data.test(1)

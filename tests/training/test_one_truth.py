@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -15,10 +16,12 @@ import pytest
 import safetensors.torch
 import torch
 
+from cdl_deploy.cli import main
 from cdl_deploy.data import sources
 from cdl_deploy.data.images import load_image
 from cdl_deploy.errors import CdlError, RunError
 from cdl_deploy.run.config import MethodConfig
+from cdl_deploy.run.latest import latest_record
 from cdl_deploy.training import loop
 from cdl_deploy.training.checkpoint import load_run
 from cdl_deploy.training.loop import add_task, resume, train
@@ -227,6 +230,75 @@ def test_a_lock_goes_with_its_process(runs, run):
     assert (run / ".lock").exists()
     assert len(add_task(run, Addition(str(runs / "second"))).tasks) == 2
     assert not (run / ".lock").exists()
+
+
+ORPHAN = """
+import os, sys, time
+from pathlib import Path
+from cdl_deploy.training.run_directory import RunDirectory
+with RunDirectory(Path(sys.argv[1])).lock():
+    if os.fork() == 0:  # as a process that loads images
+        os.close(1)
+        time.sleep(0.7)
+        os._exit(0)
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_helpers_of_a_killed_process_are_waited_for(runs, run):
+    """They have inherited its lock, and end some seconds after it."""
+    holder = subprocess.Popen(
+        [sys.executable, "-c", ORPHAN, str(run)], cwd=PROJECT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout.readline() == "held\n"
+    holder.send_signal(signal.SIGKILL)
+    holder.communicate()
+    with RunDirectory(run).lock():
+        pass
+
+
+def test_what_a_run_shows_is_what_it_has_learned(runs, run, monkeypatch, capsys):
+    """Also where a kill has left run.json behind."""
+    before = (run / "run.json").read_bytes()
+    add_task(run, Addition(str(runs / "second")))
+    (run / "run.json").write_bytes(before)
+    assert latest_record(run) == RunDirectory(run).latest_record()
+    with pytest.raises(SystemExit):
+        main(["runs", str(run), "--json"])
+    shown = json.loads(capsys.readouterr().out)["tasks"]
+    assert [task["classes"] for task in shown] == [["ant", "bee"], ["cat", "dog"]]
+    (run / "checkpoints/last.safetensors").write_bytes(b"\x08" + bytes(7) + b"{}      ")
+    with pytest.raises(RunError, match=r"last\.safetensors: it is no checkpoint of a run, or damaged"):
+        latest_record(run)
+
+
+def test_a_changed_bit_in_the_record_of_a_checkpoint_is_noticed(runs, run):
+    """Where no tensors are taken from it, too: another name of a class would go into everything that follows."""
+    file = run / "checkpoints/last.safetensors"
+    data = file.read_bytes()
+    assert data.count(b'\\"ant\\"') >= 2
+    file.write_bytes(data.replace(b'\\"ant\\"', b'\\"bnt\\"'))
+    for action in (load_run, lambda run: add_task(run, Addition(str(runs / "second")))):
+        with pytest.raises(RunError, match=r"last\.safetensors is damaged: .* \(its hash differs\)"):
+            action(run)
+
+
+def test_a_run_in_the_middle_of_a_task_needs_its_last_checkpoint(runs, run):
+    with pytest.raises(KeyboardInterrupt):
+        add_task(run, Addition(str(runs / "second")), Interrupt(2))
+    (run / "checkpoints/last.safetensors").unlink()
+    with pytest.raises(RunError, match=r"last\.safetensors is missing: the run directory is incomplete"):
+        resume(run)
+
+
+def test_a_record_without_a_student_is_one_line(run):
+    (run / "checkpoints/last.safetensors").unlink()
+    record = json.loads((run / "run.json").read_text())
+    del record["backbones"]["student"]
+    (run / "run.json").write_text(json.dumps(record))
+    with pytest.raises(RunError, match=r"run\.json is damaged: 'student' is missing in backbones"):
+        load_run(run)
 
 
 def change(path: Path, edit) -> None:

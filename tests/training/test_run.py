@@ -219,7 +219,7 @@ def test_a_damaged_record_is_one_clear_line(tmp_path, text, message):
 
 
 def test_a_missing_run_is_one_clear_line(tmp_path):
-    with pytest.raises(RunError, match=r"is no run directory: it has no run\.json; make one with cdl train"):
+    with pytest.raises(RunError, match=r"is no run directory: it does not exist; make one with cdl train"):
         resume(tmp_path / "nothing")
 
 

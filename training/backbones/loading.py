@@ -14,6 +14,7 @@ from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_
 from torch import Tensor
 
 from cdl_deploy.errors import WeightsError, nearest
+from cdl_deploy.regular_file import open_regular
 from cdl_deploy.run.record import BackboneInfo
 from cdl_deploy.training.backbones import Backbone, build_backbone, hub, mini, patch14, small
 
@@ -61,6 +62,7 @@ def rebuild_backbone(info: BackboneInfo, file: Path) -> Backbone:
     """The backbone that a run stored, without hub or package weights."""
     known_model(info.model)
     vit = create_vit(info.model, info.image_size)
+    open_regular(file).close()  # a pipe would wait for ever
     vit.load_state_dict(safetensors.torch.load_file(file))
     if weights_hash(vit) != info.sha256:
         raise WeightsError(

@@ -15,9 +15,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from cdl_deploy.data.images import load_image
 from cdl_deploy.data.labelled import Item
-from cdl_deploy.errors import DataError
+from cdl_deploy.errors import CdlError, DataError, PassingError, RunError
 from cdl_deploy.training.data.transforms import PixelTransform
 from cdl_deploy.training.seeds import derive_seed, generator
+from cdl_deploy.typed_json import short
 
 Key = tuple[int, int]
 """Index of an image, and the seed of its augmentation."""
@@ -54,6 +55,8 @@ def load_known(item: Item) -> Image.Image:
         if isinstance(item, Path) and not item.exists():
             raise DataError(f"{item} has vanished since the run began: restore it and continue with --resume") from None
         raise DataError(f"cannot read image {error}") from None
+    except PassingError as error:
+        raise PassingError(f"{error}, and continue with --resume") from None
 
 
 class SeededBatches(Sampler[list[Key]]):
@@ -162,6 +165,25 @@ def batches(
     return make_loader(items, labels, transform, order, workers)
 
 
+class OneLineLoader(DataLoader[tuple[Tensor, Tensor]]):
+    """Tells in one line what went wrong in the processes that load."""
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:  # type: ignore[override]
+        try:
+            yield from super().__iter__()
+        except CdlError as error:  # from another process it comes with the traceback that it had there
+            text = str(error).strip()
+            raise type(error)(text.rpartition(f"{type(error).__name__}: ")[2] if "\n" in text else text) from None
+        except (RuntimeError, OSError) as error:
+            if not self.num_workers:
+                raise
+            reason = short((error.strerror if isinstance(error, OSError) else None) or str(error))
+            raise RunError(
+                f"the processes that load images have failed ({reason}): continue with --resume, and more room in "
+                "/dev/shm where that is too small; --workers 0 starts none"
+            ) from None
+
+
 def make_loader(
     items: Sequence[Item],
     labels: Sequence[int],
@@ -174,7 +196,7 @@ def make_loader(
     dataset = cast(Dataset[tuple[Tensor, Tensor]], PixelDataset(items, labels, transform))
     again = isinstance(order, PassAfterPass) and workers > 0
     pin = torch.cuda.is_available()
-    return DataLoader(dataset, batch_sampler=order, num_workers=workers, pin_memory=pin, persistent_workers=again)
+    return OneLineLoader(dataset, batch_sampler=order, num_workers=workers, pin_memory=pin, persistent_workers=again)
 
 
 @overload

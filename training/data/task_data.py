@@ -12,7 +12,7 @@ from torch import Tensor
 from cdl_deploy.data.folder import Files, find_splits
 from cdl_deploy.data.labelled import Item
 from cdl_deploy.data.sources import ImageSource, OnCheck, fingerprint, is_named, open_source
-from cdl_deploy.errors import DataError
+from cdl_deploy.errors import DataError, PassingError, is_passing
 from cdl_deploy.run.record import FinishedTask, TaskPlan
 
 Heldout = Mapping[str, Tensor]
@@ -118,7 +118,11 @@ class TaskData:
             task = self.finished[number - 1]
             if fingerprint(items) != (task.data_fingerprint if split == "train" else task.test_fingerprint):
                 return None
-        except (DataError, OSError, KeyError):
+        except OSError as error:
+            if is_passing(error):  # to go on without these images would change what is measured, unnoticed
+                raise PassingError(f"cannot read {error.filename or plan.data}: {error.strerror}") from None
+            return None
+        except (DataError, KeyError):
             return None
         return TaskImages(items, [self.positions[name] for name, paths in chosen.items() for _ in paths])
 

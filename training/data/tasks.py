@@ -6,10 +6,12 @@ import re
 from pathlib import Path
 
 import torch
-import yaml
 
+from cdl_deploy.documents import parse_yaml
 from cdl_deploy.errors import DataError, nearest
+from cdl_deploy.regular_file import read_regular
 from cdl_deploy.run.config import DataConfig
+from cdl_deploy.run.config_file import MAX_BYTES
 from cdl_deploy.training.seeds import generator
 
 Tasks = tuple[tuple[str, ...], ...]
@@ -60,10 +62,10 @@ def read_task_file(path: Path, classes: tuple[str, ...]) -> Tasks:
     Classes of the data set that the file does not name are left out of the run.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = parse_yaml(read_regular(path, MAX_BYTES).decode())
     except OSError as error:
         raise DataError(f"cannot read --task-file {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise DataError(f"--task-file {path} is not YAML: {' '.join(str(error).split())}") from None
     if isinstance(content, dict) and set(content) == {"tasks"}:
         content = content["tasks"]
@@ -72,10 +74,10 @@ def read_task_file(path: Path, classes: tuple[str, ...]) -> Tasks:
             f"--task-file {path} must be a list of tasks, each a list of class names, such as [[cat, dog], [owl]]"
         )
     tasks = tuple(tuple(str(name) for name in task) for task in content)
-    seen: set[str] = set()
+    known, seen = set(classes), set[str]()
     for number, task in enumerate(tasks, start=1):
         for name in task:
-            if name not in classes:
+            if name not in known:
                 raise DataError(
                     f"--task-file {path}, task {number}: no class '{name}' in the data{nearest(name, classes)}"
                 )

@@ -3,7 +3,11 @@
 // `cdl export --web` puts one line before this file: const SITE = { version: "…", files: ["…", …] };
 // The version is a hash of all files, so another model is another version, fetched whole before it replaces the old one.
 
-const CACHE = `cdl-page-${SITE.version}`;
+// Caches belong to the whole host, and another folder of it may hold another page: the name says whose this one is. No
+// path of a URL has a space in it.
+const SCOPE = self.registration.scope;
+const OWN = `cdl-page ${new URL(SCOPE).pathname} `;
+const CACHE = OWN + SITE.version;
 
 // With these headers a page may use shared memory, which is what lets WebAssembly use several cores. A static host need
 // not send them: from the second visit on they come from here.
@@ -24,14 +28,21 @@ self.addEventListener("install", (event) => {
 });
 
 self.addEventListener("activate", (event) => {
-  const isOld = (name) => name.startsWith("cdl-page-") && name !== CACHE;
-  event.waitUntil(
-    caches
-      .keys()
-      .then((names) => Promise.all(names.filter(isOld).map((name) => caches.delete(name))))
-      .then(() => self.clients.claim()),
-  );
+  event.waitUntil(forgetOldVersions().then(() => self.clients.claim()));
 });
+
+async function forgetOldVersions() {
+  for (const name of await caches.keys()) {
+    const isOurs = name.startsWith(OWN) || (/^cdl-page-[0-9a-f]{16}$/.test(name) && (await holdsThisPage(name)));
+    if (isOurs && name !== CACHE) await caches.delete(name);
+  }
+}
+
+// Up to version 0.1.0 names did not say whose a cache is; its files do.
+async function holdsThisPage(name) {
+  const cache = await caches.open(name);
+  return (await cache.match(new URL("index.html", SCOPE).href)) !== undefined;
+}
 
 self.addEventListener("fetch", (event) => {
   const url = new URL(event.request.url);

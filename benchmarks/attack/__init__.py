@@ -1,0 +1,1 @@
+"""Attacks on what is written and read: see `__main__.py`."""

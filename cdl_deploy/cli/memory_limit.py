@@ -1,0 +1,43 @@
+"""No command that runs somebody's model takes more memory than the machine has: it ends with a line, not the machine.
+
+What a graph makes is known when it runs. Where the system counts no such limit (macOS), there is none.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+CGROUP = Path("/sys/fs/cgroup/memory.max")
+PROC = Path("/proc")
+
+
+def limit_memory() -> None:
+    """Limit what this process may add to its data: to the machine's memory with its swap, or a container's share."""
+    try:
+        import resource
+
+        most = _of("meminfo", "MemTotal") + _of("meminfo", "SwapTotal")
+        if (share := _share()) is not None:
+            most = min(most, share)
+        most += _of("self/status", "VmData")  # which is mapped, and mostly not used
+        soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        known = [limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY]
+        resource.setrlimit(resource.RLIMIT_DATA, (min([most, *known]), hard))
+    except (ImportError, OSError, ValueError):
+        pass
+
+
+def _of(file: str, name: str) -> int:
+    """Bytes of one line of a file of /proc."""
+    for line in (PROC / file).read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return 1024 * int(line.split()[1])
+    raise ValueError(name)
+
+
+def _share() -> int | None:
+    """Bytes that a container may use, swap aside; None without a limit."""
+    try:
+        return int(CGROUP.read_text())
+    except (OSError, ValueError):  # not a container, cgroup v1, or "max"
+        return None
