@@ -11,6 +11,7 @@ import hashlib
 import os
 import random
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -52,7 +53,11 @@ def attack(world: World, arguments: argparse.Namespace) -> dict[str, Any]:
     wanted = [name for name in arguments.only.split(",") if name]
     chosen = {name: it for name, it in races(world).items() if not wanted or name in wanted}
     rng = random.Random(arguments.seed)
-    return {name: run_often(world, it, arguments.races, rng) for name, it in chosen.items()}
+    told = {}
+    for name, race in chosen.items():
+        told[name] = run_often(world, race, arguments.races, rng)
+        print(f"races: {name}: {told[name]}", file=sys.stderr)
+    return told
 
 
 def run_often(world: World, race: Race, times: int, rng: random.Random) -> dict[str, Any]:
