@@ -67,7 +67,11 @@ def attack(world: World, arguments: argparse.Namespace) -> dict[str, Any]:
     """Figures by name of the victim."""
     wanted = [name for name in arguments.only.split(",") if name]
     chosen = {name: it for name, it in victims(world).items() if not wanted or name in wanted}
-    return {name: kill_everywhere(world, it, arguments.every) for name, it in chosen.items()}
+    told = {}
+    for name, victim in chosen.items():
+        told[name] = kill_everywhere(world, victim, arguments.every)
+        print(f"kills: {name}: {told[name]}", file=sys.stderr)
+    return told
 
 
 def kill_everywhere(world: World, victim: Victim, every: int) -> dict[str, Any]:

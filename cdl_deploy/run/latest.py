@@ -25,6 +25,7 @@ def latest_record(root: Path) -> RunRecord:
 def latest_content(root: Path) -> tuple[Any, Path]:
     """The JSON value of the latest record, and the file that it is from. Raises RunError like `read_record`."""
     content, file = read_record_file(root), root / LAST_CHECKPOINT
+    parse_record(content, root / FILE)  # refuses a newer format, and what is damaged
     if not file.exists():
         return content, root / FILE
     try:
