@@ -126,10 +126,12 @@ class RunDirectory:
             written = metadata.get("sha256")  # files of versions up to 0.1.0 have none
             if written is not None and written != digest(tensors, metadata["header"]):
                 raise RunError(f"{path} is damaged: it does not hold what was written to it (its hash differs)")
-            header = parse_json(metadata["header"])
-            if not isinstance(header, dict):
-                raise ValueError("its header is no JSON object")
-            return {current_tensor_name(name): value for name, value in tensors.items()}, header
+            return {current_tensor_name(name): value for name, value in tensors.items()}, _header(metadata)
+
+    def load_header(self, path: Path) -> dict[str, Any]:
+        """The header alone."""
+        with self._open(path) as (_, metadata):
+            return _header(metadata)
 
     @contextmanager
     def _open(self, path: Path) -> Iterator[tuple[Any, dict[str, str]]]:
@@ -195,6 +197,13 @@ class RunDirectory:
         for folder in (self.root, *(self.root / name for name in folders)):
             for path in folder.glob(TEMPORARY):
                 path.unlink(missing_ok=True)
+
+
+def _header(metadata: dict[str, str]) -> dict[str, Any]:
+    header = parse_json(metadata["header"])
+    if not isinstance(header, dict):
+        raise ValueError("its header is no JSON object")
+    return header
 
 
 def digest(tensors: dict[str, Tensor], header: str) -> str:
