@@ -38,6 +38,7 @@ def train(
     classes: Sequence[str] = (),
     allow_known: bool = False,
     resume: bool = False,
+    moved_to: AnyPath | None = None,
     progress: Progress | None = None,
     **options: Any,
 ) -> RunRecord:
@@ -51,12 +52,13 @@ def train(
     `resume` or `add`, the run directory instead.
     `out`: the run directory, which must not exist or be empty.
     `preset`, `config`: named values (`"paper"`), and a YAML or JSON file of values, under `options`.
+    `moved_to`: with `resume`, where the run's image folder is now.
     `add`: image folder whose classes become the next task; `classes`: only these of them; `allow_known`: train classes
     on that the run knows.
     `progress`: told what happens (`cdl_deploy.training.progress`).
     `options`: the options of `cdl train` with underscores for hyphens: `tasks=10`, `classes_per_task=4`,
     `teacher="vit_…"`, `student="vit_…"`, `method="coda"`, `distill="kdp"`, `epochs=20`, `seed=0`, … docs/help.md has
-    all. With `add`, only `holdout`, `skip_bad` and those of the optimisation, for this task alone.
+    all. With `add`, only `holdout`, `skip_bad`, `labels` and those of the optimisation, for this task alone.
 
     Raises OptionError, DataError, WeightsError or RunError before the run directory is made, where something is wrong.
     """
@@ -74,15 +76,19 @@ def train(
             raise OptionError(f"with {call} the first argument is the run directory: leave out out={str(out)!r}")
         if preset is not None or config is not None:
             raise OptionError(f"{call} goes on with a run as it was configured: leave out preset and config")
+    if moved_to is not None and not resume:
+        raise OptionError("moved_to belongs to resume=True: give it, or leave it out")
     if add is None and (classes or allow_known):
         raise OptionError("classes and allow_known belong to add=…: give it, or leave them out")
     if resume:
         if options:
             raise OptionError(f"resume=True continues a run as it was configured: leave out {', '.join(options)}")
-        return resume_run(Path(data), progress)
+        return resume_run(Path(data), progress, data=None if moved_to is None else str(moved_to))
     given = typed_sections(_by_section(options))
     if add is not None:
-        fixed = [name for name in options if name not in ("holdout", "skip_bad") and name not in given["optim"]]
+        fixed = [
+            name for name in options if name not in ("holdout", "skip_bad", "labels") and name not in given["optim"]
+        ]
         if fixed:
             raise OptionError(f"add=… goes on with a run as it was configured: leave out {', '.join(fixed)}")
         addition = Addition(str(add), tuple(classes), **given["data"], allow_known=allow_known, optim=given["optim"])
@@ -172,6 +178,7 @@ def evaluate(
     *,
     against: AnyPath | None = None,
     holdout: float | None = None,
+    labels: AnyPath | None = None,
     skip_unknown: bool = False,
     batch_size: int = 32,
     threads: int | None = None,
@@ -183,6 +190,7 @@ def evaluate(
     `model`: an exported model, or an ONNX classifier of others that comes with its class names.
     `data`: `"digits"`, or a folder with test/CLASS/… or CLASS/…; of the latter `holdout` takes only what training with
     the same value left out.
+    `labels`: a file that says of which class each image is, in place of folders.
     `against`: a second model, to be compared image by image. `skip_unknown`: leave out classes that the model does not
     know. `threads`: of those that decode and run the model; by default all cores that this process may use.
 
@@ -194,7 +202,7 @@ def evaluate(
         from cdl_deploy.runtime.classifier import Classifier
     if (Path(model) / "run.json").exists():
         raise OptionError(f"{model} is a run: export it first, and evaluate the student.onnx that this writes")
-    images = open_labelled("data", "cdl_deploy.evaluate", str(data), holdout)
+    images = open_labelled("data", "cdl_deploy.evaluate", str(data), holdout, None if labels is None else str(labels))
     second = Classifier(Path(against), threads=1) if against is not None else None
     return evaluate_model(
         Classifier(Path(model), threads=1),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -331,8 +332,14 @@ def trained_parameters(learner: Learner, fixed: FixedSelection | None) -> int:
 
 def run_fingerprint(record: RunRecord) -> str:
     """Hash of what the run was made from: configuration, backbones, and the images of every task."""
+    config = first_config(record.recorded_config())
+    config["data"] = {name: value for name, value in config["data"].items() if name != "labels" or value is not None}
+    for section, name in (("data", "data"), ("data", "labels"), ("models", "teacher_run")):  # wherever they lie
+        value = config[section].get(name)
+        if value is not None and os.path.isabs(value):
+            config[section] = {**config[section], name: os.path.basename(value)}
     content = [
-        first_config(record.recorded_config()),
+        config,
         record.recorded_backbones(),
         [task.data_fingerprint for task in record.tasks],
     ]

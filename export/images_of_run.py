@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 
 from cdl_deploy.data.folder import images_below
-from cdl_deploy.data.images import SUFFIXES, load_image, to_tensor
+from cdl_deploy.data.images import USUAL_SUFFIXES, load_image, to_tensor
 from cdl_deploy.data.labelled import Item
 from cdl_deploy.data.preprocessing import Preprocessing
 from cdl_deploy.errors import DataError
@@ -124,9 +124,7 @@ def given_images(folder: Path) -> list[Path]:
         raise DataError(f"--calibrate {folder} is no folder: give a folder of images like those the model will see")
     files = images_below(folder)
     if not files:
-        raise DataError(
-            f"--calibrate {folder} has no images: expected files ending in {' '.join(sorted(SUFFIXES))}, at any depth"
-        )
+        raise DataError(f"--calibrate {folder} has no images: expected files ending in {USUAL_SUFFIXES}, at any depth")
     return files
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from cdl_deploy.data.sources import ImageSource, fingerprint
 from cdl_deploy.errors import OptionError, RunError
-from cdl_deploy.run.record import RunRecord, TaskPlan
+from cdl_deploy.run.record import RunRecord, SourceKey, TaskPlan
 from cdl_deploy.training.context import Run, Task
 from cdl_deploy.training.data.loading import Rows, SeededBatches, Share, TrainingImages, split, to_device
 from cdl_deploy.training.frozen import as_rows, row_bytes
@@ -211,7 +211,7 @@ def _bytes(rows: Mapping[str, Tensor]) -> int:
 def check_views(
     record: RunRecord,
     pair: TeacherStudent,
-    sources: Mapping[tuple[str, float | None, bool], ImageSource],
+    sources: Mapping[SourceKey, ImageSource],
     processes: Processes,
     root: Path,
 ) -> int:
@@ -255,7 +255,7 @@ def check_views(
     return most
 
 
-def images_of(plan: TaskPlan, sources: Mapping[tuple[str, float | None, bool], ImageSource]) -> int:
+def images_of(plan: TaskPlan, sources: Mapping[SourceKey, ImageSource]) -> int:
     """How many a task has to learn from."""
     source = sources[plan.source_key].train
     return sum(len(source.of_class(name)) for name in (*plan.known_classes, *plan.classes))

@@ -9,7 +9,7 @@ import torch
 
 from cdl_deploy.data.sources import ImageSource
 from cdl_deploy.run.config import OptimConfig, default_batch_size
-from cdl_deploy.run.record import RunRecord, TaskPlan
+from cdl_deploy.run.record import RunRecord, SourceKey, TaskPlan
 from cdl_deploy.training.checkpoint import Position, save_last
 from cdl_deploy.training.data.loading import TrainingImages
 from cdl_deploy.training.data.resident import training_images
@@ -31,7 +31,7 @@ class Run:
     directory: RunDirectory
     record: RunRecord
     pair: TeacherStudent
-    sources: dict[tuple[str, float | None, bool], ImageSource]
+    sources: dict[SourceKey, ImageSource]
     """The images of every task that is left, by `TaskPlan.source_key`."""
     processes: Processes
     progress: Progress

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from cdl_deploy.data.sources import fingerprint
+from cdl_deploy.data.sources import fingerprint, located, located_labels
 from cdl_deploy.run.config import RunConfig
 from cdl_deploy.run.record import FinishedTask, FittedHead, RunRecord, TaskOptim
 from cdl_deploy.training.cached_views import check_views, discard_views, with_cached_views
@@ -33,7 +33,7 @@ from cdl_deploy.training.checkpoint import (
 )
 from cdl_deploy.training.context import Run, Task, begin_task, images_to_learn
 from cdl_deploy.training.data.loading import TrainingImages, to_device
-from cdl_deploy.training.data.task_data import TaskImages, open_sources
+from cdl_deploy.training.data.task_data import TaskImages, check_planned, open_sources, relocated
 from cdl_deploy.training.data.transforms import evaluation_transform
 from cdl_deploy.training.evaluation import evaluate
 from cdl_deploy.training.fitting import fit_task
@@ -75,8 +75,18 @@ def train(config: RunConfig, out: Path, progress: Progress | None = None, stop: 
             return learn(run)
 
 
-def resume(out: Path, progress: Progress | None = None, stop: Stop = never) -> RunRecord:
-    """Continue the run in `out` after its last checkpoint; the result is as if it had not been interrupted."""
+def resume(
+    out: Path,
+    progress: Progress | None = None,
+    stop: Stop = never,
+    data: str | None = None,
+    labels: str | None = None,
+) -> RunRecord:
+    """Continue the run in `out` after its last checkpoint; the result is as if it had not been interrupted.
+
+    `data`: where the image folder is now, if it was moved, and `labels`, its labels file. Raises DataError where the
+    images of a task that is left are not those that it was planned with.
+    """
     record = RunDirectory(out).latest_record()
     if record.finished and is_written(RunDirectory(out), record):
         return record
@@ -85,7 +95,10 @@ def resume(out: Path, progress: Progress | None = None, stop: Stop = never) -> R
         with processes.holding(directory):
             with processes.agreed():
                 record = directory.latest_record()  # whoever held the lock before may have gone on with the run
+                if data is not None:
+                    record = relocated(record, located(data), located_labels(labels))
                 sources = open_sources(record.plans, len(record.tasks), checking(progress, stop, processes))
+                check_planned(record, sources)
                 pair = rebuild_teacher_student(directory, record)
                 position = load_last(directory, record, pair)
                 check_views(record, pair, sources, processes, out)

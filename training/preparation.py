@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import unicodedata
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from cdl_deploy.data.sources import ImageSource, OnCheck, open_source
+from cdl_deploy.data.left_out import LeftOut
+from cdl_deploy.data.sources import ImageSource, OnCheck, located, located_labels, open_source
 from cdl_deploy.errors import DataError, OptionError, RunError, nearest
 from cdl_deploy.run.config import OptimConfig, RunConfig, check_name
 from cdl_deploy.run.record import BackboneInfo, RecordedPreprocessing, RunRecord, TaskPlan
 from cdl_deploy.training.backbones.loading import load_backbone
 from cdl_deploy.training.backbones.protocol import Backbone
+from cdl_deploy.training.data.task_data import with_fingerprint
 from cdl_deploy.training.data.tasks import make_tasks
 from cdl_deploy.training.distillation import DISTILLATIONS, needs_teacher
 from cdl_deploy.training.machine import resolve_auto
@@ -48,10 +52,11 @@ def prepare(config: RunConfig, processes: Processes, progress: Progress, stop: S
     check_name("--method", config.method.method, tuple(METHODS))
     check_name("--distill", config.method.distill, tuple(DISTILLATIONS))
     check_trackers(config.optim.trackers)
+    config = located_config(config)
     data = config.data
-    source = open_source(data.data, data.holdout, data.skip_bad, checking(progress, stop, processes))
+    source = open_source(data.data, data.holdout, data.skip_bad, data.labels, checking(progress, stop, processes))
     plans = [
-        TaskPlan(classes, data.data, data.holdout, data.skip_bad)
+        with_fingerprint(TaskPlan(classes, data.data, data.holdout, data.skip_bad, labels=data.labels), source)
         for classes in make_tasks(source.classes, data, config.optim.seed)
     ]
     backbones, infos = load_backbones(config)
@@ -64,8 +69,18 @@ def prepare(config: RunConfig, processes: Processes, progress: Progress, stop: S
         backbones=dict(infos),
         plans=list(plans),
         skipped_images=list(source.skipped),
+        left_out=source.others.to_dict(),
     )
     return PreparedRun(record, source, plans, backbones, pair, open_precomputed_teacher(config, record))
+
+
+def located_config(config: RunConfig) -> RunConfig:
+    """The same with absolute paths of all that a run reads again when it goes on, from wherever that is said."""
+    data, models = config.data, config.models
+    data = replace(data, data=located(data.data), labels=located_labels(data.labels))
+    if models.teacher_run is not None:
+        models = replace(models, teacher_run=os.path.abspath(models.teacher_run))
+    return replace(config, data=data, models=models)
 
 
 def never() -> bool:
@@ -126,6 +141,8 @@ class Addition:
     holdout: float | None = None
     """Share held out where the folder has no splits; by default what the run was made with."""
     skip_bad: bool = False
+    labels: str | None = None
+    """A file that says of which class each image is, in place of folders."""
     allow_known: bool = False
     """Train known classes on with the images there are of them, instead of refusing them."""
     optim: dict[str, Any] = field(default_factory=dict)
@@ -156,19 +173,23 @@ def prepare_task(
         )
     optim = task_optim(record, addition)
     check_trackers(optim.trackers)
-    holdout = addition.holdout
-    if holdout is None and not (Path(addition.data) / "train").is_dir():
+    data, labels, holdout = located(addition.data), located_labels(addition.labels), addition.holdout
+    if holdout is None and labels is None and not (Path(data) / "train").is_dir():
         holdout = record.config.data.holdout
-    source = open_source(addition.data, holdout, addition.skip_bad, checking(progress, stop, processes))
+    source = open_source(data, holdout, addition.skip_bad, labels, checking(progress, stop, processes))
     new, known = split_classes(source, record, addition)
     changed = {name: value for name, value in addition.optim.items() if value != getattr(record.config.optim, name)}
-    plan = TaskPlan(new, addition.data, holdout, addition.skip_bad, known, changed, added=True)
+    plan = TaskPlan(new, data, holdout, addition.skip_bad, known, changed, added=True, labels=labels)
+    plan = with_fingerprint(plan, source)
+    left_out = LeftOut.of(record.left_out)
+    left_out.merge(source.others)
     models = replace(record.config.models, teacher_run=None)  # from here on its teacher learns by itself
     record = replace(
         record,
         config=replace(record.config, models=models),
         plans=[*record.plans, plan],
         skipped_images=[*record.skipped_images, *source.skipped],
+        left_out=left_out.to_dict(),
         forgotten=[name for name in record.forgotten if name not in known],
     )
     return PreparedTask(record, source, plan)
@@ -186,10 +207,11 @@ def split_classes(
     source: ImageSource, record: RunRecord, addition: Addition
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The new and the known among the classes to add. Raises DataError for those that cannot be."""
-    for name in addition.classes:
+    asked = tuple(unicodedata.normalize("NFC", name) for name in addition.classes)
+    for name in asked:
         if name not in source.classes:
             raise DataError(f"--classes: no class '{name}' in {addition.data}{nearest(name, source.classes)}")
-    chosen = tuple(dict.fromkeys(addition.classes)) or source.classes
+    chosen = tuple(dict.fromkeys(asked)) or source.classes
     taught = {name: task.number for task in record.tasks for name in task.classes}
     new = tuple(name for name in chosen if name not in taught)
     known = tuple(name for name in chosen if name in taught)
@@ -200,9 +222,11 @@ def split_classes(
             f"{addition.data} has classes that the run knows: {names}; leave them out with --classes, "
             "or train them on with --allow-known"
         )
-    if len(chosen) < 2 and record.config.method.trains_in(len(record.tasks) + 1):
-        raise DataError(
-            f"one class, '{chosen[0]}', cannot be a task: what is learned is to tell a task's classes apart; "
-            "add another, or new images of a known one with --allow-known"
-        )
+    taught_as = {name.casefold(): name for name in taught}
+    for name in new:
+        if name.casefold() in taught_as and addition.labels is None:
+            raise DataError(
+                f"class '{name}' in {addition.data} differs in case alone from '{taught_as[name.casefold()]}', which "
+                "the run knows: rename it; where both are meant, say so in a file of labels (--labels FILE)"
+            )
     return new, known

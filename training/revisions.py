@@ -18,7 +18,7 @@ from cdl_deploy.folders import scratch_folder
 from cdl_deploy.run.record import RunRecord
 from cdl_deploy.training.checkpoint import Position, complete, load_task, rebuild_teacher_student, save_last
 from cdl_deploy.training.context import Run
-from cdl_deploy.training.data.task_data import open_sources
+from cdl_deploy.training.data.task_data import check_planned, open_sources
 from cdl_deploy.training.loop import is_written, learn, write_record
 from cdl_deploy.training.models.teacher_student import TeacherStudent
 from cdl_deploy.training.precomputed_teacher import PrecomputedTeacher
@@ -118,6 +118,7 @@ def new_heads(
         with processes.agreed():
             directory.check_free()
             sources = open_sources(plans, 0, checking(progress, stop, processes))
+            check_planned(fresh, sources)
             pair = rebuild_teacher_student(RunDirectory(root), fresh)
         with _appearing(out) if processes.is_main else nullcontext(out) as staging:
             directory = processes.directory(staging)

@@ -65,8 +65,10 @@ def stage_losses(pair: TeacherStudent, role: Role, images: Batch, labels: Tensor
     learner = pair.learners[role]
     frozen = compute_frozen(pair, role, images) if isinstance(images, Tensor) else from_rows(pair, role, images)
     first, regulariser = learner.first_class, pair.query_losses(learner, frozen.query, frozen.full_query)
-    columns = learner.unfrozen_columns()
-    if columns is not None:  # from here on as if there were no other classes
+    columns = None if learner.learns_one_class else learner.unfrozen_columns()
+    if learner.learns_one_class:
+        first = 0  # its row against those of all other classes, which stand still (method, section 5)
+    elif columns is not None:  # from here on as if there were no other classes
         first, labels = 0, torch.searchsorted(columns, labels)
     hidden_blocks = learner.distillation.hidden_blocks
     output = _over(columns, learner(frozen.tokens, frozen.query, "train", frozen.entry, hidden_blocks))

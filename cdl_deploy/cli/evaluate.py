@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cdl_deploy.cli.image_progress import image_progress
-from cdl_deploy.cli.labelled import BatchSize, Holdout, SkipUnknown, Threads, open_labelled, report_unreadable
+from cdl_deploy.cli.labelled import (
+    BatchSize,
+    Holdout,
+    Labels,
+    SkipUnknown,
+    Threads,
+    note_left_out,
+    open_labelled,
+    report_unreadable,
+)
 from cdl_deploy.cli.memory_limit import limit_memory
 from cdl_deploy.cli.output import echo, echo_json, make_console
 from cdl_deploy.errors import OptionError
@@ -50,6 +59,7 @@ def command(
         ),
     ] = None,
     holdout: Holdout = None,
+    labels: Labels = None,
     skip_unknown: SkipUnknown = False,
     against: Annotated[
         Path | None,
@@ -98,7 +108,7 @@ def command(
         refused = {"--against": against is not None, "--unknown": unknown is not None, "--all-classes": all_classes}
         for name in (name for name, given in refused.items() if given):
             raise OptionError(f"{name} is about a model, and {model} is a run: give an exported model, or leave it out")
-        _evaluate_run(model, data, holdout, skip_unknown, teacher, plots, batch_size, threads, as_json, save)
+        _evaluate_run(model, data, holdout, labels, skip_unknown, teacher, plots, batch_size, threads, as_json, save)
         return
     if not teacher:
         raise OptionError(f"--no-teacher is about a run, and {model} is none: leave it out")
@@ -113,7 +123,8 @@ def command(
     if plots is not None:
         with require_extra("cdl evaluate --plots", "plot"):
             from cdl_deploy.evaluation import pictures  # noqa: F401  asked for before the work, not after it
-    images = open_labelled("--data", "cdl evaluate", data, holdout)
+    images = open_labelled("--data", "cdl evaluate", data, holdout, labels)
+    note_left_out(images)
     limit_memory()
     first = Classifier(model, threads=1)
     second = Classifier(against, threads=1) if against is not None else None
@@ -157,6 +168,7 @@ def _evaluate_run(
     run: Path,
     data: str | None,
     holdout: float | None,
+    labels: str | None,
     skip_unknown: bool,
     teacher: bool,
     plots: Path | None,
@@ -170,10 +182,12 @@ def _evaluate_run(
     if plots is not None:
         with require_extra("cdl evaluate RUN --plots", "train"):
             from cdl_deploy.training.plots import draw_run, plot_run
-    if data is None and (holdout is not None or skip_unknown):
-        name = "--holdout" if holdout is not None else "--skip-unknown"
+    belonging = {"--holdout": holdout is not None, "--labels": labels is not None, "--skip-unknown": skip_unknown}
+    for name in (name for name, given in belonging.items() if given and data is None):
         raise OptionError(f"{name} belongs to --data DIR: give it, or leave {name} out")
-    images = open_labelled("--data", "cdl evaluate", data, holdout) if data is not None else None
+    images = open_labelled("--data", "cdl evaluate", data, holdout, labels) if data is not None else None
+    if images is not None:
+        note_left_out(images)
     with image_progress() as show:
         result = evaluate_run(
             run,

@@ -8,7 +8,16 @@ from typing import Annotated, Any
 import typer
 
 from cdl_deploy.cli.image_progress import image_progress
-from cdl_deploy.cli.labelled import BatchSize, Holdout, SkipUnknown, Threads, open_labelled, report_unreadable
+from cdl_deploy.cli.labelled import (
+    BatchSize,
+    Holdout,
+    Labels,
+    SkipUnknown,
+    Threads,
+    note_left_out,
+    open_labelled,
+    report_unreadable,
+)
 from cdl_deploy.cli.memory_limit import limit_memory
 from cdl_deploy.cli.output import echo_json, make_console
 from cdl_deploy.errors import OptionError, nearest
@@ -41,6 +50,7 @@ def command(
     ] = None,
     by: Annotated[str, typer.Option(metavar="task|class", help="A row a task of the images, or a class.")] = "task",
     holdout: Holdout = None,
+    labels: Labels = None,
     skip_unknown: SkipUnknown = False,
     plots: Annotated[
         Path | None,
@@ -60,7 +70,12 @@ def command(
     """
     if by not in BY:
         raise OptionError(f"--by is {by!r}, expected {' or '.join(BY)}{nearest(by, BY)}")
-    given = {"--plots": plots is not None, "--holdout": holdout is not None, "--skip-unknown": skip_unknown}
+    given = {
+        "--plots": plots is not None,
+        "--holdout": holdout is not None,
+        "--labels": labels is not None,
+        "--skip-unknown": skip_unknown,
+    }
     alone = [name for name, is_given in given.items() if is_given]
     if alone and images is None:
         raise OptionError(f"{alone[0]} belongs to --images DIR: give it, or leave {alone[0]} out")
@@ -74,7 +89,8 @@ def command(
     found = inspect_model(model)
     selection = None
     if images is not None:
-        labelled = open_labelled("--images", "cdl inspect", images, holdout)
+        labelled = open_labelled("--images", "cdl inspect", images, holdout, labels)
+        note_left_out(labelled)
         with image_progress() as show:
             selection = measure_selection(
                 model,

@@ -25,6 +25,14 @@ Holdout = Annotated[
         show_default=False,
     ),
 ]
+Labels = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help="A file that says of which class each image is, in place of folders; as for cdl train --labels.",
+        show_default=False,
+    ),
+]
 SkipUnknown = Annotated[
     bool, typer.Option("--skip-unknown", help="Leave out images of classes that the model does not know.")
 ]
@@ -40,7 +48,9 @@ Threads = Annotated[
 ]
 
 
-def open_labelled(option: str, command: str, data: str, holdout: float | None) -> LabelledImages:
+def open_labelled(
+    option: str, command: str, data: str, holdout: float | None, labels: str | None = None
+) -> LabelledImages:
     """The test images of a data set known by name, or of a folder laid out as for `cdl train --data`.
 
     Raises DataError, OptionError or MissingExtraError.
@@ -50,7 +60,14 @@ def open_labelled(option: str, command: str, data: str, holdout: float | None) -
     if holdout is not None and not 0 < holdout < 1:
         raise OptionError(f"--holdout is {holdout:g}, expected a share between 0 and 1, such as 0.2")
     with require_extra(f"{command} {option} {data}", "train"):
-        return open_test_images(option, data, holdout)
+        return open_test_images(option, data, holdout, labels)
+
+
+def note_left_out(images: LabelledImages) -> None:
+    """Say on standard error which files of the folder are none of the images."""
+    text = images.others.text()
+    if text:
+        echo(f"note: {text}", err=True)
 
 
 def report_unreadable(unreadable: Sequence[Unreadable], images: int) -> None:

@@ -26,10 +26,11 @@ cdl predict student.onnx photo.jpg
 cdl predict student.onnx photos/ --top-k 3 --format jsonl > rows.jsonl
 cdl predict student.onnx 'photos/**/*.png' --output rows.csv
 cdl predict student.onnx photos/ --output rows.csv --resume
-find / -name '*.jpg' | cdl predict student.onnx - --format csv
+find / -name '*.jpg' -print0 | cdl predict student.onnx - --null --format csv
 cdl predict student.onnx /shared/photos --engine ray --output rows.parquet
 """
 ENGINES = ("local", "ray")
+STDIN = "-"
 KINDS = ("table", "jsonl", "csv", "parquet")
 
 
@@ -69,6 +70,9 @@ def command(
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue an interrupted --output behind its last whole row.")
+    ] = False,
+    null: Annotated[
+        bool, typer.Option("--null", "-0", help="Paths on standard input end in a zero byte, as find -print0 has them.")
     ] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first image that cannot be read.")] = False,
     threads: Annotated[
@@ -110,11 +114,14 @@ def command(
     Progress and the count of failures go to standard error.
     """
     kind = _checked_kind(output_format, output, resume)
+    if null and STDIN not in images:
+        raise OptionError("--null is about paths on standard input: give - in place of a path, or leave it out")
     if engine not in ENGINES:
         raise OptionError(f"--engine is {engine!r}, expected {' or '.join(ENGINES)}{nearest(engine, ENGINES)}")
     _check_extras(kind, engine)
     with require_extra("cdl predict"):
         from cdl_deploy.cli.predict_progress import shown
+        from cdl_deploy.data.left_out import LeftOut
         from cdl_deploy.data.paths import check_sources, expand_paths
         from cdl_deploy.rows.file import RowFile, RowStream
         from cdl_deploy.runtime.classifier import Classifier
@@ -122,6 +129,7 @@ def command(
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="surrogateescape")
     check_sources(images)
+    left_out, separator = LeftOut(), "\0" if null else "\n"
     if engine == "local" and not providers:  # a GPU's driver maps far more than it uses
         limit_memory()
     classifier = Classifier(model, providers=providers, threads=1, reject=reject)
@@ -131,7 +139,7 @@ def command(
     sink = RowStream(kind, top_k) if output is None else RowFile(output, kind, top_k, resume)
     try:
         with sink:
-            paths = sink.remaining(expand_paths(images, sys.stdin), classifier)
+            paths = sink.remaining(expand_paths(images, sys.stdin, left_out, separator), classifier)
             rows = _rows(classifier, paths, batch_size, top_k, threads, providers, engine)
             with closing(rows), shown(rows, images, sink.done, rows_shown=output is None) as coming:
                 for row in coming:
@@ -143,6 +151,8 @@ def command(
     except KeyboardInterrupt:
         echo(f"stopped{sink.kept}", err=True)
         raise
+    if left_out.total:
+        echo(f"note: {left_out.text()}", err=True)
     if sink.failed:
         echo(f"{sink.failed} of {sink.done} images could not be read", err=True)
         raise typer.Exit(1)
@@ -151,7 +161,14 @@ def command(
 def _checked_kind(kind: str | None, output: Path | None, resume: bool) -> str:
     """The format of the rows; raises `OptionError` where the options do not go together."""
     by_suffix = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet"}
-    kind = kind or by_suffix.get(output.suffix.lower() if output else "", "table")
+    if kind is None and output is not None:
+        kind = by_suffix.get(output.suffix.lower())
+        if kind is None:
+            suffixes = ", ".join(by_suffix)
+            raise OptionError(
+                f"--output {output}: its suffix names no format, expected {suffixes}; or add --format jsonl or csv"
+            )
+    kind = kind or "table"
     if kind not in KINDS:
         raise OptionError(
             f"--format is {kind!r}, expected {', '.join(KINDS[:-1])} or {KINDS[-1]}{nearest(kind, KINDS)}"

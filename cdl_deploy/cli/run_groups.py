@@ -116,6 +116,7 @@ def read_run(path: Path) -> ComparedRun:
             "classes": len(plan.classes),
             "known_classes": len(plan.known_classes),
             "optim": {name: value for name, value in plan.optim.items() if name not in NOT_COMPARED},
+            "fingerprint": None,  # of the classes that the seed has put into this task
         }
         for plan in record.plans
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import sys
 from collections.abc import Collection
 from contextlib import nullcontext
@@ -39,8 +40,10 @@ cdl train runs/photos --undo
 
 
 RUN, ADD = "Run", "One more task"
-WITH_ADDITION = ("holdout", "skip_bad")
+WITH_ADDITION = ("holdout", "skip_bad", "labels")
 """Options about images that go with --add; those of the section `optim` do as well."""
+WITH_RESUME = ("data", "labels")
+"""Options that say where a run's images are now."""
 CLASS = GroupedCommand
 
 
@@ -76,7 +79,9 @@ Add = Annotated[
     str | None,
     _option("Learn the classes in this image folder as the next task of a finished RUN.", ADD, metavar="DIR"),
 ]
-Classes = Annotated[str | None, _option("Only these of its classes, in this order.", ADD, metavar="A,B,...")]
+Classes = Annotated[
+    str | None, _option("Only these of its classes, in this order; one with a comma in quotes.", ADD, metavar="A,B,...")
+]
 AllowKnown = Annotated[bool, _option("Train classes that RUN knows on, with the new images.", ADD, "--allow-known")]
 Undo = Annotated[bool, _option("Take the last addition back, exactly.", ADD, "--undo")]
 Forget = Annotated[str | None, _option("Take a class away again (closed-form heads).", ADD, metavar="CLASS")]
@@ -116,7 +121,7 @@ def command(
     if out is None:
         raise OptionError("no run directory is given: add --out RUN")
     with require_extra("cdl train", "train"):
-        from cdl_deploy.cli.train_progress import show_training
+        from cdl_deploy.cli.train_progress import Notes, show_training
         from cdl_deploy.run.config_file import layered_config
         from cdl_deploy.training.loop import add_task, train
         from cdl_deploy.training.loop import resume as resume_run
@@ -126,7 +131,10 @@ def command(
     if resume and add is not None:
         raise OptionError("--resume and --add exclude each other: resume first, then add")
     if resume:
-        _refuse(given, "--resume continues a run as it was configured")
+        if "labels" in given and "data" not in given:
+            raise OptionError("--labels says with --data where a run's images are now: give both, or leave it out")
+        fixed = [name for name in given if name not in WITH_RESUME]
+        _refuse(fixed, "--resume continues a run as it was configured")
     if add is not None:
         optim = {it.name for it in option_sections()["optim"]}
         fixed = [name for name in given if name not in WITH_ADDITION and name not in optim]
@@ -134,16 +142,14 @@ def command(
     from cdl_deploy.cli import is_main_process
 
     quiet = not sys.stderr.isatty() or not is_main_process()
-    with nullcontext(None) if quiet else show_training() as progress, stop_on_signals() as stop:
+    with nullcontext(Notes()) if quiet else show_training() as progress, stop_on_signals() as stop:
         try:
             if resume:
-                record = resume_run(out, progress, stop)
+                record = resume_run(out, progress, stop, given.get("data"), given.get("labels"))
             elif add is not None:
                 changed = {name: value for name, value in given.items() if name in optim}
-                names = tuple(name.strip() for name in classes.split(",")) if classes is not None else ()
-                addition = Addition(
-                    add, names, given.get("holdout"), given.get("skip_bad", False), allow_known, changed
-                )
+                images = {name: given[name] for name in WITH_ADDITION if name in given}
+                addition = Addition(add, _names(classes), **images, allow_known=allow_known, optim=changed)
                 record = add_task(out, addition, progress, stop)
             else:
                 record = train(layered_config(preset, config, _sections(given)), out, progress, stop)
@@ -235,6 +241,15 @@ def offer_options(with_plugins: bool = False) -> None:
 
 _own = signature(command, eval_str=True)
 offer_options()
+
+
+def _names(classes: str | None) -> tuple[str, ...]:
+    """Class names with commas between, as a line of CSV: one that has a comma itself stands in double quotes."""
+    try:
+        lines = list(csv.reader([classes or ""], skipinitialspace=True, strict=True))
+    except csv.Error as error:
+        raise OptionError(f"--classes {classes}: {error}; a class with a comma stands in double quotes") from None
+    return tuple(name.strip() for line in lines for name in line)
 
 
 def _check_addition(add: str | None, classes: str | None, allow_known: bool) -> None:

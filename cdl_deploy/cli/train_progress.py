@@ -9,8 +9,10 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.live import Live
 
-from cdl_deploy.cli.output import make_console
+from cdl_deploy.cli.output import echo, make_console
 from cdl_deploy.cli.progress_line import ProgressLine
+from cdl_deploy.data.left_out import LeftOut
+from cdl_deploy.printable import printable
 from cdl_deploy.run.record import Role, RunRecord
 from cdl_deploy.training.progress import Progress, Stage
 
@@ -55,6 +57,15 @@ class TimeLeft:
         return len(self.roles) * each * sum(self.classes[:task])
 
 
+class Notes(Progress):
+    """Says, where nobody watches, what one has to know before the end: what was left out."""
+
+    def planned(self, record: RunRecord) -> None:
+        text = LeftOut.of(record.left_out).text()
+        if text:
+            echo(f"note: {printable(text)}", err=True)
+
+
 class TrainingProgress(Progress):
     """Keeps the live line up to date, and leaves one line for every finished task."""
 
@@ -72,6 +83,9 @@ class TrainingProgress(Progress):
 
     def planned(self, record: RunRecord) -> None:
         self.record, self.time_left = record, TimeLeft(record)
+        text = LeftOut.of(record.left_out).text()
+        if text:
+            self.console.print(f"note: {printable(text)}", highlight=False, soft_wrap=True, markup=False)
 
     def stage_started(self, stage: Stage, first_epoch: int, first_step: int) -> None:
         self.done = first_epoch * stage.images + first_step * stage.batch_size

@@ -7,11 +7,12 @@ in every training loader.
 
 from __future__ import annotations
 
+import importlib
 import os
 import stat
 import struct
 import threading
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,11 +24,17 @@ from PIL import Image, UnidentifiedImageError
 from cdl_deploy.data.preprocessing import Preprocessing, ResizeCrop
 from cdl_deploy.errors import DataError, PassingError, is_passing
 
-SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp"})
+SUFFIXES = frozenset({
+    ".apng", ".avif", ".bmp", ".dib", ".gif", ".heic", ".heif", ".hif", ".ico", ".j2c", ".j2k", ".jfif", ".jp2", ".jpc",
+    ".jpe", ".jpeg", ".jpf", ".jpg", ".jpx", ".pbm", ".pcx", ".pgm", ".png", ".pnm", ".ppm", ".qoi", ".tga", ".tif",
+    ".tiff", ".webp",
+})  # fmt: skip
 """Lower-case suffixes taken for images when a folder is searched; a file named on its own may have any."""
+USUAL_SUFFIXES = ".bmp, .gif, .jpeg, .jpg, .png, .tiff, .webp or another of an image"
+"""In messages."""
 
 FORMATS = (
-    "JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "AVIF", "JPEG2000", "DIB", "ICO", "TGA", "PCX", "QOI",
+    "JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "AVIF", "JPEG2000", "DIB", "ICO", "TGA", "PCX", "QOI", "HEIF",
 )  # fmt: skip
 """What is read, whatever the file is called, if PIL can. Others start a program (EPS) or are no images."""
 
@@ -40,6 +47,7 @@ LARGE_PIXELS = 25_000_000
 MAX_RESIZED_PIXELS = 16_000_000
 """Above this, only the crop is resized: a 1×40000 image would otherwise grow to many times its size first."""
 
+_HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _ORIENTATION = 0x0112
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -91,7 +99,7 @@ def _load_image(source: str | Path | Image.Image | NDArray[Any]) -> Image.Image:
     except DataError:
         raise
     except UnidentifiedImageError as error:
-        raise DataError(f"{name}: not an image of a known format") from error
+        raise DataError(f"{name}: {_what_it_is(source)}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(f"{name}: too large to be a photograph ({error})") from error
     except MemoryError:
@@ -118,7 +126,27 @@ def _memory_is_short() -> bool:
 @lru_cache(maxsize=1)
 def _known_formats() -> tuple[str, ...]:
     Image.init()
+    with suppress(ImportError):  # HEIC, where it is installed
+        importlib.import_module("pillow_heif").register_heif_opener()
     return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _what_it_is(source: Any) -> str:
+    """Why Pillow does not know a file, where its first bytes tell, and what helps."""
+    head = b""
+    if isinstance(source, str | Path):
+        with suppress(OSError), open(source, "rb") as file:
+            head = file.read(64)
+    if head[4:8] == b"ftyp":
+        if head[8:12] in _HEIC_BRANDS:
+            return "a HEIC image, which needs pillow-heif: pip install 'cdl-deploy[heif]', or save it as JPEG"
+        if head[8:12] in (b"avif", b"avis"):
+            return "an AVIF image, which this Pillow cannot read: update Pillow, or save it as JPEG"
+    if head.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer and not the image itself: fetch it with git lfs pull"
+    if head.lstrip().lower().startswith((b"<!doctype html", b"<html")):
+        return "a web page and not an image: download it again"
+    return "not an image of a known format"
 
 
 def _check_file(path: str | Path, name: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cdl_deploy.data.folder import Files, find_test_images
+from cdl_deploy.data.left_out import LeftOut
 from cdl_deploy.errors import DataError, nearest
 
 Item = Path | NDArray[Any]
@@ -29,6 +30,8 @@ class LabelledImages:
     names: Sequence[str]
     left_out: tuple[str, ...] = ()
     """Classes whose images were left out because a model does not know them."""
+    others: LeftOut = field(default_factory=LeftOut, compare=False)
+    """Files that were left out, no images by their names, or without a label."""
 
     @property
     def classes(self) -> list[str]:
@@ -56,22 +59,27 @@ class LabelledImages:
         """The images of the classes that `keep` approves of; the others' names are added to `left_out`."""
         kept = [(item, name) for item, name in zip(self.items, self.names, strict=True) if keep(name)]
         out = tuple(name for name in self.classes if not keep(name))
-        return LabelledImages(self.source, [item for item, _ in kept], [name for _, name in kept], self.left_out + out)
+        items, names = [item for item, _ in kept], [name for _, name in kept]
+        return LabelledImages(self.source, items, names, self.left_out + out, self.others)
 
 
-def labelled_folder(root: Path, holdout: float | None = None) -> LabelledImages:
+def labelled_folder(root: Path, holdout: float | None = None, labels: str | None = None) -> LabelledImages:
     """The test images of a folder laid out as for `cdl train --data`: `test/<class>/…` or `val/`, or one tree.
+
+    `labels`: a file that says of which class each image is, in place of folders.
 
     Of one tree every image is taken, or with `holdout` the share that training with the same value left out.
     Raises DataError.
     """
-    return from_files(str(root), find_test_images(root, holdout))
+    others = LeftOut()
+    return from_files(str(root), find_test_images(root, holdout, labels, others), others)
 
 
-def from_files(source: str, files: Files) -> LabelledImages:
+def from_files(source: str, files: Files, others: LeftOut | None = None) -> LabelledImages:
     """Image files by class, one class after the other in alphabetical order."""
     pairs = [(path, name) for name in sorted(files) for path in files[name]]
-    return LabelledImages(source, [path for path, _ in pairs], [name for _, name in pairs])
+    paths, names = [path for path, _ in pairs], [name for _, name in pairs]
+    return LabelledImages(source, paths, names, others=others or LeftOut())
 
 
 def known_images(images: LabelledImages, classes: Sequence[str], skip_unknown: bool, model: str) -> LabelledImages:

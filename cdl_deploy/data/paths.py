@@ -12,37 +12,46 @@ import heapq
 import os
 from collections.abc import Iterable, Iterator
 
-from cdl_deploy.data.images import SUFFIXES
+from cdl_deploy.data.images import SUFFIXES, USUAL_SUFFIXES
+from cdl_deploy.data.left_out import LeftOut
 from cdl_deploy.errors import CdlError, DataError, PassingError, is_passing
 
 STDIN = "-"
+BYTE_ORDER_MARK = "\ufeff"
+IGNORED_FILES = ("thumbs.db", "desktop.ini")
+"""What Windows leaves in folders, in lower case."""
 NAMES_AT_ONCE = 50_000
 """Names of one folder that are sorted at a time, about 10 MB; a larger folder is listed several times."""
 
 
-def expand_paths(sources: Iterable[str], stdin: Iterable[str] = ()) -> Iterator[str]:
+def expand_paths(
+    sources: Iterable[str], stdin: Iterable[str] = (), left_out: LeftOut | None = None, separator: str = "\n"
+) -> Iterator[str]:
     """Paths of the images that `sources` name, found as they are asked for.
 
     A source is a file (any suffix), a folder (searched recursively, in sorted order, for files with an image's suffix;
     hidden ones and links to folders are skipped), a pattern with `*`, `?` or `[` that the shell left alone, or `-` for
-    one path a line from `stdin`. A folder inside that may not be read is given as a path itself, to be reported as one
+    one path a line from `stdin`, or one before each `separator`. `left_out` is told of files in folders that are no
+    images by their names. A folder inside that may not be read is given as a path itself, to be reported as one
     that cannot be opened. Raises `DataError` for a source that is not there or may not be read, a folder without
     images, or a pattern without a match.
     """
     for source in sources:
         if source == STDIN:
             try:
-                yield from (line.rstrip("\r\n") for line in stdin if line.strip())
+                yield from _named(stdin, separator)
             except OSError as error:
                 raise _cannot_read("standard input", error) from error
         elif os.path.isdir(source):
             _check_readable(source)
-            yield from _require(_walk(source), f"{source}: no images in this folder (looked for {_known_suffixes()})")
+            yield from _require(
+                _walk(source, left_out), f"{source}: no images in this folder (looked for {USUAL_SUFFIXES})"
+            )
         elif os.path.lexists(source):
             yield source
         elif glob.has_magic(source):
             root, *parts = _split_pattern(source)
-            images = (path for match in _matches(root, parts) for path in _images_at(match))
+            images = (path for match in _matches(root, parts) for path in _images_at(match, left_out))
             yield from _require(images, f"{source}: no file matches this pattern")
         else:
             raise DataError(f"{source}: no such file or folder")
@@ -75,11 +84,30 @@ def _cannot_read(path: str, error: OSError) -> CdlError:
     return kind(f"{path}: {error.strerror or error}")
 
 
-def _images_at(match: str) -> Iterator[str]:
-    return _walk(match) if os.path.isdir(match) else iter([match])
+def _named(stdin: Iterable[str], separator: str) -> Iterator[str]:
+    """Paths on standard input, without a byte-order mark before the first, as Windows writes it."""
+    pieces = stdin if separator == "\n" else _split_at(stdin, separator)
+    for number, piece in enumerate(pieces):
+        text = piece.removeprefix(BYTE_ORDER_MARK) if number == 0 else piece
+        text = text.rstrip("\r\n") if separator == "\n" else text
+        if text.strip():
+            yield text
 
 
-def _walk(folder: str) -> Iterator[str]:
+def _split_at(stdin: Iterable[str], separator: str) -> Iterator[str]:
+    """What stands before each separator, and what is left at the end."""
+    rest = ""
+    for some in stdin:
+        *whole, rest = (rest + some).split(separator)
+        yield from whole
+    yield rest
+
+
+def _images_at(match: str, left_out: LeftOut | None = None) -> Iterator[str]:
+    return _walk(match, left_out) if os.path.isdir(match) else iter([match])
+
+
+def _walk(folder: str, left_out: LeftOut | None = None) -> Iterator[str]:
     """Image files below `folder`, depth first, each level sorted by name; `folder` itself if it may not be read."""
     open_folders = [(folder, _names(folder))]  # no recursion: folders may be nested deeper than Python's calls
     while open_folders:
@@ -100,6 +128,8 @@ def _walk(folder: str) -> Iterator[str]:
             open_folders.append((below, _names(below)))
         elif os.path.splitext(name)[1].lower() in SUFFIXES:
             yield os.path.join(here, name)
+        elif left_out is not None and name.lower() not in IGNORED_FILES:
+            left_out.add("", [name])
 
 
 def _names(folder: str) -> Iterator[tuple[str, bool]]:
@@ -166,7 +196,3 @@ def _listed(folder: str) -> Iterator[tuple[str, bool]]:
         yield from _names(folder or os.curdir)
     except OSError:
         return
-
-
-def _known_suffixes() -> str:
-    return ", ".join(sorted(SUFFIXES))

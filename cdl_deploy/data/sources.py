@@ -8,9 +8,10 @@ without arguments that returns an `ImageSource`.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
@@ -20,6 +21,7 @@ import numpy.typing as npt
 from cdl_deploy.data.folder import find_splits
 from cdl_deploy.data.images import load_image
 from cdl_deploy.data.labelled import Item, LabelledImages, from_files, labelled_folder
+from cdl_deploy.data.left_out import LeftOut
 from cdl_deploy.errors import DataError
 
 DIGITS_TEST_SHARE = 0.2
@@ -43,34 +45,55 @@ class ImageSource:
     """Whether flips and strong crops leave the class of an image as it is."""
     skipped: tuple[str, ...] = ()
     """Unreadable images that were left out."""
+    others: LeftOut = field(default_factory=LeftOut, compare=False)
+    """Files that were left out, no images by their names, or without a label."""
 
 
 def open_source(
     data: str,
     holdout: float | None,
     skip_bad: bool,
+    labels: str | None = None,
     on_check: OnCheck | None = None,
     checked: Collection[str] | None = None,
 ) -> ImageSource:
     """The data set called `data`, or the image folder there. Raises DataError for anything that cannot be trained on.
 
-    Every image of a folder is decoded once, or those of the classes `checked` alone.
+    `labels`: a file that says of which class each image of the folder is, in place of folders a class. Every image of
+    a folder is decoded once, or those of the classes `checked` alone.
     """
     if is_named(data):
+        _refuse_labels(data, labels)
         return open_named(data)
-    return image_folder(Path(data), holdout, skip_bad, on_check, checked)
+    return image_folder(Path(data), holdout, skip_bad, labels, on_check, checked)
 
 
-def open_test_images(option: str, data: str, holdout: float | None) -> LabelledImages:
+def open_test_images(option: str, data: str, holdout: float | None, labels: str | None = None) -> LabelledImages:
     """The images to test a model on: those of the data set called `data`, or of the folder there, not yet decoded.
 
     `option`: where `data` was given, for messages. Raises DataError.
     """
     if not is_named(data):
-        return labelled_folder(Path(data), holdout)
+        return labelled_folder(Path(data), holdout, labels)
+    _refuse_labels(data, labels)
     if holdout is not None:
         raise DataError(f"{option} {data} has a fixed test split, so --holdout cannot apply: leave it out")
     return open_named(data).test
+
+
+def _refuse_labels(data: str, labels: str | None) -> None:
+    if labels is not None:
+        raise DataError(f"--labels {labels} is about an image folder, and {data} is a data set by name: leave it out")
+
+
+def located(data: str) -> str:
+    """`data` as a run records it: the name of a data set as it is, a folder's path from the root of the file system."""
+    return data if is_named(data) else os.path.abspath(data)
+
+
+def located_labels(labels: str | None) -> str | None:
+    """The labels file likewise; a name that stands for a file within the image folder stays what it is."""
+    return os.path.abspath(labels) if labels is not None and os.path.isfile(labels) else labels
 
 
 def is_named(data: str) -> bool:
@@ -120,6 +143,7 @@ def image_folder(
     root: Path,
     holdout: float | None = None,
     skip_bad: bool = False,
+    labels: str | None = None,
     on_check: OnCheck | None = None,
     checked: Collection[str] | None = None,
 ) -> ImageSource:
@@ -129,7 +153,8 @@ def image_folder(
     hours of training and not after.
     """
     skipped: list[str] = []
-    train_files, test_files = find_splits(root, holdout)
+    others = LeftOut()
+    train_files, test_files = find_splits(root, holdout, labels, others)
     classes = tuple(sorted(train_files))
     names = [name for name in classes if checked is None or name in checked]
     bad = unreadable([path for files in (train_files, test_files) for name in names for path in files[name]], on_check)
@@ -145,7 +170,7 @@ def image_folder(
                 if not files[name]:
                     raise DataError(f"class '{name}' has no readable image left ({first} was the first unreadable one)")
     train, test = (from_files(str(root), files) for files in (train_files, test_files))
-    return ImageSource(str(root), classes, train, test, photographs=True, skipped=tuple(skipped))
+    return ImageSource(str(root), classes, train, test, photographs=True, skipped=tuple(skipped), others=others)
 
 
 def unreadable(paths: Sequence[Path], on_check: OnCheck | None = None) -> dict[Path, str]:
@@ -166,6 +191,26 @@ def unreadable(paths: Sequence[Path], on_check: OnCheck | None = None) -> dict[P
             if on_check is not None and (count % 100 == 0 or count == len(paths)):
                 on_check(count, len(paths))
     return bad
+
+
+def planned_fingerprint(source: ImageSource, classes: Sequence[str]) -> str:
+    """SHA-256 over class, name and size of every image of these classes, wherever their folder lies.
+
+    Tells, when a run goes on, whether the tasks that are still to be learned have the images they had.
+    """
+    digest = hashlib.sha256()
+    for images in (source.train, source.test):
+        for name in classes:
+            for item in images.of_class(name):
+                pixels = isinstance(item, np.ndarray)
+                what = item.tobytes() if isinstance(item, np.ndarray) else _name_and_size(item)
+                digest.update(f"{name}/{pixels}:".encode() + what + b"\n")
+        digest.update(b"--\n")
+    return digest.hexdigest()[:16]
+
+
+def _name_and_size(path: Path) -> bytes:
+    return f"{path.name}:{path.stat().st_size}".encode()
 
 
 def fingerprint(items: Sequence[Item]) -> str:

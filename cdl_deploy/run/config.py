@@ -50,6 +50,12 @@ class DataConfig(Options):
         metavar="DIR|digits",
     )
     """`digits`, or the path of an image folder."""
+    labels: str | None = option(
+        None,
+        "A file that says of which class each image is: CSV, JSON Lines, FiftyOne's JSON; or its name in each split.",
+        metavar="FILE",
+    )
+    """A file of labels in place of folders a class; a name alone is looked for in the folder, or in its splits."""
     tasks: int | None = option(None, "Deal the classes out to N tasks.", metavar="N", low=1, default_text="5")
     """Number of tasks; the classes are dealt out as evenly as possible."""
     classes_per_task: int | None = option(None, "Or: N classes a task.", metavar="N", low=1)

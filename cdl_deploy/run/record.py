@@ -27,6 +27,8 @@ LARGEST = 128 << 20
 """Bytes of a record that is read: a run of 1,000 tasks and 100,000 classes has a fourth."""
 
 Role = Literal["teacher", "student"]
+SourceKey = tuple[str, float | None, bool, str | None]
+"""What an image folder is opened with: its path, the share held out, whether bad images are left out, the labels."""
 Matrix = list[list[float]]
 """Row i holds the accuracy after task i on the test images of tasks 1 to i, in percent."""
 
@@ -79,7 +81,7 @@ class TaskPlan:
     classes: tuple[str, ...]
     """New classes, in the order of their logits."""
     data: str
-    """`digits`, or an image folder."""
+    """`digits`, or the absolute path of an image folder."""
     holdout: float | None = None
     skip_bad: bool = False
     known_classes: tuple[str, ...] = ()
@@ -88,17 +90,24 @@ class TaskPlan:
     """Fields of OptimConfig that differ from the run's."""
     added: bool = False
     """Whether the run was finished before, and this task is an addition that may be taken back."""
+    labels: str | None = None
+    """A file that says of which class each image is, in place of folders."""
+    fingerprint: str | None = None
+    """Of the class, name and size of every image, when the task was planned; older versions wrote none."""
 
     @property
-    def source_key(self) -> tuple[str, float | None, bool]:
+    def source_key(self) -> SourceKey:
         """What `open_source` needs to know."""
-        return self.data, self.holdout, self.skip_bad
+        return self.data, self.holdout, self.skip_bad, self.labels
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         values = dataclasses.asdict(self)
         if not self.added:
             del values["added"]
+        for name in ("labels", "fingerprint"):
+            if values[name] is None:
+                del values[name]
         return {**values, "classes": list(self.classes), "known_classes": list(self.known_classes)}
 
 
@@ -202,6 +211,8 @@ class RunRecord:
     """Accuracy matrix of each learner; a row a finished task."""
     skipped_images: list[str] = field(default_factory=list)
     """Unreadable images that --skip-bad left out."""
+    left_out: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Files that are no images by their names, by class and suffix: `LeftOut.to_dict`."""
     forgotten: list[str] = field(default_factory=list)
     """Classes that were taken away again. They keep their positions among the logits, and have no sums any more."""
     unrecorded: frozenset[tuple[str, str]] = frozenset()
@@ -274,6 +285,7 @@ class RunRecord:
             "preprocessing": dataclasses.asdict(self.preprocessing),
             "backbones": self.recorded_backbones(),
             "skipped_images": list(self.skipped_images),
+            **({"left_out": self.left_out} if self.left_out else {}),
             **({"forgotten": list(self.forgotten)} if self.forgotten else {}),
         }
 
@@ -288,6 +300,7 @@ class _Content:
     preprocessing: RecordedPreprocessing
     backbones: dict[Role, BackboneInfo]
     skipped_images: list[str]
+    left_out: dict[str, dict[str, int]] = field(default_factory=dict)
     forgotten: list[str] = field(default_factory=list)
     student: Results | None = None
     teacher: Results | None = None
@@ -361,6 +374,7 @@ def parse_record(values: Any, path: Path) -> RunRecord:
         tasks=content.tasks,
         matrices={role: [list(row) for row in result.accuracy_matrix] for role, result in present.items()},
         skipped_images=content.skipped_images,
+        left_out=content.left_out,
         forgotten=content.forgotten,
         unrecorded=frozenset(known - {(section, name) for section, given in content.config.items() for name in given}),
         read_results=present,

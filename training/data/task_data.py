@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -11,9 +11,9 @@ from torch import Tensor
 
 from cdl_deploy.data.folder import Files, find_splits
 from cdl_deploy.data.labelled import Item
-from cdl_deploy.data.sources import ImageSource, OnCheck, fingerprint, is_named, open_source
-from cdl_deploy.errors import DataError, PassingError, is_passing
-from cdl_deploy.run.record import FinishedTask, TaskPlan
+from cdl_deploy.data.sources import ImageSource, OnCheck, fingerprint, is_named, open_source, planned_fingerprint
+from cdl_deploy.errors import DataError, PassingError, is_passing, nearest
+from cdl_deploy.run.record import FinishedTask, RunRecord, SourceKey, TaskPlan
 
 Heldout = Mapping[str, Tensor]
 """`task_1/images` [n, 3, height, width] uint8 and `task_1/labels` [n], by number: test images kept of a task."""
@@ -60,14 +60,14 @@ class TaskData:
         self,
         plans: list[TaskPlan],
         finished: list[FinishedTask],
-        sources: Mapping[tuple[str, float | None, bool], ImageSource],
+        sources: Mapping[SourceKey, ImageSource],
         heldout: Callable[[int], Heldout],
         skipped: list[str],
     ) -> None:
         """`sources`: those that were opened, at least of every unfinished task. `finished`: entries of the record."""
         self.plans, self.finished, self.sources = plans, finished, sources
         self.heldout, self.skipped = heldout, set(skipped)
-        self.listings: dict[tuple[str, float | None, bool], tuple[Files, Files]] = {}
+        self.listings: dict[SourceKey, tuple[Files, Files]] = {}
         """Training and test files of folders of earlier tasks: each is searched once, however many tasks it had."""
         self.positions = {name: i for i, name in enumerate(name for plan in plans for name in plan.classes)}
         """Position of every class among the logits."""
@@ -107,7 +107,7 @@ class TaskData:
             if is_named(plan.data):
                 return self._from_source(open_source(*plan.source_key), plan, split)
             if plan.source_key not in self.listings:
-                self.listings[plan.source_key] = find_splits(Path(plan.data), plan.holdout)
+                self.listings[plan.source_key] = find_splits(Path(plan.data), plan.holdout, plan.labels)
             train, test = self.listings[plan.source_key]
             files = train if split == "train" else test
             chosen = {
@@ -132,11 +132,62 @@ class TaskData:
         return TaskImages([], labels, torch.as_tensor(kept[f"task_{number}/images"]))
 
 
-def open_sources(
-    plans: list[TaskPlan], finished: int, on_check: OnCheck | None = None
-) -> dict[tuple[str, float | None, bool], ImageSource]:
+def open_sources(plans: list[TaskPlan], finished: int, on_check: OnCheck | None = None) -> dict[SourceKey, ImageSource]:
     """Open the folder of every task that is still to be learned; every image of its classes is decoded once."""
-    left: dict[tuple[str, float | None, bool], set[str]] = {}
+    left: dict[SourceKey, set[str]] = {}
     for plan in plans[finished:]:
         left.setdefault(plan.source_key, set()).update(plan.classes + plan.known_classes)
     return {key: open_source(*key, on_check, classes) for key, classes in left.items()}
+
+
+def with_fingerprint(plan: TaskPlan, source: ImageSource) -> TaskPlan:
+    """The plan with what its images are now, for `check_planned` to find again."""
+    return replace(plan, fingerprint=planned_fingerprint(source, plan.known_classes + plan.classes))
+
+
+def check_planned(record: RunRecord, sources: Mapping[SourceKey, ImageSource]) -> None:
+    """Raise DataError unless every task that is left finds its classes, and the images it was planned with.
+
+    Plans of versions before this check have no fingerprint; of these only the classes are looked at.
+    """
+    for number, plan in enumerate(record.plans[len(record.tasks) :], start=len(record.tasks) + 1):
+        source = sources[plan.source_key]
+        for name in plan.known_classes + plan.classes:
+            if name not in source.classes:
+                raise DataError(
+                    f"class '{name}' of task {number} is no longer in {plan.data}{nearest(name, source.classes)}: "
+                    "restore it, or say where the images are with --resume --data DIR"
+                )
+        if plan.fingerprint is not None and with_fingerprint(plan, source).fingerprint != plan.fingerprint:
+            raise DataError(
+                f"the images of task {number} in {plan.data} are not those that the run began with (names, sizes or "
+                "number of files have changed), so it could not go on as if nothing had been: restore them, or train "
+                "a new run"
+            )
+
+
+def relocated(record: RunRecord, data: str, labels: str | None) -> RunRecord:
+    """The record of a run whose image folder now is `data`: that of the first task that is left, in every plan."""
+    if record.finished:
+        return record
+    old = record.plans[len(record.tasks)]
+    labels = labels if labels is not None else _moved(old.labels, old.data, data)
+    config = record.config.data
+    if config.data == old.data:
+        config = replace(config, data=data, labels=labels)
+    return replace(
+        record,
+        config=replace(record.config, data=config),
+        plans=[
+            replace(plan, data=data, labels=labels) if (plan.data, plan.labels) == (old.data, old.labels) else plan
+            for plan in record.plans
+        ],
+        skipped_images=[_moved(path, old.data, data) or path for path in record.skipped_images],
+    )
+
+
+def _moved(path: str | None, old: str, new: str) -> str | None:
+    """A path within the folder `old`, now within `new`; any other as it is."""
+    if path is None or not Path(path).is_relative_to(old):
+        return path
+    return str(Path(new) / Path(path).relative_to(old))

@@ -136,6 +136,11 @@ class Learner(nn.Module):
         """What the closed-form head reads as well."""
         return self.features if self.closed_form is None else in_order((*self.features, *self.closed_form.features))
 
+    @property
+    def learns_one_class(self) -> bool:
+        """Whether the current task has one class alone: among its own classes there is nothing to tell it from."""
+        return len(self.known) + self.tasks[-1] == 1
+
     def unfrozen_columns(self) -> Int[Tensor, "c"] | None:
         """Positions of the current task's classes where known ones are among them, in rising order; otherwise None."""
         if not self.known:
