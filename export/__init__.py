@@ -4,10 +4,10 @@ import sys
 from types import ModuleType
 from typing import Any
 
-from cdl_deploy.export.export import Exported, ExportOptions, export_run
+from cdl_deploy.export.export import Exported, ExportOptions, export_run, left_behind
 from cdl_deploy.export.variants import Shrink
 
-__all__ = ["ExportOptions", "Exported", "Shrink", "export_run"]
+__all__ = ["ExportOptions", "Exported", "Shrink", "export_run", "left_behind"]
 
 
 class _Callable(ModuleType):

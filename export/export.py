@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from cdl_deploy.data.preprocessing import INPUTS, Preprocessing
-from cdl_deploy.errors import OptionError, RunError, nearest
+from cdl_deploy.errors import BundleError, OptionError, RunError, nearest
 from cdl_deploy.export.distance import threshold_by_images, threshold_by_sums
 from cdl_deploy.export.features_hash import features_hash
 from cdl_deploy.export.graph import ExportGraph
@@ -43,6 +43,7 @@ from cdl_deploy.runtime.bundle import (
     description,
     description_file,
     encode_metadata,
+    read_bundle,
 )
 from cdl_deploy.training.checkpoint import load_heldout, load_run
 from cdl_deploy.training.methods.folded import FixedSelection
@@ -163,6 +164,27 @@ def export_run(
         exported = [_with_updates(item, older.get(item.bundle.role, ()), on_step) for item in exported]
         publish(staging, out.resolve(), last=lambda name: name.suffix == ".onnx")
     return [item.moved(out) for item in exported]
+
+
+def left_behind(folder: Path, exported: Sequence[Exported]) -> dict[str, str]:
+    """Models in `folder` that an earlier export left and this one did not replace: file → how it differs."""
+    written = {item.bundle.path.name for item in exported}
+    newest = {item.bundle.role: item.bundle for item in exported}
+    found: dict[str, str] = {}
+    for path in sorted(folder.glob("*.onnx")):
+        if path.name in written or path.name.partition(".")[0] not in newest:
+            continue
+        try:
+            old = read_bundle(path)
+        except BundleError:
+            continue
+        new = newest[path.name.partition(".")[0]]
+        if old.classes != new.classes or old.run != new.run:
+            known = f"knows {len(old.classes)} classes, {new.path.name} {len(new.classes)}"
+            found[path.name] = (
+                known if len(old.classes) != len(new.classes) else f"is not of the same run as {new.path.name}"
+            )
+    return found
 
 
 @contextmanager

@@ -120,7 +120,7 @@ def command(
             print_page(web, as_json)
             return
     with require_extra("cdl export", "export"):
-        from cdl_deploy.export import ExportOptions, Shrink, export_run
+        from cdl_deploy.export import ExportOptions, Shrink, export_run, left_behind
 
     def on_step(text: str) -> None:
         if sys.stderr.isatty():
@@ -147,6 +147,12 @@ def command(
         print_page(web, as_json)
     if not onnx:
         return
+    for name, what in left_behind(destination, exported).items():
+        echo(
+            f"note: {destination / name} is of an earlier export and {what}: make it again with --quantize or --fp16, "
+            "or delete it",
+            err=True,
+        )
     if as_json:
         echo_json([item.to_dict() for item in exported])
     else:

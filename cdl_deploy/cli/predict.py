@@ -169,6 +169,8 @@ def _checked_kind(kind: str | None, output: Path | None, resume: bool) -> str:
                 f"--output {output}: its suffix names no format, expected {suffixes}; or add --format jsonl or csv"
             )
     kind = kind or "table"
+    if kind == "table" and output is not None:
+        raise OptionError(f"--output {output}: a table is for people to look at; give --format jsonl, csv or parquet")
     if kind not in KINDS:
         raise OptionError(
             f"--format is {kind!r}, expected {', '.join(KINDS[:-1])} or {KINDS[-1]}{nearest(kind, KINDS)}"
@@ -177,8 +179,6 @@ def _checked_kind(kind: str | None, output: Path | None, resume: bool) -> str:
         raise OptionError("--format parquet needs a file to write: add --output rows.parquet")
     if resume and output is None:
         raise OptionError("--resume needs the file to continue: add --output FILE")
-    if resume and kind == "table":
-        raise OptionError("--resume cannot continue a table: use --format jsonl, csv or parquet from the start")
     return kind
 
 

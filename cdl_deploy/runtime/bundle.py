@@ -362,6 +362,17 @@ def bundle_of(session: onnxruntime.InferenceSession, path: Path) -> Bundle:
     return bundle
 
 
+def _model_in(folder: Path) -> str:
+    """Which file of a folder was meant, or how there comes to be one."""
+    for file in (folder / "student.onnx", folder / "export" / "student.onnx"):
+        if file.is_file():
+            return f"give {file}"
+    if (folder / "run.json").is_file():
+        return f"it is a run without an exported model, so export it first: cdl export {folder} --onnx"
+    found = sorted(folder.glob("*.onnx"))
+    return f"give {found[0]}" if found else "there is none in it"
+
+
 def open_session(
     path: str | Path,
     *,
@@ -380,7 +391,7 @@ def open_session(
     try:
         size = path.stat().st_size
         if path.is_dir():
-            raise BundleError(f"{path} is a folder, expected an .onnx file: give {path / 'student.onnx'}")
+            raise BundleError(f"{path} is a folder, expected an .onnx file: {_model_in(path)}")
         check_model_file(path)
     except OSError as error:
         raise BundleError(f"{path}: {error.strerror or error}; expected an .onnx file") from error

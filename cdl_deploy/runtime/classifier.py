@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 from PIL import Image
 
 from cdl_deploy.data.images import ByteArray, FloatArray, load_image, to_crop, to_input, to_tensor
-from cdl_deploy.errors import BundleError, DataError, OptionError, nearest
+from cdl_deploy.errors import BundleError, DataError, OptionError
 from cdl_deploy.runtime.bundle import DISTANCE_NAME, Bundle, open_session
 from cdl_deploy.runtime.cores import usable_cores
 from cdl_deploy.runtime.interface import interface_of
+from cdl_deploy.runtime.providers import check_providers
 from cdl_deploy.runtime.running import run_graph
 
 ImageInput = str | Path | Image.Image | NDArray[Any]
@@ -71,12 +71,8 @@ class Classifier:
         """
         if threads is not None and threads < 1:
             raise OptionError(f"threads is {threads}, expected at least 1")
-        for name in providers or ():
-            available = onnxruntime.get_available_providers()
-            if name not in available:
-                raise OptionError(
-                    f"this onnxruntime has no provider {name!r}, only {', '.join(available)}{nearest(name, available)}"
-                )
+        check_providers(providers or ())
+        self._arguments = (os.path.abspath(path), providers, threads, reject)
         if threads is None and usable_cores() < (os.cpu_count() or 1):  # which is all that onnxruntime looks at
             threads = usable_cores()
         self.path = Path(path)
@@ -85,6 +81,10 @@ class Classifier:
         self.reject = reject
         if reject:
             self.unknown_threshold()
+
+    def __reduce__(self) -> tuple[type[Classifier], tuple[Any, ...]]:
+        """A pickled classifier opens its file again, wherever it is unpickled: a session cannot travel."""
+        return type(self), self._arguments
 
     def unknown_threshold(self) -> float:
         """The distance above which an image is of no class that the model knows. Raises `OptionError` without one."""
@@ -145,6 +145,10 @@ class Classifier:
         Raises `DataError` if it cannot be read.
         """
         pixels, wanted = load_image(image), self.interface
+        if wanted.squash is not None:
+            height, width = wanted.squash
+            filter_ = Image.Resampling[wanted.preprocessing.interpolation.upper()]
+            pixels = pixels.resize((width, height), filter_)
         if wanted.dtype == "uint8":
             crop = to_crop(pixels, wanted.preprocessing)
             return crop if wanted.channels_last else np.ascontiguousarray(crop.transpose(2, 0, 1))

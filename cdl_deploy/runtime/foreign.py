@@ -1,10 +1,10 @@
 """Classifiers that cdl did not export: their labels and preprocessing, from wherever their makers usually leave them.
 
 Labels: in the model's metadata (`names` of Ultralytics, `labels`, `classes`, `class_names`, `id2label`), else in a file
-beside it (`MODEL.labels.txt`, `labels.txt`, `classes.txt`, one a line, or the `config.json` of Hugging Face).
-Preprocessing: `preprocessor_config.json` beside the model (Hugging Face), else the metadata of Ultralytics, else what
-most are trained with: ImageNet's mean and deviation, which `Interface.assumed` says. Pixels of a uint8 input are given
-as they are.
+beside it (`MODEL.labels.txt`, `labels.txt`, `classes.txt`, one a line, or the `config.json` of transformers or timm).
+Preprocessing: `preprocessor_config.json` or timm's `config.json` beside the model, else the metadata of Ultralytics,
+else what most are trained with: ImageNet's mean and deviation, which `Interface.assumed` says. Pixels of a uint8 input
+are given as they are. A model in a folder `onnx` has these files one level up as well.
 """
 
 from __future__ import annotations
@@ -19,6 +19,15 @@ from cdl_deploy.documents import parse_json
 from cdl_deploy.errors import BundleError
 from cdl_deploy.regular_file import read_regular
 from cdl_deploy.runtime.interface import Interface
+from cdl_deploy.runtime.processors import (
+    DEFAULT_SIZE,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Recipe,
+    Sides,
+    of_timm,
+    of_transformers,
+)
 from cdl_deploy.typed_json import short
 
 if TYPE_CHECKING:
@@ -26,13 +35,9 @@ if TYPE_CHECKING:
 
 LABEL_KEYS = ("names", "labels", "classes", "class_names", "id2label")
 LABEL_FILES = ("{stem}.labels.txt", "labels.txt", "classes.txt")
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-DEFAULT_SIZE = 224
 CROP_SHARE = 0.875
 """Of the resized image's shorter edge, where nothing else is said: 224 of 256."""
 DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8"}
-PIL_FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
-"""By PIL's number, which is what `preprocessor_config.json` holds."""
 MAX_TEXT = 16 * 2**20
 """A larger file beside the model is no list of labels."""
 MAX_LITERAL = 4 * 2**20
@@ -59,15 +64,18 @@ def foreign_interface(session: onnxruntime.InferenceSession, path: Path) -> Inte
             f"its metadata, or in {path.parent / 'labels.txt'}"
         )
     try:
-        preprocessing, assumed = _preprocessing(path, metadata, dtype, sides)
+        recipe, assumed = _recipe(path, metadata, dtype, sides)
     except BundleError as error:
-        raise error if str(path.parent) in str(error) else BundleError(f"{path}: {error}") from error
+        raise (
+            error if any(str(folder) in str(error) for folder in _folders(path)) else BundleError(f"{path}: {error}")
+        ) from error
     if batch is not None:
-        _check_batch(path, batch, preprocessing)
+        _check_batch(path, batch, recipe.preprocessing)
     return Interface(
         classes=labels,
         task_numbers=(1,) * len(labels),
-        preprocessing=preprocessing,
+        preprocessing=recipe.preprocessing,
+        squash=recipe.squash,
         input=name,
         output=output,
         dtype=dtype,
@@ -127,11 +135,18 @@ def _labels(path: Path, metadata: Mapping[str, str]) -> tuple[str, ...] | None:
                     f"{path}: its metadata {key!r} are {short(metadata[key])}, expected a list of class names"
                 )
             return labels
-    for pattern in LABEL_FILES:
-        text = _text_of(path.parent / pattern.format(stem=path.stem))
-        if text is not None:
-            return tuple(line.strip() for line in text.splitlines() if line.strip())
-    return _in_order(_object_of(path.parent / "config.json").get("id2label"))
+    for folder in _folders(path):
+        for pattern in LABEL_FILES:
+            text = _text_of(folder / pattern.format(stem=path.stem))
+            if text is not None:
+                return tuple(line.strip() for line in text.splitlines() if line.strip())
+        config = _object_of(folder / "config.json")
+        own = config.get("pretrained_cfg")
+        listed = (config.get("id2label"), config.get("label_names"), isinstance(own, dict) and own.get("label_names"))
+        for names in map(_in_order, listed):  # transformers', then timm's
+            if names is not None:
+                return names
+    return None
 
 
 def parse_labels(text: str) -> tuple[str, ...] | None:
@@ -163,14 +178,20 @@ def _in_order(value: Any) -> tuple[str, ...] | None:
     return None
 
 
-def _preprocessing(
-    path: Path, metadata: Mapping[str, str], dtype: str, sides: tuple[int | None, int | None]
-) -> tuple[Preprocessing, str | None]:
+def _folders(path: Path) -> list[Path]:
+    """Where what belongs to a model lies: beside it, or one level up where exporters put models into `onnx/`."""
+    return [path.parent, path.parent.parent] if path.absolute().parent.name == "onnx" else [path.parent]
+
+
+def _recipe(path: Path, metadata: Mapping[str, str], dtype: str, sides: Sides) -> tuple[Recipe, str | None]:
     """How pixels become the input, and what of it was assumed."""
-    file = path.parent / "preprocessor_config.json"
-    config = _object_of(file)
-    if config:
-        return _of_hugging_face(file, config, sides), None
+    for folder in _folders(path):
+        config = _object_of(folder / "preprocessor_config.json")
+        if config:
+            return of_transformers(folder / "preprocessor_config.json", config, sides), None
+        config = _object_of(folder / "config.json")
+        if isinstance(config.get("pretrained_cfg"), dict):
+            return of_timm(folder / "config.json", config["pretrained_cfg"], sides), None
     height, width = (side or DEFAULT_SIZE for side in sides)
     if dtype == "uint8":
         return _convention(height, width, round(min(height, width) / CROP_SHARE), (0.0,) * 3, (1.0,) * 3), None
@@ -181,47 +202,9 @@ def _preprocessing(
     return _convention(height, width, resize, IMAGENET_MEAN, IMAGENET_STD), assumed
 
 
-def _convention(height: int, width: int, resize: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Preprocessing:
-    return Preprocessing(height, width, resize, "bilinear", (mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))
-
-
-def _of_hugging_face(file: Path, config: dict[str, Any], sides: tuple[int | None, int | None]) -> Preprocessing:
-    """Of transformers' image processors: sizes in pixels, `resample` PIL's number, mean and deviation of channels."""
-    size = _height_and_width(config.get("size"))
-    crop = _height_and_width(config.get("crop_size")) if config.get("do_center_crop") else None
-    height = sides[0] or (crop or size or (DEFAULT_SIZE,) * 2)[0]
-    width = sides[1] or (crop or size or (DEFAULT_SIZE,) * 2)[1]
-    resize = min(size) if size else min(height, width)
-    resample = config.get("resample", 2)
-    scaled = config.get("do_normalize", True)
-    try:
-        return Preprocessing(
-            height,
-            width,
-            resize,
-            PIL_FILTERS[resample],
-            _three(config.get("image_mean", IMAGENET_MEAN)) if scaled else (0.0, 0.0, 0.0),
-            _three(config.get("image_std", IMAGENET_STD)) if scaled else (1.0, 1.0, 1.0),
-        )
-    except (BundleError, TypeError, ValueError, IndexError) as error:
-        raise BundleError(f"{file}: {short(str(error))}; expected an image processor's settings") from error
-
-
-def _three(values: Any) -> tuple[float, float, float]:
-    red, green, blue = (float(value) for value in values)
-    return red, green, blue
-
-
-def _height_and_width(value: Any) -> tuple[int, int] | None:
-    """(height, width) from a number, {"height": …, "width": …} or {"shortest_edge": …}."""
-    if isinstance(value, dict):
-        edge = value.get("shortest_edge")
-        value = [edge, edge] if edge is not None else [value.get("height"), value.get("width")]
-    elif type(value) is int:
-        value = [value, value]
-    if isinstance(value, list) and len(value) == 2 and all(type(side) is int and side > 0 for side in value):
-        return value[0], value[1]
-    return None
+def _convention(height: int, width: int, resize: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Recipe:
+    own = (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])
+    return Recipe(Preprocessing(height, width, resize, "bilinear", *own))
 
 
 def _text_of(file: Path) -> str | None:

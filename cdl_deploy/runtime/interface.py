@@ -35,6 +35,9 @@ class Interface:
     """Numpy's name of the input's type, where `preprocessing.input` is `"tensor"`; uint8 is not normalised."""
     channels_last: bool = False
     """Whether a tensor is [B, height, width, 3] rather than [B, 3, height, width]."""
+    squash: tuple[int, int] | None = None
+    """(height, width) that an image is resized to first, whatever its shape, where a model from elsewhere wants that;
+    `preprocessing` then only crops."""
     batch: int | None = None
     """Images in one run, where the graph fixes their number."""
     assumed: str | None = None

@@ -90,7 +90,10 @@ def test_many_threads_use_one_classifier(model_path, photos):
 def test_bad_options(model_path, tmp_path):
     for options, message in (
         ({"threads": 0}, "threads is 0, expected at least 1"),
-        ({"providers": ["CPUExecutionProvidr"]}, "no provider 'CPUExecutionProvidr', only .*; did you mean 'CPUExec"),
+        (
+            {"providers": ["CPUExecutionProvidr"]},
+            "knows no provider 'CPUExecutionProvidr', expected one of .*; did you mean 'CPUExec",
+        ),
     ):
         with pytest.raises(OptionError, match=message):
             Classifier(model_path, **options)

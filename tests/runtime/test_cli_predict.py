@@ -29,7 +29,9 @@ def test_options_that_do_not_go_together(cdl, model_path, photos, monkeypatch):
         monkeypatch.delitem(sys.modules, f"{module}.data", raising=False)
     for options, error in (
         (["--resume"], "--resume needs the file to continue: add --output FILE"),
-        (["--resume", "--output", "rows.txt"], "--resume cannot continue a table: use --format jsonl, csv or parquet"),
+        (["--output", "rows.txt"], "--output rows.txt: its suffix names no format, expected .jsonl, .ndjson, .csv, "),
+        (["--output", "rows", "--format", "table"], "--output rows: a table is for people to look at; give --format"),
+        (["--null"], "--null is about paths on standard input: give - in place of a path, or leave it out"),
         (["--format", "parquet"], "--format parquet needs a file to write: add --output rows.parquet"),
         (["--engine", "rey"], "--engine is 'rey', expected local or ray; did you mean 'ray'?"),
         (
@@ -37,7 +39,7 @@ def test_options_that_do_not_go_together(cdl, model_path, photos, monkeypatch):
             "--format parquet needs pyarrow, which is not installed: pip install 'cdl-deploy[parquet]'",
         ),
         (["--engine", "ray"], "--engine ray needs ray, which is not installed: pip install 'cdl-deploy[ray]'"),
-        (["--provider", "CPUExecutionProvidr"], "this onnxruntime has no provider 'CPUExecutionProvidr', only"),
+        (["--provider", "CPUExecutionProvidr"], "onnxruntime knows no provider 'CPUExecutionProvidr', expected one of"),
     ):
         code, out, err = cdl("predict", model_path, photos["red"], *options)
         assert (code, out, err.count("\n")) == (2, "", 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -135,7 +136,12 @@ class TaskData:
 def open_sources(plans: list[TaskPlan], finished: int, on_check: OnCheck | None = None) -> dict[SourceKey, ImageSource]:
     """Open the folder of every task that is still to be learned; every image of its classes is decoded once."""
     left: dict[SourceKey, set[str]] = {}
-    for plan in plans[finished:]:
+    for number, plan in enumerate(plans[finished:], start=finished + 1):
+        if not is_named(plan.data) and not os.path.exists(plan.data):
+            raise DataError(
+                f"{plan.data} with the images of task {number} does not exist: say where they are now with "
+                "--resume --data DIR"
+            )
         left.setdefault(plan.source_key, set()).update(plan.classes + plan.known_classes)
     return {key: open_source(*key, on_check, classes) for key, classes in left.items()}
 
@@ -155,8 +161,8 @@ def check_planned(record: RunRecord, sources: Mapping[SourceKey, ImageSource]) -
         for name in plan.known_classes + plan.classes:
             if name not in source.classes:
                 raise DataError(
-                    f"class '{name}' of task {number} is no longer in {plan.data}{nearest(name, source.classes)}: "
-                    "restore it, or say where the images are with --resume --data DIR"
+                    f"class '{name}' of task {number} is no longer in {plan.data}: restore it, or say where the "
+                    f"images are with --resume --data DIR{nearest(name, source.classes)}"
                 )
         if plan.fingerprint is not None and with_fingerprint(plan, source).fingerprint != plan.fingerprint:
             raise DataError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from pathlib import Path
 
 import torch
@@ -57,12 +58,12 @@ def _natural_key(name: str) -> list[tuple[int, str]]:
 
 
 def read_task_file(path: Path, classes: tuple[str, ...]) -> Tasks:
-    """A YAML list of tasks, each a list of class names; every name must be a class and occur once.
+    """A YAML list of tasks, each a list of class names, as they are written; each must be a class and occur once.
 
     Classes of the data set that the file does not name are left out of the run.
     """
     try:
-        content = parse_yaml(read_regular(path, MAX_BYTES).decode())
+        content = parse_yaml(read_regular(path, MAX_BYTES).decode("utf-8-sig"), scalars_as_text=True)
     except OSError as error:
         raise DataError(f"cannot read --task-file {path}: {error.strerror}") from None
     except ValueError as error:
@@ -73,7 +74,11 @@ def read_task_file(path: Path, classes: tuple[str, ...]) -> Tasks:
         raise DataError(
             f"--task-file {path} must be a list of tasks, each a list of class names, such as [[cat, dog], [owl]]"
         )
-    tasks = tuple(tuple(str(name) for name in task) for task in content)
+    if not all(isinstance(name, str) for task in content for name in task):
+        raise DataError(
+            f"--task-file {path} has lists within a task: expected class names, such as [[cat, dog], [owl]]"
+        )
+    tasks = tuple(tuple(unicodedata.normalize("NFC", name) for name in task) for task in content)
     known, seen = set(classes), set[str]()
     for number, task in enumerate(tasks, start=1):
         for name in task:
