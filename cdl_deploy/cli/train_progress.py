@@ -61,9 +61,21 @@ class Notes(Progress):
     """Says, where nobody watches, what one has to know before the end: what was left out."""
 
     def planned(self, record: RunRecord) -> None:
-        text = LeftOut.of(record.left_out).text()
-        if text:
-            echo(f"note: {printable(text)}", err=True)
+        for text in notes_on(record):
+            echo(f"note: {text}", err=True)
+
+
+def notes_on(record: RunRecord) -> Iterator[str]:
+    """What one has to know of a run before it has learned anything, a line each."""
+    text = LeftOut.of(record.left_out).text()
+    if text:
+        yield printable(text)
+    for role, info in record.backbones.items():
+        if info.pixels == "assumed":
+            yield printable(
+                f"{info.source} does not say with which mean and deviation the {role}'s weights were trained: "
+                f"{list(info.mean)} and {list(info.std)} of timm's {info.model} assumed; give the model with its tag"
+            )
 
 
 class TrainingProgress(Progress):
@@ -83,9 +95,8 @@ class TrainingProgress(Progress):
 
     def planned(self, record: RunRecord) -> None:
         self.record, self.time_left = record, TimeLeft(record)
-        text = LeftOut.of(record.left_out).text()
-        if text:
-            self.console.print(f"note: {printable(text)}", highlight=False, soft_wrap=True, markup=False)
+        for text in notes_on(record):
+            self.console.print(f"note: {text}", highlight=False, soft_wrap=True, markup=False)
 
     def stage_started(self, stage: Stage, first_epoch: int, first_step: int) -> None:
         self.done = first_epoch * stage.images + first_step * stage.batch_size

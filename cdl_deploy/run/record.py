@@ -68,10 +68,15 @@ class BackboneInfo:
     interpolation: str
     crop_pct: float
     parameters: int
+    pixels: str | None = None
+    """Of weights from a file: where mean and deviation come from: the `file`, the `model` as named, or `assumed`."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return {**dataclasses.asdict(self), "mean": list(self.mean), "std": list(self.std)}
+        values = {**dataclasses.asdict(self), "mean": list(self.mean), "std": list(self.std)}
+        if self.pixels is None:
+            del values["pixels"]
+        return values
 
 
 @dataclass(frozen=True)

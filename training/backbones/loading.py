@@ -9,7 +9,8 @@ from typing import Any, cast
 
 import safetensors.torch
 import timm
-from timm.models import is_model, list_models, load_state_dict
+import torch
+from timm.models import is_model, list_models
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor
 
@@ -17,8 +18,11 @@ from cdl_deploy.errors import WeightsError, nearest
 from cdl_deploy.regular_file import open_regular
 from cdl_deploy.run.record import BackboneInfo
 from cdl_deploy.training.backbones import Backbone, build_backbone, hub, mini, patch14, small
+from cdl_deploy.training.backbones.weights_file import PATCHES, read_weights
 
 MISMATCHES_NAMED = 3
+OWN_MODELS = (*mini.MINI_MODELS, *small.SMALL_MODELS, *patch14.PATCH14_MODELS)
+"""Names that this package registers with timm."""
 
 
 def load_backbone(
@@ -28,22 +32,31 @@ def load_backbone(
 
     Raises WeightsError for an unknown name, no weights, or shapes that don't fit.
     """
-    known_model(model)
-    default = _default_size(model)
-    size = image_size or default
-    if weights is not None:
+    model = known_model(model)
+    said = read_weights(Path(weights)) if weights is not None else None
+    size = image_size or (said.pixels["input_size"][-1] if said and "input_size" in said.pixels else None)
+    size = int(size or _default_size(model))
+    check_family(model, size)
+    if said is not None and weights is not None:
         vit = create_vit(model, size)
-        load_weights_file(vit, Path(weights))
+        fill(vit, said.tensors, Path(weights))
         source = Path(weights).name
     else:
         vit = _with_pretrained(model, size)
         source = "package" if model.split(".")[0] in mini.MINI_MODELS else "hub"
     data = timm.data.resolve_model_data_config(vit)
+    pixels: str | None = None
+    if said is not None:
+        data |= {name: said.pixels[name] for name in ("mean", "std") if name in said.pixels}
+        ours = model.partition(".")[0] in OWN_MODELS
+        pixels = "file" if {"mean", "std"} <= set(said.pixels) else "model" if ours or "." in model else "assumed"
     if pixel_range == "unit":
         data |= {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
     backbone = build_backbone(vit, data["mean"], data["std"])
     tag = cast(dict[str, Any], vit.pretrained_cfg).get("tag")
     full_name = model if "." in model or not tag else f"{model}.{tag}"
+    if said is not None:
+        full_name = model.partition(".")[0]  # a tag names weights, and these are others
     info = BackboneInfo(
         model=full_name,
         source=source,
@@ -54,6 +67,7 @@ def load_backbone(
         interpolation=data["interpolation"] if data["interpolation"] != "random" else "bicubic",
         crop_pct=float(data["crop_pct"]),
         parameters=sum(value.numel() for value in vit.parameters()),
+        pixels=pixels,
     )
     return backbone, info
 
@@ -71,16 +85,25 @@ def rebuild_backbone(info: BackboneInfo, file: Path) -> Backbone:
     return build_backbone(vit, info.mean, info.std)
 
 
-def known_model(model: str) -> None:
-    """Raise WeightsError, with the nearest ViT, unless timm knows `model` and its tag."""
+def known_model(model: str) -> str:
+    """The name without a hub's address before it. Raises WeightsError, with the nearest ViT, unless timm knows it."""
+    model = model.removeprefix("hf_hub:").removeprefix("hf-hub:").removeprefix("timm/")
     name, _, tag = model.partition(".")
     if not is_model(name):
-        plain = [*list_models("vit_*", module="vision_transformer"), *mini.MINI_MODELS, *small.SMALL_MODELS]
-        plain += patch14.PATCH14_MODELS
-        raise WeightsError(f"model '{model}' is unknown to timm{nearest(name, plain)}")
+        plain = [*list_models("vit_*", module="vision_transformer", pretrained=True), *mini.MINI_MODELS]
+        known = plain if tag else {full.partition(".")[0] for full in plain}
+        raise WeightsError(f"model '{model}' is unknown to timm{nearest(model, sorted(known))}")
     tags = [full.partition(".")[2] for full in list_models(f"{name}*", pretrained=True) if full.split(".")[0] == name]
     if tag and tag not in tags:
         raise WeightsError(f"model '{name}' has no weights tagged '{tag}'{nearest(tag, tags)}")
+    return model
+
+
+def check_family(model: str, image_size: int) -> None:
+    """Raise WeightsError for a network that no family takes, or that cannot be so large, before weights are fetched."""
+    with torch.device("meta"):  # no memory, and no time for random values
+        vit = create_vit(model, image_size)
+    build_backbone(vit, (0.0,) * 3, (1.0,) * 3)
 
 
 def create_vit(model: str, image_size: int) -> VisionTransformer:
@@ -89,15 +112,17 @@ def create_vit(model: str, image_size: int) -> VisionTransformer:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # timm's remarks on overridden sizes; ours is deliberate
             network = timm.create_model(model, pretrained=False, num_classes=0, **_size(model, image_size))
-    except (AssertionError, TypeError, ValueError, RuntimeError) as error:
-        raise WeightsError(f"model '{model}' cannot be built for {image_size}x{image_size} images: {error}") from None
-    vit = cast(VisionTransformer, network)  # `build_backbone` refuses what is none
-    if image_size < vit.patch_embed.patch_size[0]:
-        patch = vit.patch_embed.patch_size[0]
+    except Exception as error:  # noqa: BLE001  timm's models refuse arguments in ways of their own
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise WeightsError(f"model '{model}' cannot be built for {image_size}x{image_size} images: {reason}") from None
+    patch = getattr(getattr(network, "patch_embed", None), "patch_size", None)
+    if isinstance(patch, tuple) and isinstance(network, VisionTransformer) and image_size % patch[0]:
+        near = sorted({max(1, image_size // patch[0]) * patch[0], -(-image_size // patch[0]) * patch[0]})
         raise WeightsError(
-            f"model '{model}' cannot be built for {image_size}x{image_size} images: its patches are {patch}x{patch}"
+            f"model '{model}' cannot be built for {image_size}x{image_size} images: its patches are "
+            f"{patch[0]}x{patch[0]}, so take {' or '.join(map(str, near))} pixels"
         )
-    return vit
+    return cast(VisionTransformer, network)  # `build_backbone` refuses what is none
 
 
 def load_weights_file(vit: VisionTransformer, file: Path) -> None:
@@ -106,9 +131,19 @@ def load_weights_file(vit: VisionTransformer, file: Path) -> None:
     Position embeddings of another image size are resampled, as timm does. Raises WeightsError naming the first few
     tensors that have the wrong shape or are missing.
     """
-    state = _read(file)
+    fill(vit, read_weights(file).tensors, file)
+
+
+def fill(vit: VisionTransformer, state: dict[str, Tensor], file: Path) -> None:
+    """Fill `vit` with the weights that were read from `file`; see `load_weights_file`."""
     state = {name: value for name, value in state.items() if not name.startswith(("head.", "head_dist."))}
     found_shapes = {name: tuple(value.shape) for name, value in state.items()}
+    patches, wanted_patches = found_shapes.get(PATCHES, ()), tuple(vit.patch_embed.proj.weight.shape)
+    if len(patches) == 4 and patches[:2] == wanted_patches[:2] and patches[2:] != wanted_patches[2:]:
+        raise WeightsError(
+            f"weights {file} are of patches of {patches[2]}x{patches[3]} pixels, and the model's are "
+            f"{wanted_patches[2]}x{wanted_patches[3]}: choose the model they were made for"
+        )
     try:
         state = checkpoint_filter_fn(state, vit)
     except (RuntimeError, KeyError, AssertionError, ValueError, TypeError):
@@ -134,22 +169,6 @@ def weights_hash(vit: VisionTransformer) -> str:
         digest.update(name.encode())
         digest.update(value.detach().cpu().float().contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def _read(file: Path) -> dict[str, Tensor]:
-    """A state dict from safetensors or a torch checkpoint; of the latter, timm reads tensors only and runs no code."""
-    if not file.is_file():
-        raise WeightsError(f"weights file {file} does not exist")
-    try:
-        content = load_state_dict(str(file), weights_only=True)
-    except AttributeError:
-        content = {}  # timm took it for a mapping
-    except Exception as error:  # noqa: BLE001  safetensors, zip, pickle and OS errors have no common base
-        reason = " ".join(str(error).split(". ")[0].split())[:160]
-        raise WeightsError(f"cannot read weights file {file}: {reason or type(error).__name__}") from None
-    if not content or not all(isinstance(value, Tensor) for value in content.values()):
-        raise WeightsError(f"weights file {file} holds no state dict: expected a mapping of names to tensors")
-    return dict(content)
 
 
 def _with_pretrained(model: str, image_size: int) -> VisionTransformer:

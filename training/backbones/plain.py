@@ -13,6 +13,7 @@ from timm.layers import PatchEmbed
 from timm.layers.attention import Attention
 from timm.layers.mlp import Mlp
 from timm.models.vision_transformer import Block, VisionTransformer
+from timm.models.vision_transformer_hybrid import HybridEmbed
 from torch import Tensor, nn
 
 from cdl_deploy.errors import WeightsError
@@ -184,6 +185,10 @@ def check_plain(vit: nn.Module) -> None:
     name = type(vit).__name__
     if type(vit) is not VisionTransformer:
         raise WeightsError(f"the model is a {name}, expected a plain timm VisionTransformer: choose a vit_* model")
+    if isinstance(vit.patch_embed, HybridEmbed):
+        raise WeightsError(
+            "the model is a hybrid, whose patches a convolutional network makes: choose a plain vit_* model"
+        )
     if vit.cls_token is None or vit.attn_pool is not None or isinstance(vit.norm, nn.Identity):
         raise WeightsError(
             "the ViT has no class token read after a final norm (global_pool='token'): choose another model"
