@@ -73,7 +73,7 @@ def test_a_folder_is_searched_once_however_many_tasks_it_had(tmp_path, monkeypat
     ]
     later = TaskData(plans, tested, {}, lambda _: {}, [])
     assert [later.test(number) for number in range(1, 5)] == tests
-    assert searched == [(tmp_path / "all", None)]
+    assert searched == [(tmp_path / "all", None, None)]
 
 
 @pytest.mark.parametrize("method", ["coda", "dualprompt"])
@@ -187,7 +187,6 @@ def test_an_interrupted_addition_ends_as_if_it_had_not_been(run, tmp_path):
     [
         ({}, DataError, r"knows: 'bee' \(task 1\); leave them out with --classes, or train them on with --allow-known"),
         ({"classes": ("eel", "fax")}, DataError, "--classes: no class 'fax' in .*; did you mean 'fox'"),
-        ({"classes": ("eel",)}, DataError, "one class, 'eel', cannot be a task.*new images of a known one"),
         ({"optim": {"seed": 3}}, OptionError, "--seed cannot change in the middle of a run"),
         ({"data": "nowhere"}, DataError, "nowhere is no folder"),
     ],
@@ -199,6 +198,18 @@ def test_what_does_not_fit_leaves_the_run_alone(run, tmp_path, options, kind, me
         add_task(run, replace(Addition(str(tmp_path / "new")), **options))
     assert "\n" not in str(error.value)
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_one_class_at_a_time(run, tmp_path):
+    """Its images are told from those of the classes before, and everything of these stays what it was."""
+    make_photos(tmp_path / "new", [("eel",)])
+    assert add_task(run, Addition(str(tmp_path / "new"), optim={"epochs": 3})).matrices["student"][-1][-1] == 100
+
+
+def test_names_that_differ_in_case_alone(run, tmp_path):
+    make_photos(tmp_path / "new", [("Bee", "eel")])
+    with pytest.raises(DataError, match=r"class 'Bee' in .* differs in case alone from 'bee', which the run knows"):
+        add_task(run, Addition(str(tmp_path / "new")))
 
 
 def cdl(*arguments):

@@ -130,7 +130,10 @@ ERRORS = [
     (["--epochs", "0"], "--epochs is 0, expected at least 1"),
     (["--student-weights", "gone.safetensors"], "weights file gone.safetensors does not exist"),
     (["--task-file", "gone.yaml"], "cannot read --task-file gone.yaml: No such file"),
-    (["--resume"], "--resume continues a run as it was configured, so --data cannot be given: leave it out"),
+    (
+        ["--resume", "--epochs", "3"],
+        "--resume continues a run as it was configured, so --epochs cannot be given: leave it out",
+    ),
 ]
 
 

@@ -157,6 +157,34 @@ def test_without_distillation_the_cross_entropy_counts_whole():
     torch.testing.assert_close(terms["cross_entropy"], torch.nn.CrossEntropyLoss()(logits[:, 2:], labels - 2))
 
 
+@pytest.mark.parametrize("distill", ["none", "kd", "kdp"])
+def test_one_class_is_learned_against_all_others(distill):
+    """Over its own logit alone the cross-entropy is constant, and its row would stay random."""
+    pair = make_pair(distill)
+    seen = sum(pair.student.tasks)
+    pair.begin_task(1, 0)
+    images, labels = pixels(4), torch.full((4,), seen)
+    terms = stage_losses(pair, "student", images, labels)
+    output = pair.student(*pair.encoder(images)[1::-1], "train")
+    cross = torch.nn.CrossEntropyLoss()(output.class_logits, labels)
+    torch.testing.assert_close(terms["cross_entropy"], cross if distill == "none" else cross * 0.5)
+    sum(terms.values()).backward()
+    head = pair.student.class_head.weight
+    assert head.trainable.grad.abs().sum() > 0
+    assert head.frozen.grad is None
+    if distill != "none":
+        assert terms["distillation"] > 0
+
+
+def test_one_known_class_is_trained_on_against_all_others():
+    pair = make_pair("none")
+    pair.begin_task(0, 0, [1])
+    images, labels = pixels(4), torch.full((4,), 1)
+    terms = stage_losses(pair, "student", images, labels)
+    logits = pair.student(*pair.encoder(images)[1::-1], "train").class_logits
+    torch.testing.assert_close(terms["cross_entropy"], torch.nn.CrossEntropyLoss()(logits, labels))
+
+
 @pytest.mark.parametrize("role", ["teacher", "student"])
 def test_only_the_learner_at_hand_gets_gradients(role):
     """Nothing frozen ever has one, and everything the learner trains does."""

@@ -141,7 +141,7 @@ def test_a_vanished_data_set_ends_cleanly_and_the_run_goes_on_later(photos, tmp_
 
     with pytest.raises(DataError, match="has vanished since the run began"):
         train(config(photos), tmp_path / "run", Vanish())
-    with pytest.raises(DataError, match="is no folder"):
+    with pytest.raises(DataError, match="task 2 does not exist: say where they are now with --resume --data DIR"):
         resume(tmp_path / "run")
     (tmp_path / "elsewhere").rename(photos)
     assert resume(tmp_path / "run").finished

@@ -109,9 +109,77 @@ def test_shapes_that_do_not_fit_are_named(student_file):
         load_weights_file(vit, student_file[0])
 
 
+def test_a_trainers_prefixes_are_taken_off(student_file, tmp_path):
+    """Lightning's, DINO's and others': C14."""
+    file, model = student_file
+    wanted = load_backbone("mini_student", str(file), None)[1].sha256
+    for number, content in enumerate((
+        {"state_dict": {f"model.{n}": v for n, v in model.state_dict().items()}},
+        {"teacher": {f"backbone.{n}": v for n, v in model.state_dict().items()}, "epoch": 3},
+        {f"encoder.{n}": v for n, v in model.state_dict().items()} | {"decoder.weight": torch.zeros(2)},
+    )):  # fmt: skip
+        torch.save(content, tmp_path / f"{number}.pth")  # noqa: TID251
+        assert load_backbone("mini_student", str(tmp_path / f"{number}.pth"), None)[1].sha256 == wanted
+
+
+def _two(path):
+    one = {"patch_embed.proj.weight": torch.zeros(1)}
+    torch.save({"student": one, "teacher": one}, path)  # noqa: TID251
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "message"),
+    [
+        ("a.pth", lambda p: p.write_text("version https://git-lfs.github.com/spec/v1\n"), "is a Git LFS pointer"),
+        ("a.pth", lambda p: p.write_text("\n<!DOCTYPE html>"), "is a web page, not what was to be downloaded"),
+        ("a.safetensors.index.json", lambda p: p.write_text("{}"), "is the index of weights in several files"),
+        ("a.npz", lambda p: p.write_bytes(b"PK"), "is a NumPy archive, as big_vision has them"),
+        ("snapshot", lambda p: p.mkdir(), "is a folder: give the file of weights itself"),
+        ("a.pth", _two, "holds several networks, under the keys student, teacher: save the state dict of one"),
+        (
+            "a.safetensors",
+            lambda p: safetensors.torch.save_file({"vit.embeddings.cls_token": torch.zeros(1)}, p),
+            "have the names of a transformers model, expected timm's",
+        ),
+    ],
+)
+def test_what_is_no_weights_is_named(tmp_path, name, write, message):
+    write(tmp_path / name)
+    with pytest.raises(WeightsError, match=message):
+        load_backbone("mini_student", str(tmp_path / name), None)
+
+
+def test_mean_and_deviation_come_from_the_file(student_file):
+    file, model = student_file
+    assert load_backbone("mini_student", str(file), None)[1].pixels == "model"
+    said = json.dumps({"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "input_size": [3, 48, 48]})
+    state = dict(model.state_dict())
+    for metadata in ({"pretrained_cfg": said}, {"mean": "[0.1, 0.2, 0.3]", "std": "[0.4, 0.5, 0.6]"}):
+        safetensors.torch.save_file(state, file, metadata)
+        info = load_backbone("mini_student", str(file), None)[1]
+        assert (info.mean, info.std, info.pixels) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "file")
+        assert info.image_size == (48 if "pretrained_cfg" in metadata else 32)
+
+
+def test_patches_of_another_size_are_refused(student_file):
+    vit = timm.create_model("mini_student", num_classes=0, patch_size=4, img_size=16)
+    with pytest.raises(WeightsError, match="are of patches of 8x8 pixels, and the model's are 4x4"):
+        load_weights_file(vit, student_file[0])
+
+
+@pytest.mark.parametrize("model", ["resnet18", "vit_tiny_r_s16_p8_224", "vit_base_patch16_siglip_224"])
+def test_what_is_no_plain_vit_is_refused_before_its_weights_are_fetched(model, monkeypatch):
+    monkeypatch.setattr("cdl_deploy.training.backbones.loading._with_pretrained", lambda *_: pytest.fail("fetched"))
+    with pytest.raises(WeightsError, match="choose"):
+        load_backbone(model, None, None)
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [
+        ("vit_smal_patch16_224.augreg_in1k", r"did you mean 'vit_small_patch16_224\.augreg_in1k'"),
+        ("vit_small", "did you mean 'vit_small_patch8_224'"),
+        ("hf_hub:timm/vit_small_patch16_224.augreg_in1", "no weights tagged 'augreg_in1'; did you mean 'augreg_in1k'"),
         ("vit_smal_patch16_224", "'vit_smal_patch16_224' is unknown to timm; did you mean 'vit_small_patch16_224'"),
         ("vit_small_patch16_224.augreg_in1", "no weights tagged 'augreg_in1'; did you mean 'augreg_in1k'"),
         ("mini_studnet", "did you mean 'mini_student'"),
@@ -134,8 +202,9 @@ def _offline(*args, **kwargs):
 
 
 def test_an_image_size_the_model_cannot_take(student_file):
-    with pytest.raises(WeightsError, match="mini_student' cannot be built for 4x4 images"):
-        load_backbone("mini_student", str(student_file[0]), 4)
+    for size, message in ((4, "so take 8 pixels"), (36, "its patches are 8x8, so take 32 or 40 pixels")):
+        with pytest.raises(WeightsError, match=f"mini_student' cannot be built for {size}x{size} images: .*{message}"):
+            load_backbone("mini_student", str(student_file[0]), size)
 
 
 @pytest.mark.parametrize(("model", "bar"), [("mini_teacher", 98.0), ("mini_student", 96.0)])

@@ -12,7 +12,7 @@ import timm
 import torch
 from timm.models import is_model, list_models
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
-from torch import Tensor
+from torch import Tensor, nn
 
 from cdl_deploy.errors import WeightsError, nearest
 from cdl_deploy.regular_file import open_regular
@@ -102,16 +102,20 @@ def known_model(model: str) -> str:
 def check_family(model: str, image_size: int) -> None:
     """Raise WeightsError for a network that no family takes, or that cannot be so large, before weights are fetched."""
     with torch.device("meta"):  # no memory, and no time for random values
-        vit = create_vit(model, image_size)
-    build_backbone(vit, (0.0,) * 3, (1.0,) * 3)
+        network = _create(model, image_size)
+    build_backbone(network, (0.0,) * 3, (1.0,) * 3)
 
 
 def create_vit(model: str, image_size: int) -> VisionTransformer:
     """The bare network without a classifier, randomly initialised. Raises WeightsError where the size cannot be."""
+    return cast(VisionTransformer, _create(model, image_size))  # `build_backbone` refuses what is none
+
+
+def _create(model: str, image_size: int) -> nn.Module:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # timm's remarks on overridden sizes; ours is deliberate
-            network = timm.create_model(model, pretrained=False, num_classes=0, **_size(model, image_size))
+            network: nn.Module = timm.create_model(model, pretrained=False, num_classes=0, **_size(model, image_size))
     except Exception as error:  # noqa: BLE001  timm's models refuse arguments in ways of their own
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise WeightsError(f"model '{model}' cannot be built for {image_size}x{image_size} images: {reason}") from None
@@ -122,7 +126,7 @@ def create_vit(model: str, image_size: int) -> VisionTransformer:
             f"model '{model}' cannot be built for {image_size}x{image_size} images: its patches are "
             f"{patch[0]}x{patch[0]}, so take {' or '.join(map(str, near))} pixels"
         )
-    return cast(VisionTransformer, network)  # `build_backbone` refuses what is none
+    return network
 
 
 def load_weights_file(vit: VisionTransformer, file: Path) -> None:

@@ -86,7 +86,8 @@ class TaskData:
         """Test images of a task: all of them where the folder is still what it was, otherwise those the run kept."""
         plan = self.plans[number - 1]
         if plan.source_key in self.sources:
-            return self._from_source(self.sources[plan.source_key], plan, "test")
+            images = self._from_source(self.sources[plan.source_key], plan, "test")
+            return images if self._unchanged(number, images) else self._kept(number)
         return self._listed(number, plan, "test") or self._kept(number)
 
     def kept_training(self, number: int) -> TaskImages | None:
@@ -102,6 +103,21 @@ class TaskData:
             items += own
             labels += [self.positions[name]] * len(own)
         return TaskImages(items, labels)
+
+    def _unchanged(self, number: int, images: TaskImages) -> bool:
+        """Whether test images of an open folder are those that the task, if it is finished, was tested on."""
+        if number > len(self.finished):
+            return True
+        plan, task = self.plans[number - 1], self.finished[number - 1]
+        try:
+            if fingerprint(images.items) == task.test_fingerprint:
+                return True
+            source = self.sources[plan.source_key]
+            return plan.fingerprint is not None and with_fingerprint(plan, source).fingerprint == plan.fingerprint
+        except OSError as error:
+            if is_passing(error):
+                raise PassingError(f"cannot read {error.filename or plan.data}: {error.strerror}") from None
+            return False
 
     def _listed(self, number: int, plan: TaskPlan, split: str) -> TaskImages | None:
         try:
