@@ -2,8 +2,8 @@
 
     y = fp32(fp16(x) · fp16(W)) + b
 
-Half the size on any runtime, and fp16 arithmetic where the hardware has it. Where a CPU has none, onnxruntime widens
-the weights when it loads the file and removes the casts: as fast as fp32.
+Half the size on any runtime, and fp16 arithmetic where the hardware has it. Where a CPU has none, onnxruntime removes
+the casts of tokens when it loads the file; those of the weights stay, and every run widens them again.
 """
 
 from __future__ import annotations

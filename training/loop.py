@@ -151,7 +151,9 @@ def learn(run: Run) -> RunRecord:
                 if done == task.epochs or is_precomputed(run, task, role):
                     continue
                 images = images_to_learn(run, task, role)
-                stage = Stage(number, len(run.plans), role, task.epochs, len(images), task.batch_size)
+                stage = Stage(
+                    number, len(run.plans), role, task.epochs, len(images), task.batch_size, len(task.images.items)
+                )
                 images = with_cached_views(run, task, stage, images)
                 optimizer = make_optimizer(learner, task.optim.lr)
                 run.position.restore_optimizer(optimizer)

@@ -26,8 +26,10 @@ class Stage:
     role: Role
     epochs: int
     images: int
-    """Training images of the task."""
+    """To learn from."""
     batch_size: int
+    task_images: int = 0
+    """Training images of the task, those held out from this learner among them."""
 
     @property
     def steps(self) -> int:

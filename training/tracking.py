@@ -57,7 +57,8 @@ class Tracking(Progress):
         self.progress.planned(record)
 
     def stage_started(self, stage: Stage, first_epoch: int, first_step: int) -> None:
-        before = stage.epochs * stage.steps * roles(self.record).index(stage.role)
+        steps = -(-max(stage.images, stage.task_images) // stage.batch_size)  # the teacher learns from all of them
+        before = stage.epochs * steps * roles(self.record).index(stage.role)
         self.number = numbers_taken(self.record) + before + first_epoch * stage.steps + first_step
         self.progress.stage_started(stage, first_epoch, first_step)
 

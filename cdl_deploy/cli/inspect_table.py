@@ -112,6 +112,10 @@ def _accuracy(bundle: Bundle) -> str:
     accuracy = bundle.accuracy
     if accuracy is None:
         return "not recorded"
+    if bundle.method.select not in (None, "in-graph"):
+        return (
+            f"not measured with prompts chosen at export; {accuracy.final_average_accuracy:.1f} % where images choose"
+        )
     lost = "" if accuracy.forgetting is None else f", forgetting {accuracy.forgetting:.1f}"
     return f"{accuracy.final_average_accuracy:.1f} % over all classes, mean over tasks{lost} (measured by the run)"
 

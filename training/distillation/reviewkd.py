@@ -27,6 +27,9 @@ class ReviewKD(KD):
     Differs: the paper's teachers have at least as many blocks as their students. Here the last n blocks of both are
     compared in order, n being the number of the one that has fewer; of the student only those that are prompted count,
     since what comes before them cannot change.
+
+    Differs: features are compared by their mean square difference alone. The hierarchical context loss (HCL) also
+    compares averages of feature maps over ever larger areas; what it would do for tokens was not measured.
     """
 
     Config = ReviewKDConfig
