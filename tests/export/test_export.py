@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -13,7 +15,7 @@ import torch
 from cdl_deploy import Classifier
 from cdl_deploy.data.images import load_image
 from cdl_deploy.errors import OptionError, ParityError, RunError
-from cdl_deploy.export import ExportOptions, export_run, onnx_file, parity
+from cdl_deploy.export import Exported, ExportOptions, export_run, onnx_file, parity
 from cdl_deploy.export import export as export_module
 from cdl_deploy.export.variants import Shrink
 from cdl_deploy.run.config import DataConfig, MethodConfig, ModelConfig, OptimConfig, RunConfig
@@ -191,3 +193,20 @@ def test_projections_are_no_part_of_the_student_and_unit_pixels_reach_the_bundle
     assert pair.student.distillation.projection.weight.shape == (64, 64)
     stored = onnx.load(tmp_path / "out/student.onnx").graph.initializer
     assert sum(int(np.prod(value.dims)) for value in stored) <= 1.01 * exported.bundle.parameters
+
+
+def test_files_of_an_earlier_export_are_named(small_bundle, tmp_path):
+    """They know fewer classes, and would be shipped with the rest."""
+    shutil.copytree(small_bundle, tmp_path / "out")
+    for name in ("student.int8.onnx", "elsewhere.onnx"):
+        shutil.copy(small_bundle / "student.onnx", tmp_path / "out" / name)
+    bundle = read_bundle(tmp_path / "out/student.onnx")
+    assert export_module.left_behind(tmp_path / "out", [Exported(bundle, 0, 0)]) == {}
+    newer = replace(bundle, classes=(*bundle.classes, "eel"), tasks=(*bundle.tasks, ("eel",)))
+    assert export_module.left_behind(tmp_path / "out", [Exported(newer, 0, 0)]) == {
+        "student.int8.onnx": "knows 4 classes, student.onnx 5"
+    }
+    newer = replace(bundle, run=replace(bundle.run, fingerprint="other"))
+    assert export_module.left_behind(tmp_path / "out", [Exported(newer, 0, 0)]) == {
+        "student.int8.onnx": "is not of the same run as student.onnx"
+    }

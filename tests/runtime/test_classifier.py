@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import pickle  # noqa: TID251  as spawned processes do
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -148,3 +149,25 @@ def test_damaged_models_run_or_are_refused(tmp_path, tiny, changes, share):
         message = str(error)
     assert str(path) in message
     assert "\n" not in message
+
+
+def test_a_classifier_can_be_pickled(model_path, photos, monkeypatch, tmp_path):
+    """Spawned processes, joblib and Spark hand it on; it opens its file again, from wherever that is."""
+    monkeypatch.chdir(model_path.parent)
+    pickled = pickle.dumps(Classifier(model_path.name, threads=1))
+    monkeypatch.chdir(tmp_path)
+    again = pickle.loads(pickled)  # noqa: S301
+    assert next(again.predict(photos["red"])).label == "red"
+
+
+def test_a_provider_that_is_missing_says_what_brings_it(model_path, monkeypatch):
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
+    monkeypatch.setattr("onnxruntime.get_all_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    for installed, message in (
+        (["onnxruntime"], r"only CPUExecutionProvider: it comes with onnxruntime-gpu, which takes onnxruntime's place"),
+        (["onnxruntime", "onnxruntime-gpu"], "onnxruntime beside it has replaced its files; do: pip uninstall -y"),
+        (["onnxruntime-gpu"], "onnxruntime-gpu is installed but finds no such device, driver or library"),
+    ):
+        monkeypatch.setattr("cdl_deploy.runtime.providers._is_installed", installed.__contains__)
+        with pytest.raises(OptionError, match=message):
+            Classifier(model_path, providers=["CUDAExecutionProvider"])

@@ -189,3 +189,20 @@ def test_labels_in_json_and_python(names, spelled, numbered, seed):
 def test_any_text_gives_names_or_none(text):
     labels = parse_labels(text)
     assert labels is None or (labels and all(labels))
+
+
+def test_files_one_level_above_the_folder_onnx(tmp_path):
+    """Optimum's and transformers.js' layout, and timm's config.json."""
+    (tmp_path / "onnx").mkdir()
+    path = save(tmp_path / "onnx/model.onnx", ("batch", 3, "height", "width"))
+    cfg = {"input_size": [3, 12, 12], "mean": [0.5, 0.4, 0.3], "std": [0.5, 0.25, 0.2], "crop_pct": 0.9}
+    config = {"architecture": "resnet18", "label_names": LABELS, "pretrained_cfg": {**cfg, "interpolation": "bicubic"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    np.testing.assert_allclose(probabilities(path), expected(COLOUR, (0.5, 0.4, 0.3), (0.5, 0.25, 0.2)), atol=1e-5)
+    settings = {"size": {"height": 12, "width": 14}, "do_normalize": False}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
+    np.testing.assert_allclose(probabilities(path), expected(COLOUR, (0, 0, 0), (1, 1, 1)), atol=1e-5)
+    assert Classifier(path).interface.squash == (12, 14)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"do_pad": True}))
+    with pytest.raises(BundleError, match=r"preprocessor_config\.json: do_pad is not supported"):
+        Classifier(path)

@@ -238,3 +238,18 @@ def test_pixels_of_the_right_size_are_not_touched():
     image = noise(32, 32)
     p = Preprocessing(28, 28, 32, "bicubic", MEAN, STD)
     np.testing.assert_array_equal(to_square(image, p), np.asarray(image))
+
+
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        (b"\0\0\0\x18ftypheic\0\0\0\0", "a HEIC image, which needs pillow-heif: pip install 'cdl-deploy\\[heif\\]'"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer and not the image itself"),
+        (b"\n<!DOCTYPE html>", "a web page and not an image"),
+        (b"hello, world", "not an image of a known format"),
+    ],
+)
+def test_what_is_no_image_is_named(tmp_path, head, message):
+    (tmp_path / "a.jpg").write_bytes(head)
+    with pytest.raises(DataError, match=message):
+        load_image(tmp_path / "a.jpg")

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cdl_deploy.data import paths as sources
+from cdl_deploy.data.left_out import LeftOut
 from cdl_deploy.data.paths import check_sources, expand_paths
 from cdl_deploy.errors import DataError
 
@@ -114,3 +115,18 @@ def test_patterns_match_what_glob_matches(tree, parts):
         assert set(found) == expected
         if parts.count("**") < 2:
             assert len(found) == len(expected)
+
+
+def test_standard_input_as_windows_and_find_write_it(folder):
+    assert list(expand_paths(["-"], ["\ufeffa.jpg\r\n", "b.jpg\n", "\n"])) == ["a.jpg", "b.jpg"]
+    pieces = ["a.jpg\0b\n.jpg\0c", ".jpg\0"]
+    assert list(expand_paths(["-"], pieces, separator="\0")) == ["a.jpg", "b\n.jpg", "c.jpg"]
+
+
+def test_what_is_no_image_is_counted(tmp_path):
+    for name in ("a.jpg", "b.TXT", "more/c.txt", "more/d", ".hidden", "Thumbs.db"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    left_out = LeftOut()
+    assert len(list(expand_paths([str(tmp_path)], left_out=left_out))) == 1
+    assert left_out.text() == "3 files were left out, no images by their names: 2 .txt, 1 no suffix"

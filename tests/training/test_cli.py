@@ -12,6 +12,7 @@ from contextlib import redirect_stderr, redirect_stdout
 import pytest
 
 from cdl_deploy.cli import main
+from cdl_deploy.errors import OptionError
 from tests.training.conftest import no_pictures_drawn, write_images, write_photos
 
 MODELS = ["--teacher", "mini_student", "--student", "mini_student", "--device", "cpu"]
@@ -224,3 +225,12 @@ def test_help_lists_every_command_and_ends_in_examples(capsys):
         code, own, _ = cdl(capsys, command, "--help")
         assert code == 0
         assert f"  cdl {command}" in own.split("Examples:")[1]
+
+
+def test_a_class_with_a_comma_stands_in_quotes():
+    from cdl_deploy.cli.train import _names
+
+    assert _names('ant,"salt, sea", bee') == ("ant", "salt, sea", "bee")
+    assert _names(None) == ()
+    with pytest.raises(OptionError, match="a class with a comma stands in double quotes"):
+        _names('"ant')

@@ -281,3 +281,14 @@ def test_a_folder_that_cannot_be_read_now_is_not_taken_for_gone(photos, where, m
     )
     with pytest.raises(PassingError, match="Stale file handle"):
         data.test(1)
+
+
+def test_class_names_in_a_task_file_are_text_as_it_is_written(tmp_path):
+    file = tmp_path / "tasks.yaml"
+    file.write_text("- [010, '012', 8]\n- [001, no, 12:30, ~]\n")
+    classes = ("8", "010", "012", "001", "no", "12:30", "~")
+    wanted = (("010", "012", "8"), ("001", "no", "12:30", "~"))
+    assert make_tasks(classes, DataConfig(task_file=str(file)), 0) == wanted
+    file.write_text("[[cat, [dog]]]")
+    with pytest.raises(DataError, match="has lists within a task: expected class names"):
+        make_tasks(("cat", "dog"), DataConfig(task_file=str(file)), 0)

@@ -6,6 +6,7 @@ import json
 import struct
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ import torch
 
 from cdl_deploy.errors import CdlError, MissingExtraError, OptionError, RunError
 from cdl_deploy.run.config import OptimConfig
+from cdl_deploy.run.record import read_record
 from cdl_deploy.training import loop as loop_module
 from cdl_deploy.training import trackers
 from cdl_deploy.training.loop import add_task, resume, train
 from cdl_deploy.training.preparation import Addition
-from cdl_deploy.training.progress import Progress
+from cdl_deploy.training.progress import Progress, Stage
+from cdl_deploy.training.tracking import Tracking
 from tests.training.conftest import write_images
 from tests.training.runs import Interrupt, config, weights
 
@@ -242,3 +245,12 @@ def test_a_full_disk_ends_in_one_line(photos, tmp_path, monkeypatch):
     assert all(
         torch.equal(a, b) for a, b in zip(weights(run).values(), weights(tmp_path / "plain").values(), strict=True)
     )
+
+
+def test_steps_of_both_learners_have_numbers_of_their_own_where_images_are_held_out(small_run):
+    """--alpha-holdout: the student learns from fewer images than the teacher, and so in fewer steps."""
+    tracking = Tracking(Progress(), [], Path(), replace(read_record(small_run), tasks=[]))
+    tracking.stage_started(Stage(1, 1, "teacher", 2, 28, 4, 28), 0, 0)
+    assert tracking.number == 0
+    tracking.stage_started(Stage(1, 1, "student", 2, 16, 4, 28), 0, 0)
+    assert tracking.number == 2 * 7
