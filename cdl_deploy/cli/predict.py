@@ -151,7 +151,7 @@ def command(
     except KeyboardInterrupt:
         echo(f"stopped{sink.kept}", err=True)
         raise
-    if left_out.total:
+    if left_out.text():
         echo(f"note: {left_out.text()}", err=True)
     if sink.failed:
         echo(f"{sink.failed} of {sink.done} images could not be read", err=True)

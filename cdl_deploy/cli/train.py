@@ -184,11 +184,13 @@ def _one_directory(run: Path | None, out: Path | None) -> Path | None:
 def _show_plan(out: Path | None, preset: str | None, config: Path | None, given: dict[str, Any], as_json: bool) -> None:
     """What the run would be; nothing is written."""
     with require_extra("cdl train", "train"):
-        from cdl_deploy.cli.train_progress import show_training
+        from cdl_deploy.cli.train_progress import notes_on, show_training
         from cdl_deploy.run.config_file import layered_config
         from cdl_deploy.training.dry_run import plan_run
     with show_training() if sys.stderr.isatty() else nullcontext(None) as progress:
         plan = plan_run(layered_config(preset, config, _sections(given)), out, progress)
+    for text in notes_on(plan.record):
+        echo(f"note: {text}", err=True)
     if as_json:
         echo_json(plan.to_dict())
         return

@@ -21,6 +21,8 @@ from cdl_deploy.seeds import derive_seed
 TRAIN_FOLDERS = ("train", "training")
 TEST_FOLDERS = ("test", "testing", "val", "valid", "validation")
 """Names of folders that hold a folder for each class, in lower case; of several the first one is taken."""
+NO_CLASSES = ("images", "data", "imgs", "img")
+"""What folders of images are called whose labels stand elsewhere."""
 IGNORED_FOLDERS = ("__MACOSX",)
 """What archives carry beside the images. What is hidden, such as `.ipynb_checkpoints`, is ignored as well."""
 
@@ -81,6 +83,8 @@ def find_test_images(
 
 
 def _check_folder(root: Path) -> None:
+    for part in (root, *root.parents):
+        _check_name(part.name, part)
     if not _is_folder(root):
         raise DataError(f"{root} is no folder: give an image folder, or 'digits' for the embedded data")
 
@@ -185,7 +189,9 @@ def find_images(root: Path, left_out: LeftOut | None = None) -> Files:
                 empty[name] = own
         if left_out is not None:
             with os.scandir(root) as entries:
-                left_out.add("", [entry.name for entry in entries if entry.is_file() and not _is_ignored(entry.name)])
+                beside = [Path(entry.name) for entry in entries if entry.is_file() and not _is_ignored(entry.name)]
+            left_out.beside += sum(name.suffix.lower() in SUFFIXES for name in beside)
+            left_out.add("", [name for name in beside if name.suffix.lower() not in SUFFIXES])
     except OSError as error:
         raise _cannot_read(root, error) from None
     _check_found(root, found, empty)
@@ -204,8 +210,8 @@ def _check_found(root: Path, found: Files, empty: dict[str, LeftOut]) -> None:
     if not found:
         wanted = f"expected folders named by class with files ending in {USUAL_SUFFIXES}"
         raise DataError(f"{root} has no images: {wanted}{hint and '; ' + hint}")
-    if hint and not empty and set(map(str.lower, found)) <= {"images", "data", "imgs", "img"}:
-        raise DataError(f"{root} has no folder a class, only '{next(iter(found))}': {hint}")
+    if hint and not empty and set(map(str.lower, found)) <= {*NO_CLASSES, *TRAIN_FOLDERS, *TEST_FOLDERS}:
+        raise DataError(f"{root} has no folder a class, only {', '.join(map(repr, found))}: {hint}")
     for name, own in empty.items():
         if name not in found:
             what = f"its files are {listed(own.counts[name])}" if own.counts else "it is empty"

@@ -180,8 +180,8 @@ def _of_json(path: Path, text: str) -> Iterator[Label]:
     if isinstance(content.get("labels"), dict):
         classes, content = content.get("classes"), content["labels"]
     for number, (file, value) in enumerate(content.items(), start=1):
-        if isinstance(value, dict):
-            value = value.get("label")
+        if isinstance(value, dict) and "label" in value:
+            value = value["label"]
         if classes and type(value) is int:
             if not isinstance(classes, list) or not 0 <= value < len(classes):
                 raise DataError(f"--labels {path}: {short(file)} has the label {value}, which is none of its classes")
@@ -198,8 +198,8 @@ def _of_objects(path: Path, objects: Iterable[tuple[int, Any]]) -> Iterator[Labe
         if file is None or label is None:
             raise _no_columns(path, number, list(map(str, item)), file is None)
         value = item[names[label]]
-        if isinstance(value, dict):  # FiftyOne's Classification
-            value = value.get("label")
+        if isinstance(value, dict) and "label" in value:  # FiftyOne's Classification
+            value = value["label"]
         said = str(item[names[split]]).strip().lower() if split is not None else ""
         yield Label(str(item[names[file]]), _name(path, number, value), said, number)
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
-UNLABELLED = "/unlabelled"
+UNLABELLED, BESIDE = "/unlabelled", "/beside"
 """In a record, where classes are named: none can be called so."""
 NAMED_CLASSES = 5
 """So many classes are named with what was left out of them."""
@@ -21,6 +21,8 @@ class LeftOut:
     counts: dict[str, Counter[str]] = field(default_factory=dict)
     unlabelled: int = 0
     """Images of which a labels file says nothing."""
+    beside: int = 0
+    """Images that lie in no class's folder, but beside them."""
 
     def add(self, class_name: str, files: Iterable[str | Path]) -> None:
         """Files of a class that are no images by their names."""
@@ -33,6 +35,7 @@ class LeftOut:
         for name, found in other.counts.items():
             self.counts.setdefault(name, Counter()).update(found)
         self.unlabelled += other.unlabelled
+        self.beside += other.beside
 
     @property
     def total(self) -> int:
@@ -42,32 +45,34 @@ class LeftOut:
     def to_dict(self) -> dict[str, dict[str, int]]:
         """Plain values for JSON: class → suffix → number of files."""
         found = {name: dict(sorted(own.items())) for name, own in sorted(self.counts.items())}
-        return {**found, UNLABELLED: {"images": self.unlabelled}} if self.unlabelled else found
+        images = {UNLABELLED: self.unlabelled, BESIDE: self.beside}
+        return found | {name: {"images": count} for name, count in images.items() if count}
 
     @classmethod
     def of(cls, counts: Mapping[str, Mapping[str, int]]) -> LeftOut:
         """The inverse of `to_dict`."""
-        own = {name: Counter(found) for name, found in counts.items() if name != UNLABELLED}
-        return cls(own, counts.get(UNLABELLED, {}).get("images", 0))
+        own = {name: Counter(found) for name, found in counts.items() if name not in (UNLABELLED, BESIDE)}
+        return cls(own, *(counts.get(name, {}).get("images", 0) for name in (UNLABELLED, BESIDE)))
 
     def text(self) -> str:
         """One line that says it all; empty where nothing was left out."""
-        if self.unlabelled:
-            images = "1 image was" if self.unlabelled == 1 else f"{self.unlabelled:,} images were"
-            text = f"{images} left out, of which the labels file says nothing"
-            rest = replace(self, unlabelled=0).text()
-            return f"{text}; {rest}" if rest else text
-        if not self.counts:
-            return ""
-        overall: Counter[str] = Counter()
-        for found in self.counts.values():
-            overall.update(found)
-        files = "1 file was" if self.total == 1 else f"{self.total:,} files were"
-        text = f"{files} left out, no images by their names: {listed(overall)}"
+        parts = [
+            _some(self.unlabelled, "image", "left out, of which the labels file says nothing"),
+            _some(self.beside, "image", "left out, beside the folders of the classes and in none of them"),
+            _some(self.total, "file", f"left out, no images by their names: {self._by_suffix()}"),
+        ]
+        return "; ".join(part for part in parts if part)
+
+    def _by_suffix(self) -> str:
+        text = listed(sum(self.counts.values(), Counter()))
         by_class = [(name, found) for name, found in sorted(self.counts.items()) if name]
-        if by_class:
-            text += f" ({'; '.join(_of_classes(by_class))})"
-        return text
+        return f"{text} ({'; '.join(_of_classes(by_class))})" if by_class else text
+
+
+def _some(count: int, what: str, of_them: str) -> str:
+    if not count:
+        return ""
+    return f"1 {what} was {of_them}" if count == 1 else f"{count:,} {what}s were {of_them}"
 
 
 def suffix_of(file: str | Path) -> str:

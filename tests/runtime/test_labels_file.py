@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 from PIL import Image
@@ -138,12 +139,14 @@ def test_what_is_left_out_of_folders_is_counted_by_class(tmp_path):
     for name in ("ant", "bee"):
         (tmp_path / name / "more").mkdir(parents=True)
         Image.new("RGB", (2, 2)).save(tmp_path / name / "0.png")
-    for file in ("ant/a.txt", "ant/more/b.TXT", "ant/c.pdf", "bee/Thumbs.db", "README", "bee/.hidden"):
+    for file in ("ant/a.txt", "ant/more/b.TXT", "ant/c.pdf", "bee/Thumbs.db", "README", "bee/.hidden", "loose.png"):
         (tmp_path / file).touch()
     left_out = LeftOut()
     find_test_images(tmp_path, None, None, left_out)
-    assert left_out.to_dict() == {"": {"no suffix": 1}, "ant": {".pdf": 1, ".txt": 2}}
+    assert left_out.to_dict() == {"": {"no suffix": 1}, "ant": {".pdf": 1, ".txt": 2}, "/beside": {"images": 1}}
+    assert LeftOut.of(left_out.to_dict()) == left_out
     assert left_out.text() == (
+        "1 image was left out, beside the folders of the classes and in none of them; "
         "4 files were left out, no images by their names: 2 .txt, 1 .pdf, 1 no suffix (class 'ant': 2 .txt, 1 .pdf)"
     )
     (tmp_path / "cat").mkdir()
@@ -163,3 +166,14 @@ def test_one_class_spelt_in_two_ways(tmp_path):
     Image.new("RGB", (2, 2)).save(tmp_path / "tea/0.png")
     with pytest.raises(DataError, match=r"classes 'Tea' and 'tea' in .* differ in case alone: rename one"):
         find_test_images(tmp_path, None)
+
+
+@pytest.mark.parametrize("where", ["folder", "class", "image"])
+def test_names_that_are_not_utf_8_are_refused_at_first(tmp_path, where):
+    """No record could hold them: nothing is trained before that is known."""
+    odd = os.fsdecode(b"caf\xe9")
+    root = tmp_path / (odd if where == "folder" else "photos")
+    (root / (odd if where == "class" else "ant")).mkdir(parents=True)
+    Image.new("RGB", (2, 2)).save(root / (odd if where == "class" else "ant") / f"{odd if where == 'image' else 0}.png")
+    with pytest.raises(DataError, match=r"the name caf\\xe9(\.png)? in .* is not UTF-8: rename it"):
+        find_splits(root, 0.2)
