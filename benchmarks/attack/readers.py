@@ -21,6 +21,7 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from benchmarks.attack.damage import BYTES, Damage, piece_of_text, piece_of_yaml, value_of_json
+from benchmarks.attack.labels import LabelsFiles, Processors
 from benchmarks.attack.mutations import OutsideError
 from cdl_deploy.data.preprocessing import Preprocessing
 from cdl_deploy.runtime import running
@@ -311,6 +312,8 @@ KINDS: dict[str, Callable[[Path], Reader]] = {
     "config-json": lambda folder: Configs(folder, ".json"),
     "images-training": lambda folder: Images(folder, training=True),
     "images-runtime": lambda folder: Images(folder, training=False),
+    "labels": LabelsFiles,
+    "processors": Processors,
     "weights": TrainedWeights,
     "statistics": Sums,
 }

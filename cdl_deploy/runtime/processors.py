@@ -10,6 +10,7 @@ written as the other, so that a factor of 1, of 1/127.5 or none at all is right 
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,10 @@ PIL_FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 """By PIL's number, which is what `preprocessor_config.json` holds."""
 KNOWN_STEPS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb")
 """Steps that are followed; any other `do_…` that is true is refused: channels in another order, padding, ...."""
-SHORTEST_EDGE = ("clip", "convnext", "bit", "levit", "mobilenet", "mobilevit", "poolformer", "resnet")
-"""Beginnings of the names of processors that take one number for the shorter edge; others squash to a square."""
+SHORTEST_EDGE = ("clip", "convnext", "bit", "levit", "mobilenetv1", "mobilenetv2")
+"""Processors that take one number for the shorter edge; others squash to a square."""
+PROCESSORS = (*SHORTEST_EDGE, "vit", "deit", "beit", "efficientnet", "siglip", "pvt", "segformer")
+"""transformers' processors whose answers were compared with ours (5.24); others may have rules of their own."""
 CONVNEXT_WHOLE = 384
 """Sides from which on ConvNeXT's processor squashes, and below which it crops."""
 
@@ -73,20 +76,23 @@ def of_timm(file: Path, config: dict[str, Any], sides: Sides) -> Recipe:
 
 
 def _of_transformers(config: dict[str, Any], sides: Sides) -> Recipe:
-    kind = str(config.get("image_processor_type") or config.get("feature_extractor_type") or "").lower()
+    said = str(config.get("image_processor_type") or config.get("feature_extractor_type") or "")
+    kind = re.sub(r"(imageprocessor(fast|pil)?|featureextractor)$", "", said.lower())
+    if kind and kind not in PROCESSORS:
+        raise ValueError(f"{said} is not supported")
     unknown = [key for key, value in config.items() if key.startswith("do_") and value and key not in KNOWN_STEPS]
     if unknown:
         raise ValueError(f"{unknown[0]} is not supported")
     if not config.get("do_resize", True):
         raise ValueError("do_resize is false, so images of any size would go in")
     mean, std = _normalising(config)
-    resample = PIL_FILTERS[config.get("resample", 3 if "clip" in kind else 2)]
+    resample = PIL_FILTERS[config.get("resample", 3 if kind == "clip" else 2)]
     size = config.get("size")
     crop = _pair(config.get("crop_size")) if config.get("do_center_crop") else None
     if config.get("do_center_crop") and crop is None:
         raise ValueError(f"do_center_crop needs a crop_size, which is {short(config.get('crop_size'))}")
     edge = _shorter_edge(size, kind, crop is not None)
-    if edge is not None and "crop_pct" in config and crop is None and kind.startswith("convnext"):
+    if edge is not None and "crop_pct" in config and crop is None and kind == "convnext":
         share = config["crop_pct"] or 0.875
         crop = (edge, edge)
         edge, squashed = (int(edge / share), None) if edge < CONVNEXT_WHOLE else (None, (edge, edge))
@@ -98,6 +104,8 @@ def _of_transformers(config: dict[str, Any], sides: Sides) -> Recipe:
         squashed = _pair(size) if size is not None else (sides[0] or DEFAULT_SIZE, sides[1] or DEFAULT_SIZE)
         if squashed is None:
             raise ValueError(f"size is {short(size)}, expected height and width, or shortest_edge")
+    if edge is not None and kind == "levit":
+        edge = int(256 / 224 * edge)
     if squashed is None and crop is None:
         assert edge is not None
         if sides != (edge, edge):
@@ -136,7 +144,7 @@ def _shorter_edge(size: Any, kind: str, crops: bool) -> int | None:
     if isinstance(size, dict):
         edge = size.get("shortest_edge")
         return edge if type(edge) is int and edge > 0 else None
-    if type(size) is int and size > 0 and (kind.startswith(SHORTEST_EDGE) or (not kind and crops)):
+    if type(size) is int and size > 0 and (kind in SHORTEST_EDGE or (not kind and crops)):
         return size
     return None
 

@@ -52,6 +52,11 @@ TRANSFORMERS = {
          "resample": 3, **NORMAL},
         theirs((40, 24), (10, 2, 31, 23), BICUBIC),
     ),
+    "LeViT resizes to 256/224 of what it says": (
+        {"size": {"shortest_edge": 14}, "do_center_crop": True, "crop_size": 14, "resample": 3,
+         "image_processor_type": "LevitImageProcessorFast", **NORMAL},
+        theirs((26, 16), (6, 1, 20, 15), BICUBIC),
+    ),
     "ConvNeXT squashes from 384 on": (
         {"size": {"shortest_edge": 384}, "crop_pct": 1.0, "image_processor_type": "ConvNextImageProcessor", **NORMAL},
         theirs((384, 384), (0, 0, 384, 384), BILINEAR),
@@ -89,6 +94,7 @@ def test_transformers_processors(tmp_path, name):
     ("config", "sides", "message"),
     [
         ({"do_flip_channel_order": True}, (None, None), "do_flip_channel_order is not supported"),
+        ({"image_processor_type": "PerceiverImageProcessor"}, (None, None), "PerceiverImageProcessor is not supported"),
         ({"do_pad": True}, (None, None), "do_pad is not supported"),
         ({"do_resize": False}, (None, None), "do_resize is false"),
         ({"size": {"shortest_edge": 12}}, (None, None), "shortest_edge without a centre crop"),
