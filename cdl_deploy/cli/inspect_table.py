@@ -31,7 +31,7 @@ def inspection_tables(found: Inspection) -> RenderableType:
         "preprocessing": preprocessing_words(bundle.preprocessing),
         "prompts": selection_words(method),
         "gives": _ports(found.outputs),
-        "accuracy": _accuracy(bundle),
+        "accuracy": accuracy_words(bundle),
         "parity": _parity(bundle),
         "precision": _precision(bundle),
         **_closed_form(bundle),
@@ -108,7 +108,8 @@ def _ports(ports: tuple[Port, ...]) -> str:
     )
 
 
-def _accuracy(bundle: Bundle) -> str:
+def accuracy_words(bundle: Bundle) -> str:
+    """What the run measured, and whether it is the file's."""
     accuracy = bundle.accuracy
     if accuracy is None:
         return "not recorded"

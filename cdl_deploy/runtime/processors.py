@@ -112,8 +112,8 @@ def _of_transformers(config: dict[str, Any], sides: Sides) -> Recipe:
             raise ValueError("size is shortest_edge without a centre crop, so images would differ in size")
         crop = (edge, edge)
     height, width = crop or squashed or (DEFAULT_SIZE, DEFAULT_SIZE)
-    for said, fixed in zip((height, width), sides, strict=True):
-        if fixed is not None and said != fixed:
+    for made, fixed in zip((height, width), sides, strict=True):
+        if fixed is not None and made != fixed:
             raise ValueError(f"it makes {height}×{width} pixels, and the model takes {sides[0]}×{sides[1]}")
     within = squashed or (edge or 0, edge or 0)
     if within[0] < height or within[1] < width:

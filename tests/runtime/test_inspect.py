@@ -14,11 +14,11 @@ from PIL import Image
 from rich.console import Console
 
 from cdl_deploy.cli.heat_map import HeatMap
-from cdl_deploy.cli.inspect_table import inspection_tables, selection_words
+from cdl_deploy.cli.inspect_table import accuracy_words, inspection_tables, selection_words
 from cdl_deploy.errors import OptionError
 from cdl_deploy.evaluation import inspect_model, labelled_folder, measure_selection
 from cdl_deploy.evaluation.selection import By, PromptUse, PromptUseRow
-from cdl_deploy.runtime.bundle import Method, Quantization
+from cdl_deploy.runtime.bundle import Method, Quantization, read_bundle
 from tests.runtime.test_evaluate import draw
 from tests.runtime.test_foreign import save
 
@@ -274,3 +274,11 @@ def test_colours_add_nothing_but_colour():
     coloured = printed(selection_of(5), 80, force_terminal=True, color_system="truecolor", no_color=False)
     assert any("\x1b[" in line for line in coloured)
     assert [re.sub(r"\x1b\[[\d;]*m", "", line).rstrip() for line in coloured] == plain
+
+
+def test_the_runs_accuracy_is_not_that_of_a_file_with_fixed_prompts(small_bundle):
+    """Every image chose its own prompts where the run measured it."""
+    bundle = read_bundle(small_bundle / "student.onnx")
+    assert "measured by the run" in accuracy_words(bundle)
+    fixed = dataclasses.replace(bundle, method=dataclasses.replace(bundle.method, select="task:1"))
+    assert accuracy_words(fixed).startswith("not measured with prompts chosen at export; ")

@@ -85,13 +85,16 @@ def rebuild_backbone(info: BackboneInfo, file: Path) -> Backbone:
     return build_backbone(vit, info.mean, info.std)
 
 
-def known_model(model: str) -> str:
-    """The name without a hub's address before it. Raises WeightsError, with the nearest ViT, unless timm knows it."""
+def known_model(model: str, with_weights: bool = True) -> str:
+    """The name without a hub's address before it. Raises WeightsError unless timm knows it.
+
+    The error has the nearest ViT, of those that have weights, or of this package's that are to be trained.
+    """
     model = model.removeprefix("hf_hub:").removeprefix("hf-hub:").removeprefix("timm/")
     name, _, tag = model.partition(".")
     if not is_model(name):
         plain = [*list_models("vit_*", module="vision_transformer", pretrained=True), *mini.MINI_MODELS]
-        known = plain if tag else {full.partition(".")[0] for full in plain}
+        known = {full if tag else full.partition(".")[0] for full in plain} if with_weights else set(OWN_MODELS)
         raise WeightsError(f"model '{model}' is unknown to timm{nearest(model, sorted(known))}")
     tags = [full.partition(".")[2] for full in list_models(f"{name}*", pretrained=True) if full.split(".")[0] == name]
     if tag and tag not in tags:

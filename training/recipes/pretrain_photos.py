@@ -74,7 +74,7 @@ class Recipe:
         for name in ("epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise OptionError(f"--{name.replace('_', '-')} is {getattr(self, name)}, expected at least 1")
-        known_model(self.model)
+        known_model(self.model, with_weights=False)
 
 
 class Pretraining:
