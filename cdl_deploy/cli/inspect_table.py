@@ -52,7 +52,7 @@ def _from_elsewhere(found: Inspection) -> RenderableType:
         "model": f"not exported by cdl: {found.bytes / 1e6:.2f} MB",
         "knows": f"{len(interface.classes)} classes",
         "takes": _ports(found.inputs),
-        "preprocessing": preprocessing_words(interface.preprocessing, normalised=interface.dtype != "uint8")
+        "preprocessing": preprocessing_words(interface.preprocessing, interface.dtype != "uint8", interface.squash)
         + ("" if interface.assumed is None else " (assumed: nothing says it)"),
         "gives": _ports(found.outputs),
     }
@@ -68,10 +68,13 @@ def _facts(rows: Mapping[str, str]) -> Table:
     return facts
 
 
-def preprocessing_words(preprocessing: Preprocessing, normalised: bool = True) -> str:
+def preprocessing_words(
+    preprocessing: Preprocessing, normalised: bool = True, squash: tuple[int, int] | None = None
+) -> str:
     """What happens to pixels, and where."""
     p = preprocessing
-    steps = f"shorter edge to {p.resize} ({p.interpolation}, antialiased), middle {p.width}×{p.height}"
+    resized = f"shorter edge to {p.resize}" if squash is None else f"squashed to {squash[1]}×{squash[0]}"
+    steps = f"{resized} ({p.interpolation}, antialiased), middle {p.width}×{p.height}"
     mean, std = (", ".join(f"{value:g}" for value in values) for values in (p.mean, p.std))
     steps += f", /255, minus ({mean}), by ({std})" if normalised else ""
     return f"in the graph: {steps}" if p.input == "image" else f"before the graph, by the caller: {steps}"

@@ -43,6 +43,8 @@ class Inspection:
             known = description(self.bundle)
         else:
             preprocessing = {**asdict(self.interface.preprocessing), "assumed": self.interface.assumed}
+            if self.interface.squash is not None:
+                preprocessing["squash"] = list(self.interface.squash)
             known = {"classes": list(self.interface.classes), "preprocessing": preprocessing}
         return {"path": str(self.path), "bytes": self.bytes, **known, **ports}
 

@@ -14,6 +14,7 @@ from PIL import Image
 
 from cdl_deploy import Classifier
 from cdl_deploy.errors import BundleError
+from cdl_deploy.evaluation import inspect_model
 from cdl_deploy.runtime.foreign import parse_labels
 from tests.runtime.conftest import BIAS, WEIGHTS
 
@@ -203,6 +204,7 @@ def test_files_one_level_above_the_folder_onnx(tmp_path):
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
     np.testing.assert_allclose(probabilities(path), expected(COLOUR, (0, 0, 0), (1, 1, 1)), atol=1e-5)
     assert Classifier(path).interface.squash == (12, 14)
+    assert inspect_model(path).to_dict()["preprocessing"]["squash"] == [12, 14]
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"do_pad": True}))
     with pytest.raises(BundleError, match=r"preprocessor_config\.json: do_pad is not supported"):
         Classifier(path)
