@@ -15,7 +15,6 @@ from torch import Tensor
 
 from cdl_deploy.data.preprocessing import INPUTS, Preprocessing
 from cdl_deploy.errors import OptionError, RunError, nearest
-from cdl_deploy.export.distance import threshold_by_images, threshold_by_sums
 from cdl_deploy.export.features_hash import features_hash
 from cdl_deploy.export.graph import ExportGraph
 from cdl_deploy.export.latency import latency_ms
@@ -43,6 +42,7 @@ from cdl_deploy.runtime.bundle import (
     description_file,
     encode_metadata,
 )
+from cdl_deploy.runtime.threshold import threshold_by_images, threshold_by_sums
 from cdl_deploy.training.checkpoint import load_heldout, load_run
 from cdl_deploy.training.methods.folded import FixedSelection
 from cdl_deploy.training.models.learner import Learner

@@ -45,6 +45,16 @@ class Mahalanobis:
         result: Floats = np.sqrt(np.maximum((z**2).sum(axis=1) + nearest, 0))
         return result
 
+    def constants(self) -> dict[str, NDArray[np.float32]]:
+        """What a graph holds of it: d = √(‖z‖² + min_c (z · means_c + squares_c)) with z = (φ − centre) factor."""
+        values = {
+            "centre": self.centre,
+            "factor": self.factor,
+            "means": -2 * self.means.T,
+            "squares": (self.means**2).sum(axis=1),
+        }
+        return {name: np.ascontiguousarray(value, dtype=np.float32) for name, value in values.items()}
+
 
 def mahalanobis(statistics: Statistics, shrinkage: float | None = None, bits: int | None = None) -> Mahalanobis:
     """The distance under Σ_ρ; ρ by OAS unless given. `bits`: how many of each number of F are kept, `BITS` in files."""
