@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -99,3 +100,29 @@ def bundles(trained, made_once):
         return made_once(f"closed_form_bundle{name_of(packaged=packaged, **method)}", make) / "out"
 
     return folder
+
+
+@pytest.fixture(scope="session")
+def first_task(trained, made_once):
+    """`first_task(**method)`: the folder of a model that has learned the first of two tasks."""
+
+    def folder(**method):
+        name = "".join(f"-{key}={method[key]}" for key in sorted(method))
+
+        def make(root):
+            export_run(trained(**method), root / "out", ExportOptions(teacher=False, latency=False), after=1)
+
+        return made_once(f"learn_first{name}", make) / "out"
+
+    return folder
+
+
+@pytest.fixture
+def model(first_task, tmp_path):
+    """A copy of one, to write to."""
+
+    def copy(**method):
+        shutil.copytree(first_task(**method), tmp_path / "device")
+        return tmp_path / "device" / "student.onnx"
+
+    return copy

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import shutil
-
 import numpy as np
 import onnx
 import onnxruntime
@@ -13,48 +9,10 @@ import pytest
 from PIL import Image
 
 from cdl_deploy import Learner
-from cdl_deploy.cli import main
 from cdl_deploy.closed_form.statistics_file import read_statistics
-from cdl_deploy.export import ExportOptions, export_run
 from cdl_deploy.export.features_hash import features_hash
 from cdl_deploy.runtime.bundle import read_bundle
-from tests.export.conftest import NAMES
-
-OLD, NEW = NAMES[:2], NAMES[2:]
-
-
-@pytest.fixture(scope="session")
-def first_task(trained, made_once):
-    """`first_task(**method)`: the folder of a model that has learned the first of two tasks."""
-
-    def folder(**method):
-        name = "".join(f"-{key}={method[key]}" for key in sorted(method))
-
-        def make(root):
-            export_run(trained(**method), root / "out", ExportOptions(teacher=False, latency=False), after=1)
-
-        return made_once(f"learn_first{name}", make) / "out"
-
-    return folder
-
-
-@pytest.fixture
-def model(first_task, tmp_path):
-    """A copy of one, to write to."""
-
-    def copy(**method):
-        shutil.copytree(first_task(**method), tmp_path / "device")
-        return tmp_path / "device" / "student.onnx"
-
-    return copy
-
-
-def images_of(photos, name, split="train"):
-    return sorted(str(path) for path in (photos / split / name).iterdir())
-
-
-def task(photos, names=NEW):
-    return {name: images_of(photos, name) for name in names}
+from tests.export.learning import NEW, OLD, error_of, images_of, run, statistics_of, task
 
 
 def outputs(path, photos, names=("logits", "distance", "probabilities", "task_scores")):
@@ -64,11 +22,6 @@ def outputs(path, photos, names=("logits", "distance", "probabilities", "task_sc
     size = read_bundle(path).preprocessing.resize
     feed = np.stack([np.asarray(Image.open(file).convert("RGB").resize((size, size))) for file in files])
     return session.run(list(names), {"image": feed})
-
-
-def statistics_of(path):
-    bundle = read_bundle(path)
-    return read_statistics(path.parent / bundle.statistics.file, bundle.features.sha256)
 
 
 def parts_of(path):
@@ -220,18 +173,3 @@ def test_forgetting(model, photos, capsys):
     assert read_bundle(path).classes == (OLD[0],)
     assert read_bundle(path).accuracy is None
     assert "is the only one" in error_of("learn", path, "--forget", OLD[0], "-o", path)
-
-
-def run(*arguments):
-    with pytest.raises(SystemExit) as stopped:
-        main([str(argument) for argument in arguments])
-    return stopped.value.code
-
-
-def error_of(*arguments):
-    """The one line of an exit with code 2."""
-    said = io.StringIO()
-    with contextlib.redirect_stderr(said):
-        assert run(*arguments) == 2
-    assert said.getvalue().count("\n") == 1
-    return said.getvalue()
