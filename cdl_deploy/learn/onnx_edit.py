@@ -103,8 +103,7 @@ class OnnxFile:
 
     def metadata(self) -> dict[str, str]:
         """All of them, cdl's and others'."""
-        pairs = [_texts(self.read(it)) for it in self.top if it.number == _METADATA]
-        return {pair.get(1, ""): pair.get(2, "") for pair in pairs}
+        return _metadata(self.file, self.top)
 
     def producer(self, name: str) -> Node:
         """The node that has this output. Raises `BundleError`."""
@@ -205,6 +204,11 @@ class OnnxFile:
         return name, Constant(place, tuple(shape))
 
 
+def metadata_of(file: BinaryIO, size: int) -> dict[str, str]:
+    """The metadata of an open model file, whose graph is passed over."""
+    return _metadata(file, fields_in(file, 0, size))
+
+
 def tensor(name: str, value: NDArray[Any] | Sequence[str]) -> bytes:
     """A TensorProto, as the package onnx writes it."""
     if isinstance(value, np.ndarray):
@@ -258,6 +262,15 @@ def _renamed(content: bytes, names: Mapping[str, str]) -> bytes:
         name = value.decode("utf-8", "replace") if inner.number == 2 else ""
         pieces.append(text(2, names[name]) if name in names else content[inner.start : inner.end])
     return b"".join(pieces)
+
+
+def _metadata(file: BinaryIO, top: Iterable[Field]) -> dict[str, str]:
+    pairs = []
+    for it in top:
+        if it.number == _METADATA:
+            file.seek(it.at)
+            pairs.append(_texts(file.read(it.end - it.at)))
+    return {pair.get(1, ""): pair.get(2, "") for pair in pairs}
 
 
 def _texts(content: bytes) -> dict[int, str]:

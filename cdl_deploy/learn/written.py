@@ -20,7 +20,7 @@ from cdl_deploy.documents import parse_json
 from cdl_deploy.errors import BundleError
 from cdl_deploy.files import discard_abandoned, json_text, write_atomic
 from cdl_deploy.learn.errors import LearnError
-from cdl_deploy.learn.onnx_edit import OnnxFile
+from cdl_deploy.learn.onnx_edit import metadata_of
 from cdl_deploy.learn.protobuf import Piece, Span, size_of
 from cdl_deploy.regular_file import open_regular, read_regular
 from cdl_deploy.runtime.bundle import Bundle, description, description_file, statistics_path
@@ -128,7 +128,7 @@ def _names_in(model: Path) -> list[str]:
     """The statistics that a model names: one file, or none."""
     try:
         with open_regular(model, MAX_MODEL) as file:
-            metadata = OnnxFile(file, os.fstat(file.fileno()).st_size).metadata()
+            metadata = metadata_of(file, os.fstat(file.fileno()).st_size)
         named = parse_json(metadata.get("cdl.statistics", "{}"))
     except (BundleError, ValueError, FileNotFoundError):
         return []
