@@ -64,7 +64,9 @@ rows = np.random.default_rng(1).normal(size=(20, learner.total.dimension))
 learner._do(lambda state: state.add(gather(rows, np.zeros(20, int), ("one more",))))
 began = time.perf_counter()
 learner.save()
-print(time.perf_counter() - began)
+took = time.perf_counter() - began
+status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+print(took, int(status["VmHWM"].split()[0]) * 1024)
 """
 
 
@@ -84,19 +86,13 @@ def learnable(path: Path, classes: int) -> None:
     save_onnx(model, path, encode_metadata(replace(bundle, features=features, statistics=named)))
 
 
-def measured(command: list[str]) -> tuple[float, float, str]:
-    """Seconds, peak memory in bytes, and what a process printed."""
-    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+def measured(command: list[str]) -> tuple[float, str]:
+    """Seconds that a process took, and what it printed."""
     began = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True)
-    assert process.stdout is not None
-    said = process.stdout.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    took = time.perf_counter() - began
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"{' '.join(command)} failed")
-    return took, usage.ru_maxrss * 1024.0, said
+    done = subprocess.run(command, capture_output=True, env={**os.environ, "PYTHONPATH": str(PROJECT)}, text=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed: {done.stderr}")
+    return time.perf_counter() - began, done.stdout
 
 
 def compare_times(folder: Path, rounds: int) -> bool:
@@ -127,12 +123,11 @@ def compare_sizes(folder: Path) -> bool:
     path = folder / "many.onnx"
     learnable(path, MANY)
     size = path.stat().st_size
-    _, peak, said = measured([sys.executable, "-c", SAVE, str(path)])
-    seconds = float(said)
-    print(
-        f"| classes | solve and write | peak memory | file | beside the file |\n|---|---|---|---|---|\n"
-        f"| {MANY + 1:,} | {seconds:.2f} s | {peak / 1e6:.0f} MB | {size / 1e6:.0f} MB | {(peak - size) / 1e6:.0f} MB |\n"
-    )
+    _, said = measured([sys.executable, "-c", SAVE, str(path)])
+    seconds, peak = map(float, said.split())
+    print("| classes | solve and write | peak memory | file | beside the file |\n|---|---|---|---|---|")
+    beside = f"{peak / 1e6:.0f} MB | {size / 1e6:.0f} MB | {(peak - size) / 1e6:.0f} MB"
+    print(f"| {MANY + 1:,} | {seconds:.2f} s | {beside} |\n")
     return seconds < WRITE and peak <= size + MEMORY
 
 

@@ -197,13 +197,14 @@ def _learn(
     else:
         given = {key: [str(path) for path in paths] for key, paths in find_images(Path(images[0])).items()}
     apart = None if held_out is None else find_test_images(Path(held_out), None)
-    before, known = learner.head(), set(learner.classes)
+    looked_at = wanted or apart is not None
+    before, known = learner.head() if looked_at else None, set(learner.classes)
     with image_progress() as show:
         added = learner.add_classes(
             given,
             as_new=as_new,
             skip_bad=skip_bad,
-            keep_rows=wanted or apart is not None,
+            keep_rows=looked_at,
             on_images=lambda done, total: show("learning", done, total),
         )
         rows = None
@@ -220,11 +221,11 @@ def _learn(
                 err=True,
             )
     record |= {"added": counts, "new": [key for key in counts if key not in known], "skipped": list(added.skipped)}
-    if added.rows is None:
+    if before is None or added.rows is None:
         return None, rows
     found = review(before, learner.head(), learner.total, added.statistics, added.rows, rows, learner.rule.shrinkage)
     record["review"] = found.to_dict()
-    return (found if wanted or apart is not None else None), rows
+    return found, rows
 
 
 def _patch_maker(model: Path, patch: Path | None) -> Any:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from cdl_deploy.closed_form.head_rule import HeadRule, solve_head
 from cdl_deploy.closed_form.mahalanobis import BITS, mahalanobis
+from cdl_deploy.closed_form.model_world import ModelWorld
 from cdl_deploy.closed_form.statistics import Statistics
 from cdl_deploy.errors import BundleError
 from cdl_deploy.learn.errors import LearnError
@@ -25,14 +26,18 @@ SELECTED = f"{TASK_SCORES_NAME}/selected"
 SCORES, ONE, BATCH, SIZE = "learn/scores", "learn/one", "learn/batch", "learn/size"
 
 
-def edits_for(onnx: OnnxFile, old: Bundle, new: Bundle, total: Statistics, rule: HeadRule) -> Edits:
+def edits_for(
+    onnx: OnnxFile, old: Bundle, new: Bundle, total: Statistics, rule: HeadRule, world: ModelWorld | None = None
+) -> Edits:
     """Everything of the graph that the sums change, or that follows from the classes and tasks of `new`.
+
+    `world`: `world_of` these sums.
 
     Raises `BundleError` for a graph that is not as export writes it, `LearnError` for sums that give no head.
     """
     edits = Edits()
     D = total.dimension
-    constants = _head(onnx, total, rule) | _distance(total, rule)
+    constants = _head(onnx, total, rule, world) | _distance(total, rule)
     sizes = {WEIGHT: D * len(old.classes), BIAS: len(old.classes), "distance.factor": D * D}
     sizes |= {"distance.centre": D, "distance.means": D * len(old.classes), "distance.squares": len(old.classes)}
     for name, value in constants.items():
@@ -50,9 +55,9 @@ def edits_for(onnx: OnnxFile, old: Bundle, new: Bundle, total: Statistics, rule:
     return edits
 
 
-def _head(onnx: OnnxFile, total: Statistics, rule: HeadRule) -> dict[str, NDArray[Any]]:
+def _head(onnx: OnnxFile, total: Statistics, rule: HeadRule, world: ModelWorld | None) -> dict[str, NDArray[Any]]:
     """W and b in float32, rounded where training rounds them."""
-    solved = solve_head(total, rule)
+    solved = solve_head(total, rule, world=world)
     layer = solved.calibrated.scaled(1 / solved.factor)
     weight, bias = (value.astype(np.float32) / np.float32(solved.factor) for value in (layer.weight, layer.bias))
     readers = onnx.consumers(WEIGHT)

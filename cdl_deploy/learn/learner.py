@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from cdl_deploy.closed_form.head_rule import HeadRule, solve_head
+from cdl_deploy.closed_form.head_rule import HeadRule, solve_head, world_of
 from cdl_deploy.closed_form.linear_head import LinearHead
 from cdl_deploy.closed_form.mahalanobis import mahalanobis
+from cdl_deploy.closed_form.model_world import ModelWorld
 from cdl_deploy.closed_form.statistics import Statistics
 from cdl_deploy.closed_form.statistics_file import StoredStatistics, encode_statistics
 from cdl_deploy.files import leftovers, one_writer
@@ -226,15 +227,16 @@ class Learner:
         if state.before and not state.history.additions and state.before.statistics.sha256 == digest:
             exported = state.before.statistics.file
             name = exported if may_be_called(out.parent / exported, content) else name
-        bundle = state.bundle(opened.bundle, StatisticsFile(name, digest), lambda: self._threshold(held_out))
         total = state.history.total
-        edits = edits_for(opened.onnx, opened.bundle, bundle, total, stored.rule)
+        world = world_of(total, stored.rule)
+        bundle = state.bundle(opened.bundle, StatisticsFile(name, digest), lambda: self._threshold(held_out, world))
+        edits = edits_for(opened.onnx, opened.bundle, bundle, total, stored.rule, world)
         metadata = {key: value for key, value in opened.onnx.metadata().items() if not key.startswith("cdl.")}
         pieces = opened.onnx.edited(edits, metadata | encode_metadata(bundle))
         described = description_file(self.path).is_file() or bool(leftovers(description_file(out)))
         write_model(opened.file, pieces, replace(bundle, path=out), content, out, described, before_commit)
 
-    def _threshold(self, held_out: Rows | None) -> Threshold:
+    def _threshold(self, held_out: Rows | None, world: ModelWorld) -> Threshold:
         total, rule = self._state.history.total, self._opened.stored.rule
         if held_out is not None:
             known = set(total.classes)
@@ -242,7 +244,7 @@ class Learner:
             found = threshold_by_images(mahalanobis(total, rule.shrinkage).distance(own))
             if found is not None:
                 return found
-        return threshold_by_sums(total, rule)
+        return threshold_by_sums(total, rule, world)
 
     def close(self) -> None:
         """Let go of the open file and the session."""

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from cdl_deploy.closed_form.head_rule import HeadRule, solve_distance
 from cdl_deploy.closed_form.mahalanobis import percentile_threshold
+from cdl_deploy.closed_form.model_world import ModelWorld
 from cdl_deploy.closed_form.statistics import Statistics
 from cdl_deploy.runtime.bundle import UnknownRule
 
@@ -26,9 +27,9 @@ def threshold_by_images(distances: NDArray[np.floating]) -> Threshold | None:
     return _rounded(found), UnknownRule(PERCENT, "held-out images", len(distances))
 
 
-def threshold_by_sums(statistics: Statistics, rule: HeadRule) -> Threshold:
-    """The percentile of images that are drawn as the sums describe them."""
-    return _rounded(solve_distance(statistics, rule, PERCENT)[1]), UnknownRule(PERCENT, "statistics")
+def threshold_by_sums(statistics: Statistics, rule: HeadRule, world: ModelWorld | None = None) -> Threshold:
+    """The percentile of images that are drawn as the sums describe them, in `world_of` these."""
+    return _rounded(solve_distance(statistics, rule, PERCENT, world)[1]), UnknownRule(PERCENT, "statistics")
 
 
 def _rounded(threshold: float) -> float:
