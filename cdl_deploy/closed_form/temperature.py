@@ -27,8 +27,9 @@ CLOSE = 1e-8
 
 def softmax(scores: Floats) -> Floats:
     """[n, C] → probabilities [n, C]."""
-    powers = np.exp(scores - scores.max(axis=1, keepdims=True))
-    result: Floats = powers / powers.sum(axis=1, keepdims=True)
+    result: Floats = scores - scores.max(axis=1, keepdims=True)
+    np.exp(result, out=result)
+    result /= result.sum(axis=1, keepdims=True)
     return result
 
 
@@ -47,13 +48,14 @@ def fit_temperature(scores: Floats, labels: NDArray[np.intp], doubt: float | Non
     inverse = 1.0
     for _ in range(STEPS):
         probabilities = softmax(inverse * centred)
-        first = (probabilities * centred).sum(axis=1)
+        first = np.einsum("nc,nc->n", probabilities, centred)  # without another [n, C]: many classes are large
         slope = float(first.mean()) - target  # of the mean negative log-likelihood, rising in `inverse`
         if slope < 0:
             low = inverse
         else:
             high = inverse
-        bend = float(((probabilities * centred**2).sum(axis=1) - first**2).mean())
+        probabilities *= centred
+        bend = float((np.einsum("nc,nc->n", probabilities, centred) - first**2).mean())
         following = inverse - slope / bend if bend > 0 else high
         if bend > 0 and abs(following - inverse) <= CLOSE * inverse:
             inverse = following
