@@ -40,8 +40,10 @@ class Mahalanobis:
 
     def distance(self, features: NDArray[np.floating]) -> Floats:
         """[n, D] → d [n]."""
-        z = (features.astype(np.float64) - self.centre) @ self.factor
-        nearest = ((self.means**2).sum(axis=1) - 2 * z @ self.means.T).min(axis=1)
+        z = (features - self.centre) @ self.factor
+        products = z @ (-2 * self.means.T)
+        products += (self.means**2).sum(axis=1)
+        nearest = products.min(axis=1)
         result: Floats = np.sqrt(np.maximum((z**2).sum(axis=1) + nearest, 0))
         return result
 
