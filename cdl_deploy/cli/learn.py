@@ -123,6 +123,11 @@ def command(
             found, rows = _learn(learner, images or [], name, review, held_out, as_new, skip_bad, record)
         if found is not None and not as_json:
             _show(found)
+        if found is not None and found.drop is None and max_drop is not None:
+            raise OptionError(
+                f"--held-out {held_out} has no image of a class known before, so no drop can be measured: "
+                "add some, or leave --max-drop out"
+            )
         if found is not None and found.drop is not None and max_drop is not None and found.drop > max_drop:
             raise OptionError(
                 f"the classes known before would fall from {found.before:.1f} to {found.after:.1f} % of "
@@ -195,6 +200,7 @@ def _learn(
     if name is not None:
         given = {name: list(expand_paths(images))}
     else:
+        _refuse_splits(Path(images[0]))
         given = {key: [str(path) for path in paths] for key, paths in find_images(Path(images[0])).items()}
     apart = None if held_out is None else find_test_images(Path(held_out), None)
     looked_at = wanted or apart is not None
@@ -226,6 +232,19 @@ def _learn(
     found = review(before, learner.head(), learner.total, added.statistics, added.rows, rows, learner.rule.shrinkage)
     record["review"] = found.to_dict()
     return found, rows
+
+
+def _refuse_splits(root: Path) -> None:
+    """Raise `OptionError` for a data set with train/CLASS and test/CLASS, whose classes these two are not."""
+    from cdl_deploy.data.folder import TEST_FOLDERS, TRAIN_FOLDERS
+
+    for folder in sorted(root.iterdir()) if root.is_dir() else ():
+        split = folder.name.lower() in TRAIN_FOLDERS + TEST_FOLDERS and folder.is_dir()
+        if split and any(below.is_dir() for below in folder.iterdir()):
+            raise OptionError(
+                f"{root} has {folder.name}/ with folders in it, which is no class: give the folder that has a folder "
+                f"for each class, such as {folder}"
+            )
 
 
 def _patch_maker(model: Path, patch: Path | None) -> Any:

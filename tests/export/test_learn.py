@@ -173,3 +173,16 @@ def test_forgetting(model, photos, capsys):
     assert read_bundle(path).classes == (OLD[0],)
     assert read_bundle(path).accuracy is None
     assert "is the only one" in error_of("learn", path, "--forget", OLD[0], "-o", path)
+
+
+def test_prompts_that_belong_to_tasks_do_so_again_after_undo(model, photos):
+    path = model(method="coda", adapt="first")
+    assert read_bundle(path).method.task_scores == "selected"
+    before = {file.name: file.read_bytes() for file in path.parent.iterdir()}
+    Learner(path).add(NEW[0], images_of(photos, NEW[0])).save()
+    Learner(path).add(OLD[0], images_of(photos, OLD[0], "test")).add(NEW[1], images_of(photos, NEW[1])).save()
+    assert read_bundle(path).method.task_scores is None
+    np.testing.assert_allclose(outputs(path, photos, ["task_scores"])[0], 1 / 3, rtol=1e-6)
+    Learner(path).undo().save()
+    Learner(path).undo().undo().save()
+    assert {file.name: file.read_bytes() for file in path.parent.iterdir()} == before
