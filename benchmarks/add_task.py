@@ -45,7 +45,7 @@ FASTER, OF_BARE, MEMORY = 100.0, 1.3, 1.1
 PEAK = "peak_memory()"
 ADD = f"""
 import json, sys, time
-from cdl_deploy.bench.machine import peak_memory
+from cdl_deploy.process_memory import peak_memory
 import cdl_deploy
 from cdl_deploy.training import loop
 spent = dict(evaluate=0.0, learn_epoch=0.0)
@@ -68,7 +68,7 @@ print(json.dumps(dict(wall=time.perf_counter() - began, cpu=time.process_time() 
 """
 PREDICT = f"""
 import json, sys
-from cdl_deploy.bench.machine import peak_memory
+from cdl_deploy.process_memory import peak_memory
 from cdl_deploy.cli import main
 try:
     main(sys.argv[1:])
@@ -77,7 +77,7 @@ finally:
 """
 BARE = f"""
 import json, sys, time
-from cdl_deploy.bench.machine import peak_memory
+from cdl_deploy.process_memory import peak_memory
 import numpy as np, onnxruntime
 options = onnxruntime.SessionOptions()
 options.intra_op_num_threads = options.inter_op_num_threads = 1

@@ -41,7 +41,8 @@ PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
 from cdl_deploy.bench import BenchOptions, BenchReport, ModelSpec, bench_latency  # noqa: E402
-from cdl_deploy.bench.machine import cpu_model, peak_memory  # noqa: E402
+from cdl_deploy.bench.machine import cpu_model  # noqa: E402
+from cdl_deploy.process_memory import peak_memory  # noqa: E402
 
 UNIT = "plain"
 TIME_BARS: dict[str, float | None] = {

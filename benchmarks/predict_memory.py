@@ -29,7 +29,7 @@ KINDS = 200
 ALLOWED = 1.1
 CHILD = """
 import sys
-from cdl_deploy.bench.machine import peak_memory
+from cdl_deploy.process_memory import peak_memory
 from cdl_deploy.cli import main
 try:
     main(sys.argv[1:])

@@ -52,7 +52,7 @@ from benchmarks.reference_step import (  # noqa: E402  found once the line above
     reference_losses,
     reference_step,
 )
-from cdl_deploy.bench.machine import peak_memory  # noqa: E402
+from cdl_deploy.process_memory import peak_memory  # noqa: E402
 from cdl_deploy.run.config import DataConfig, MethodConfig, OptimConfig, RunConfig  # noqa: E402
 from cdl_deploy.training.backbones.loading import create_vit  # noqa: E402
 from cdl_deploy.training.backbones.plain import PlainViT  # noqa: E402

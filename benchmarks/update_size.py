@@ -27,7 +27,7 @@ from typing import Any
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
-from cdl_deploy.bench.machine import peak_memory  # noqa: E402  found once the line above has run
+from cdl_deploy.process_memory import peak_memory  # noqa: E402  found once the line above has run
 from cdl_deploy.update.patch import LEVEL, apply_updates, make_update  # noqa: E402
 
 MODEL = "vit_small_patch16_224"

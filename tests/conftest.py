@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -31,11 +32,36 @@ torch.set_num_threads(1)  # the networks are small: a second thread costs more t
 @contextmanager
 def no_shape_checks() -> Iterator[None]:
     """For tracing, which uses symbolic shapes."""
+    before = jaxtyping_config.jaxtyping_disable
     jaxtyping_config.update("jaxtyping_disable", True)
     try:
         yield
     finally:
-        jaxtyping_config.update("jaxtyping_disable", False)
+        jaxtyping_config.update("jaxtyping_disable", before)
+
+
+def check_first_epochs_only() -> None:
+    """In whole runs: shapes of the first epoch of each kind of learner, then no more. They take a third of the time.
+
+    Idempotent. Single steps, networks and heads have tests of their own, in which everything is checked always.
+    """
+    from cdl_deploy.training import loop
+
+    if getattr(loop.learn_epoch, "seen", None) is not None:
+        return
+    every, seen = loop.learn_epoch, set[tuple[object, ...]]()
+
+    def learn_epoch(run: Any, task: Any, stage: Any, *rest: Any) -> None:
+        method, optim = run.config.method, task.optim
+        kind = (stage.role, method.method, method.distill, method.query, method.head, optim.cache_views > 0)
+        if kind in seen or run.processes.count > 1:
+            with no_shape_checks():
+                return every(run, task, stage, *rest)
+        seen.add(kind)
+        return every(run, task, stage, *rest)
+
+    learn_epoch.seen = seen  # type: ignore[attr-defined]
+    loop.learn_epoch = learn_epoch  # type: ignore[assignment]
 
 
 @pytest.fixture(scope="session")
@@ -59,6 +85,7 @@ def made_once(tmp_path_factory: pytest.TempPathFactory, testrun_uid: str) -> Mad
 @pytest.fixture(scope="session")
 def small_run(made_once: MadeOnce) -> Path:
     """Two tasks of two classes, KDP, a real teacher of another width and depth."""
+    check_first_epochs_only()
     from cdl_deploy.run.config import DataConfig, MethodConfig, ModelConfig, OptimConfig, RunConfig
     from cdl_deploy.training.loop import train
     from tests.training.conftest import COLOURS, write_images

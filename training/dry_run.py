@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cdl_deploy.bench.machine import peak_memory
 from cdl_deploy.errors import OptionError
+from cdl_deploy.process_memory import peak_memory
 from cdl_deploy.run.config import OptimConfig, RunConfig, default_batch_size
 from cdl_deploy.run.record import RunRecord
 from cdl_deploy.training.cached_views import check_views, compute_rows

@@ -102,6 +102,7 @@ def attack_kind(kind: str, folder: Path, files: int, seed: int) -> dict[str, Any
 def _read_all(kind: str, folder: str, first: int, files: int, seed: int, answers: Connection) -> None:
     """In a child: read one file after another, and tell what came of each."""
     from benchmarks.attack.readers import KINDS
+    from cdl_deploy.process_memory import peak_memory
 
     reader = KINDS[kind](Path(folder))
     used = _memory()
@@ -111,7 +112,7 @@ def _read_all(kind: str, folder: str, first: int, files: int, seed: int, answers
     for number in range(first, files):
         rng = random.Random(f"{seed}/{kind}/{number}")
         outcome, told = outcome_of(reader, rng)
-        answers.send((outcome, told, 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
+        answers.send((outcome, told, peak_memory() or 0))
 
 
 def outcome_of(reader: Any, rng: random.Random) -> tuple[str, str]:

@@ -24,9 +24,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from cdl_deploy.bench.machine import peak_memory, switched_away
+from cdl_deploy.bench.machine import switched_away
 from cdl_deploy.bench.runners import Job, Run, Runner, make_runner
 from cdl_deploy.errors import CdlError
+from cdl_deploy.process_memory import peak_memory
 
 STEADY = 0.05
 """Two windows of warm-up in a row agree when their medians differ by less than this share."""

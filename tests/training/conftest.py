@@ -14,7 +14,9 @@ from timm.models.vision_transformer import VisionTransformer
 
 from cdl_deploy.training.backbones.plain import PlainViT
 from cdl_deploy.training.backbones.protocol import Backbone
+from tests.conftest import check_first_epochs_only
 
+check_first_epochs_only()
 COLOURS = {"ant": (200, 30, 30), "bee": (30, 200, 30), "cat": (30, 30, 200), "dog": (200, 200, 30)}
 
 

@@ -190,7 +190,7 @@ def test_one_tree_with_holdout(tmp_path, capsys):
     ("arguments", "message"),
     [
         (["export", "nowhere"], "cdl export needs a format: add --onnx"),
-        (["export", "nowhere", "--onnx"], "nowhere is no run directory: it has no run.json; make one with cdl train"),
+        (["export", "nowhere", "--onnx"], "nowhere is no run directory: it does not exist; make one with cdl train"),
         (["runs", "nowhere"], "nowhere is no run directory"),
         (["train"], "no run directory is given: add --out RUN"),
     ],
