@@ -49,7 +49,7 @@ def command(
         str | None,
         typer.Option("--class", metavar="NAME", help="All images are of this class, new or known.", show_default=False),
     ] = None,
-    undo: Annotated[bool, typer.Option("--undo", help="Take the last addition back, bit by bit.")] = False,
+    undo: Annotated[bool, typer.Option("--undo", help="Take the last addition back, exactly.")] = False,
     forget: Annotated[
         str | None, typer.Option(metavar="CLASS", help="Take a class away for good.", show_default=False)
     ] = None,

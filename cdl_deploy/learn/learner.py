@@ -115,7 +115,7 @@ class Learner:
         return added
 
     def undo(self) -> Learner:
-        """Take the last addition back: sums and head are what they were, bit by bit."""
+        """Take the last addition back: the sums are what they were, bit by bit, and the head to rounding."""
         self._do(State.undo, again=False)
         return self
 

@@ -139,8 +139,7 @@ def _check_room(out: Path, needed: int) -> None:
     """Raise `LearnError` before anything is written if the disk has no room; make room from earlier failures first."""
     if out.is_dir():
         raise LearnError(f"{out} is a folder, expected the name of a file: give {out / 'student.onnx'}")
-    if not out.parent.is_dir():
-        raise LearnError(f"{out}: there is no folder {out.parent}; make it first")
+    out.parent.mkdir(parents=True, exist_ok=True)
     discard_abandoned(out)
     free = shutil.disk_usage(out.parent).free
     if free < needed:
