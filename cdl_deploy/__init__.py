@@ -20,6 +20,7 @@ from cdl_deploy.version import __version__
 if TYPE_CHECKING:
     from cdl_deploy.api import evaluate, export, train
     from cdl_deploy.errors import CdlError
+    from cdl_deploy.learn.learner import Learner
     from cdl_deploy.runtime.bundle import Bundle, read_bundle
     from cdl_deploy.runtime.classifier import Classifier, Prediction
     from cdl_deploy.runtime.predict import Row, predict_rows
@@ -28,6 +29,7 @@ __all__ = [
     "Bundle",
     "CdlError",
     "Classifier",
+    "Learner",
     "Prediction",
     "Row",
     "__version__",
@@ -42,6 +44,7 @@ _HOME = {
     "Bundle": "cdl_deploy.runtime.bundle",
     "CdlError": "cdl_deploy.errors",
     "Classifier": "cdl_deploy.runtime.classifier",
+    "Learner": "cdl_deploy.learn.learner",
     "Prediction": "cdl_deploy.runtime.classifier",
     "Row": "cdl_deploy.runtime.predict",
     "evaluate": "cdl_deploy.api",

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from cdl_deploy.data.preprocessing import INPUTS, Preprocessing
 from cdl_deploy.errors import BundleError, OptionError, RunError, nearest
-from cdl_deploy.export.distance import threshold_by_images, threshold_by_sums
 from cdl_deploy.export.features_hash import features_hash
 from cdl_deploy.export.graph import ExportGraph
 from cdl_deploy.export.latency import latency_ms
@@ -45,6 +44,7 @@ from cdl_deploy.runtime.bundle import (
     encode_metadata,
     read_bundle,
 )
+from cdl_deploy.runtime.threshold import threshold_by_images, threshold_by_sums
 from cdl_deploy.training.checkpoint import load_heldout, load_run
 from cdl_deploy.training.methods.folded import FixedSelection
 from cdl_deploy.training.models.learner import Learner

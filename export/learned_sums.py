@@ -15,7 +15,7 @@ from cdl_deploy.closed_form.statistics import Statistics
 from cdl_deploy.closed_form.statistics_file import StoredStatistics, write_statistics
 from cdl_deploy.data.images import FloatArray
 from cdl_deploy.run.record import RunRecord
-from cdl_deploy.runtime.bundle import Features, RandomFeatures, StatisticsFile
+from cdl_deploy.runtime.bundle import Features, RandomFeatures, StatisticsFile, statistics_path
 from cdl_deploy.training.backbones.protocol import BlockPrompt
 from cdl_deploy.training.models.learner import Learner, QueryEncoder, learner_output
 from cdl_deploy.training.shapes import Pixels
@@ -46,11 +46,6 @@ class LearnedSums:
         path = statistics_path(model)
         stored = StoredStatistics(History(self.statistics), self.map, self.rule, features.sha256)
         return StatisticsFile(path.name, write_statistics(path, stored))
-
-
-def statistics_path(model: Path) -> Path:
-    """`student.onnx` → `student.statistics.safetensors`."""
-    return model.with_name(f"{model.stem}.statistics.safetensors")
 
 
 def sums_of(record: RunRecord, learner: Learner) -> LearnedSums | None:

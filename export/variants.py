@@ -17,7 +17,6 @@ import numpy.typing as npt
 import onnx
 
 from cdl_deploy.errors import OptionError, nearest
-from cdl_deploy.export.distance import threshold_by_images
 from cdl_deploy.export.features_hash import features_hash
 from cdl_deploy.export.fp16 import beyond_half, to_fp16
 from cdl_deploy.export.images_of_run import CalibrationImages, HeldOut, calibration_images, held_out_images
@@ -38,6 +37,7 @@ from cdl_deploy.runtime.bundle import (
     description_file,
     encode_metadata,
 )
+from cdl_deploy.runtime.threshold import threshold_by_images
 
 MAX_DROP = 0.5
 RANKING_IMAGES = 32

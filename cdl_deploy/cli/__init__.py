@@ -34,6 +34,8 @@ COMMANDS = {
     "evaluate": "evaluate",
     "inspect": "inspect",
     "update": "update",
+    "learn": "learn",
+    "merge": "merge",
 }
 """Name of every command and the module of this package that defines it, in the order of the help."""
 

@@ -9,7 +9,7 @@ import numpy as np
 from cdl_deploy.closed_form import ridge as ridge_head
 from cdl_deploy.closed_form.linear_head import LinearHead
 from cdl_deploy.closed_form.mahalanobis import Mahalanobis, mahalanobis, percentile_threshold
-from cdl_deploy.closed_form.model_world import model_world
+from cdl_deploy.closed_form.model_world import ModelWorld, model_world
 from cdl_deploy.closed_form.ncm import ncm
 from cdl_deploy.closed_form.shrinkage import shrunk_covariance
 from cdl_deploy.closed_form.slda import slda
@@ -71,23 +71,30 @@ class SolvedHead:
         return self.layer.centred().scaled(self.temperature)
 
 
-def solve_head(statistics: Statistics, rule: HeadRule, calibrate: bool = True) -> SolvedHead:
+def solve_head(
+    statistics: Statistics, rule: HeadRule, calibrate: bool = True, world: ModelWorld | None = None
+) -> SolvedHead:
     """The head that `rule` makes of `statistics`.
 
     It is the same whatever the order of the classes. With `calibrate` its temperature is fitted in the world that the
     sums imply (`model_world`), where ρ and λ are those chosen here, and multiplied by how much too low that was on
     the images themselves (`overconfidence`). With a teacher the head is not solved anew in that world, as its sums are
-    not drawn.
+    not drawn. `world`: what `world_of` gives for these sums, where that is at hand.
     """
     given, statistics = statistics.classes, statistics.arranged(_by_content(statistics))
     layer, chosen = _solve(statistics, rule, None)
     ordered = layer.arranged(given)
     if not calibrate or len(statistics.classes) < 2:
         return SolvedHead(ordered, 1.0, chosen)
-    world = model_world(statistics, rule.shrinkage)
+    world = world or model_world(statistics, rule.shrinkage)
     judged = layer if rule.teacher_weight else _solve(world.statistics, rule, chosen)[0]
     temperature, factor = fit_temperature(judged.scores(world.features), world.labels), statistics.temperature_factor
     return SolvedHead(ordered, temperature * factor, chosen, factor)
+
+
+def world_of(statistics: Statistics, rule: HeadRule) -> ModelWorld:
+    """The world in which `solve_head` and `solve_distance` judge: the same whatever the order of the classes."""
+    return model_world(statistics.arranged(_by_content(statistics)), rule.shrinkage)
 
 
 def _by_content(statistics: Statistics) -> list[str]:
@@ -96,7 +103,9 @@ def _by_content(statistics: Statistics) -> list[str]:
     return [statistics.classes[place] for place in order]
 
 
-def solve_distance(statistics: Statistics, rule: HeadRule, percent: float = 95.0) -> tuple[Mahalanobis, float]:
+def solve_distance(
+    statistics: Statistics, rule: HeadRule, percent: float = 95.0, world: ModelWorld | None = None
+) -> tuple[Mahalanobis, float]:
     """The distance to the nearest class, and the one that `percent` of fresh images of known classes do not exceed.
 
     Measured in the world that the sums imply, with distance and images drawn apart: the percentile of the very images
@@ -105,8 +114,9 @@ def solve_distance(statistics: Statistics, rule: HeadRule, percent: float = 95.0
 
     Where features are far from Gaussian it is too low as well: class token of the packaged student, the demo's digits:
     13 %, and 11 % by the percentile of the training images. Whoever holds images that were not added should use those.
+    `world`: what `world_of` gives for these sums, where that is at hand.
     """
-    world = model_world(statistics, rule.shrinkage)
+    world = world or world_of(statistics, rule)
     judge = mahalanobis(world.statistics, rule.shrinkage)
     return mahalanobis(statistics, rule.shrinkage), percentile_threshold(judge.distance(world.features), percent)
 

@@ -24,7 +24,8 @@ class LinearHead:
 
     def scores(self, features: NDArray[np.floating]) -> Floats:
         """[n, D] → [n, C]."""
-        result: Floats = features.astype(np.float64) @ self.weight.T + self.bias
+        result: Floats = features.astype(np.float64, copy=False) @ self.weight.T
+        result += self.bias
         return result
 
     def scaled(self, temperature: float) -> LinearHead:

@@ -40,10 +40,22 @@ class Mahalanobis:
 
     def distance(self, features: NDArray[np.floating]) -> Floats:
         """[n, D] → d [n]."""
-        z = (features.astype(np.float64) - self.centre) @ self.factor
-        nearest = ((self.means**2).sum(axis=1) - 2 * z @ self.means.T).min(axis=1)
+        z = (features - self.centre) @ self.factor
+        products = z @ (-2 * self.means.T)
+        products += (self.means**2).sum(axis=1)
+        nearest = products.min(axis=1)
         result: Floats = np.sqrt(np.maximum((z**2).sum(axis=1) + nearest, 0))
         return result
+
+    def constants(self) -> dict[str, NDArray[np.float32]]:
+        """What a graph holds of it: d = √(‖z‖² + min_c (z · means_c + squares_c)) with z = (φ − centre) factor."""
+        values = {
+            "centre": self.centre,
+            "factor": self.factor,
+            "means": -2 * self.means.T,
+            "squares": (self.means**2).sum(axis=1),
+        }
+        return {name: np.ascontiguousarray(value, dtype=np.float32) for name, value in values.items()}
 
 
 def mahalanobis(statistics: Statistics, shrinkage: float | None = None, bits: int | None = None) -> Mahalanobis:

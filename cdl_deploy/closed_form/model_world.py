@@ -66,7 +66,9 @@ def model_world(statistics: Statistics, shrinkage: float | None = None) -> Model
     means = statistics.means + normals(SEED_MEANS, C, D) @ factor.T * (wide / np.sqrt(statistics.counts))[:, None]
     root = factor @ _standard_root(freedom, D)
     labels = np.repeat(np.arange(C), -(-FRESH // C))
-    features = statistics.means[labels] + normals(SEED_FRESH, len(labels), D) @ factor.T * wide[labels, None]
+    features: Floats = normals(SEED_FRESH, len(labels), D) @ factor.T
+    features *= wide[labels, None]
+    features += statistics.means[labels]
     return ModelWorld(replace(statistics, means=means, scatter=root @ root.T, teacher=None), features, labels)
 
 

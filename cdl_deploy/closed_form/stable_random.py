@@ -24,7 +24,7 @@ from cdl_deploy.closed_form.teacher_sums import Floats
 GAMMA = np.uint64(0x9E3779B97F4A7C15)
 EVEN = np.uint64(0x0000FFFF0000FFFF)
 LOW = np.uint64(0xFFFFFFFF)
-CHUNK = 1 << 18
+CHUNK = 1 << 16
 
 
 def words(seed: int, first: int, count: int) -> NDArray[np.uint64]:

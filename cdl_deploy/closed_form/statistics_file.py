@@ -103,20 +103,11 @@ def write_statistics(path: Path, stored: StoredStatistics, single: bool = False)
 def encode_statistics(stored: StoredStatistics, single: bool = False) -> bytes:
     """The file's content: the same statistics give the same bytes."""
     history = stored.history
-    dtype = np.dtype("<f4" if single else "<f8")
     arrays: dict[str, NDArray[Any]] = {}
     parts = []
     for place, item in enumerate((history.base, *history.additions)):
-        name = _prefix(place)
-        arrays[f"{name}.counts"] = item.counts
-        arrays[f"{name}.means"] = item.means.astype(dtype)
-        arrays[f"{name}.spread"] = item.spread.astype(dtype)
-        arrays[f"{name}.scatter"] = item.scatter[np.triu_indices(item.dimension)].astype(dtype)
-        arrays[f"{name}.overconfidence"] = item.overconfidence.astype(dtype)
-        if item.teacher:
-            for field in dataclasses.fields(TeacherSums):
-                arrays[f"{name}.teacher.{field.name}"] = getattr(item.teacher, field.name).astype(dtype)
-        parts.append(Part(item.classes, item.noise_images, item.teacher is not None))
+        arrays |= _arrays(item, _prefix(place), "<f4" if single else "<f8")
+        parts.append(_part_header(item))
     digest = hashlib.sha256(b"".join(encode(arrays, {})[2:])).hexdigest()
     header = Header(
         FORMAT_VERSION,
@@ -132,6 +123,31 @@ def encode_statistics(stored: StoredStatistics, single: bool = False) -> bytes:
     return b"".join(encode(arrays, {KEY: text}))
 
 
+def part_digest(item: Statistics) -> str:
+    """SHA-256 of the base or an addition as a file holds it: two devices that have the same one can tell."""
+    header = json.dumps(dataclasses.asdict(_part_header(item)), ensure_ascii=False)
+    return hashlib.sha256(b"".join(encode(_arrays(item, "", "<f8"), {KEY: header}))).hexdigest()
+
+
+def _arrays(item: Statistics, name: str, kind: str) -> dict[str, NDArray[Any]]:
+    dtype = np.dtype(kind)
+    arrays: dict[str, NDArray[Any]] = {
+        f"{name}.counts": item.counts,
+        f"{name}.means": item.means.astype(dtype),
+        f"{name}.spread": item.spread.astype(dtype),
+        f"{name}.scatter": item.scatter[np.triu_indices(item.dimension)].astype(dtype),
+        f"{name}.overconfidence": item.overconfidence.astype(dtype),
+    }
+    if item.teacher:
+        for field in dataclasses.fields(TeacherSums):
+            arrays[f"{name}.teacher.{field.name}"] = getattr(item.teacher, field.name).astype(dtype)
+    return arrays
+
+
+def _part_header(item: Statistics) -> Part:
+    return Part(item.classes, item.noise_images, item.teacher is not None)
+
+
 def read_statistics(path: Path, model: str | None = None) -> StoredStatistics:
     """Read and check the file; with `model`, a SHA-256, also that it belongs to that model.
 
@@ -142,6 +158,11 @@ def read_statistics(path: Path, model: str | None = None) -> StoredStatistics:
         content = read_regular(path, MAX_BYTES)
     except OSError as error:
         raise StatisticsError(f"{path}: {error.strerror or error}; expected a file of statistics") from error
+    return decode_statistics(content, path, model)
+
+
+def decode_statistics(content: bytes, path: Path, model: str | None = None) -> StoredStatistics:
+    """The same, of the file's content, where `path` is for messages alone."""
     try:
         stored = _decode(content)
     except _NewerError as error:

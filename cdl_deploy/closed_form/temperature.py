@@ -25,10 +25,11 @@ CLOSE = 1e-8
 """A relative step of Newton's after which the next one, its square or so, would be rounding."""
 
 
-def softmax(scores: Floats) -> Floats:
-    """[n, C] → probabilities [n, C]."""
-    powers = np.exp(scores - scores.max(axis=1, keepdims=True))
-    result: Floats = powers / powers.sum(axis=1, keepdims=True)
+def softmax(scores: Floats, out: Floats | None = None) -> Floats:
+    """[n, C] → probabilities [n, C], in `out` where that is given, which may be `scores`."""
+    result: Floats = np.subtract(scores, scores.max(axis=1, keepdims=True), out=out)
+    np.exp(result, out=result)
+    result /= result.sum(axis=1, keepdims=True)
     return result
 
 
@@ -40,20 +41,23 @@ def fit_temperature(scores: Floats, labels: NDArray[np.intp], doubt: float | Non
     spread = float(scores.std(axis=1).mean())
     if not spread > 0:
         return 1.0
-    centred = (scores - scores.max(axis=1, keepdims=True)) / spread
+    centred = scores - scores.max(axis=1, keepdims=True)
+    centred /= spread
     doubt = 1 / len(labels) if doubt is None else doubt
     target = (1 - doubt) * float(centred[np.arange(len(labels)), labels].mean()) + doubt * float(centred.mean())
     low, high = 1 / HOTTEST, 1 / COLDEST
-    inverse = 1.0
+    inverse, probabilities = 1.0, np.empty_like(centred)
     for _ in range(STEPS):
-        probabilities = softmax(inverse * centred)
-        first = (probabilities * centred).sum(axis=1)
+        np.multiply(centred, inverse, out=probabilities)
+        softmax(probabilities, out=probabilities)
+        first = np.einsum("nc,nc->n", probabilities, centred)  # without another [n, C]: many classes are large
         slope = float(first.mean()) - target  # of the mean negative log-likelihood, rising in `inverse`
         if slope < 0:
             low = inverse
         else:
             high = inverse
-        bend = float(((probabilities * centred**2).sum(axis=1) - first**2).mean())
+        probabilities *= centred
+        bend = float((np.einsum("nc,nc->n", probabilities, centred) - first**2).mean())
         following = inverse - slope / bend if bend > 0 else high
         if bend > 0 and abs(following - inverse) <= CLOSE * inverse:
             inverse = following

@@ -183,6 +183,24 @@ class UnknownRule:
 
 
 @dataclass(frozen=True)
+class BeforeLearning:
+    """What the file said before the first of its additions that can be taken back: without them it says so again."""
+
+    statistics: StatisticsFile
+    """The sums that it had."""
+    accuracy: Accuracy | None
+    """As the run measured it, of the classes that it had."""
+    parity: Parity | None
+    """The comparison made when it was exported."""
+    unknown_threshold: float | None
+    """Its threshold."""
+    unknown_rule: UnknownRule | None
+    """How that was found."""
+    task_scores: str | None
+    """`Method.task_scores`."""
+
+
+@dataclass(frozen=True)
 class Bundle:
     """One exported model, as described by its own file."""
 
@@ -220,6 +238,8 @@ class Bundle:
     """Output `distance` above which an image is of no known class."""
     unknown_rule: UnknownRule | None = field(default=None, metadata=OMITTED)
     """How the threshold was found."""
+    before_learning: BeforeLearning | None = field(default=None, metadata=OMITTED)
+    """Of a file to which a device has added since it was exported."""
     producer: Producer = field(default_factory=Producer)
     """The program that wrote the file."""
 
@@ -272,6 +292,11 @@ def description(bundle: Bundle) -> dict[str, Any]:
 def description_file(model: Path) -> Path:
     """Where that JSON lies: `student.json` beside `student.onnx`."""
     return model.with_suffix(".json")
+
+
+def statistics_path(model: Path) -> Path:
+    """Where export writes the sums: `student.statistics.safetensors` beside `student.onnx`."""
+    return model.with_name(f"{model.stem}.statistics.safetensors")
 
 
 def decode_metadata(path: Path, metadata: Mapping[str, str]) -> Bundle:

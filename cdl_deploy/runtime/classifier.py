@@ -15,7 +15,7 @@ from PIL import Image
 
 from cdl_deploy.data.images import ByteArray, FloatArray, load_image, to_crop, to_input, to_tensor
 from cdl_deploy.errors import BundleError, DataError, OptionError
-from cdl_deploy.runtime.bundle import DISTANCE_NAME, Bundle, open_session
+from cdl_deploy.runtime.bundle import DISTANCE_NAME, FEATURES_NAME, Bundle, open_session
 from cdl_deploy.runtime.cores import usable_cores
 from cdl_deploy.runtime.interface import interface_of
 from cdl_deploy.runtime.providers import check_providers
@@ -167,6 +167,14 @@ class Classifier:
         """Run the graph on prepared images → how far each is from the nearest class [B]."""
         self.unknown_threshold()
         return self._outputs(batch, [DISTANCE_NAME])[0]
+
+    def features(self, batch: Sequence[GraphInput] | NDArray[Any]) -> FloatArray:
+        """Run the graph on prepared images → what a closed-form head reads of each [B, F]."""
+        if self.bundle.features is None:
+            raise BundleError(
+                f"{self.path} has no output {FEATURES_NAME!r}: only models with a closed-form head have it"
+            )
+        return self._outputs(batch, [FEATURES_NAME])[0]
 
     def _outputs(self, batch: Sequence[GraphInput] | NDArray[Any], names: Sequence[str]) -> list[FloatArray]:
         size, results = self.interface.batch, []

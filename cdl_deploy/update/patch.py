@@ -11,13 +11,13 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
 from cdl_deploy.errors import UpdateError
-from cdl_deploy.files import atomic_path, discard_abandoned, one_writer, write_atomic, write_text
+from cdl_deploy.files import atomic_path, discard_abandoned, one_writer, write_text
 from cdl_deploy.regular_file import open_regular
 from cdl_deploy.typed_json import short
 from cdl_deploy.update.file import (
@@ -31,6 +31,7 @@ from cdl_deploy.update.file import (
     read_update,
     write_update,
 )
+from cdl_deploy.update.withdrawn import withdrawn
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -161,25 +162,10 @@ def _apply(
                 temporary.chmod(mode)
             told = describe(temporary)
             if told is not None:
-                beside.enter_context(_withdrawn(*told))
+                beside.enter_context(withdrawn(*told))
     except OSError as error:
         raise UpdateError(f"{error.filename or out}: {error.strerror or error}; nothing was changed") from error
     return Applied(out, end, applied)
-
-
-@contextmanager
-def _withdrawn(path: Path, text: str) -> Iterator[None]:
-    """While this lasts, there is no file at `path`, and after it one with `text`; after an error, what was there."""
-    before = path.read_bytes() if path.is_file() else None
-    try:
-        with atomic_path(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-            path.unlink(missing_ok=True)
-            yield
-    except BaseException:
-        if before is not None:
-            write_atomic(path, lambda file: file.write_bytes(before))
-        raise
 
 
 def _says(path: Path, text: str) -> bool:

@@ -18,72 +18,9 @@ from cdl_deploy.closed_form.statistics_file import read_statistics
 from cdl_deploy.errors import CdlError
 from cdl_deploy.evaluation.rejection import auroc
 from cdl_deploy.export import ExportOptions, Shrink, export_run
-from cdl_deploy.run.config import DataConfig, MethodConfig, ModelConfig, OptimConfig, RunConfig
 from cdl_deploy.runtime.bundle import read_bundle
-from cdl_deploy.training.loop import train
 from cdl_deploy.training.revisions import forget_class
-from tests.tiny_models import tiny_pair, write_tiny_weights
-from tests.training.conftest import COLOURS, no_pictures_drawn, write_images
-
-NAMES = sorted(COLOURS)
-
-
-DEEP = ("coda", "dualprompt")
-"""What needs five blocks."""
-
-
-@pytest.fixture(scope="session")
-def photos(made_once):
-    def make(root):
-        write_images(root / "train", dict.fromkeys(COLOURS, 8))
-        write_images(root / "test", dict.fromkeys(COLOURS, 4), seed=1)
-
-    return made_once("closed_form_photos", make)
-
-
-@pytest.fixture(scope="session")
-def trained(photos, made_once):
-    """A run of some options, learned once; `packaged`: of the package's pair, not of a tiny one."""
-    weights = made_once("tiny_weights", lambda root: write_tiny_weights(root / "weights")) / "weights"
-
-    def run(packaged=False, **method):
-        plan = MethodConfig(**{"method": "none", "distill": "none", "head": "slda", **method})
-        data = DataConfig(str(photos), tasks=len(NAMES) // 2, class_order="natural")
-        optim = OptimConfig(epochs=1, batch_size=8, device="cpu", seed=0)
-        models = ModelConfig() if packaged else tiny_pair(weights, 5 if method.get("method") in DEEP else 2)
-
-        def make(root):
-            with no_pictures_drawn():
-                train(RunConfig(data, models, plan, optim), root / "run")
-
-        return made_once(f"closed_form_run{name_of(packaged=packaged, **method)}", make) / "run"
-
-    return run
-
-
-def name_of(**options):
-    return "".join(f"-{key}={options[key]}" for key in sorted(options))
-
-
-def exported(run, out, **options):
-    """Parity to 1e-4 with the same top-1 is what `export_run` itself demands."""
-    return export_run(run, out, ExportOptions(**{"latency": False, **options}))
-
-
-@pytest.fixture(scope="session")
-def bundles(trained, made_once):
-    """`bundles(**method)`: the folder with such a run's student, its file exported once. Only to be read."""
-
-    def folder(packaged=False, **method):
-        run = trained(packaged=packaged, **method)
-        shrink = Shrink(("int8", "fp16"), max_drop=100) if packaged else Shrink(())
-
-        def make(root):
-            exported(run, root / "out", teacher=False, shrink=shrink)
-
-        return made_once(f"closed_form_bundle{name_of(packaged=packaged, **method)}", make) / "out"
-
-    return folder
+from tests.export.conftest import NAMES, exported
 
 
 def code_of(arguments):
