@@ -108,7 +108,7 @@ def _open(path: Path, file: BinaryIO) -> Opened:
     if stored.rule.teacher_weight > 0:
         raise LearnError(
             f"{path} cannot learn: its head weighs a teacher's outputs, and the teacher is not in the file; "
-            "train with --teacher-weight 0"
+            "train with --ridge-teacher-weight 0"
         )
     return Opened(path, file, onnx, bundle, stored, named)
 

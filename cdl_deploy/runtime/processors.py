@@ -85,7 +85,7 @@ def _of_transformers(config: dict[str, Any], sides: Sides) -> Recipe:
         raise ValueError(f"{unknown[0]} is not supported")
     if not config.get("do_resize", True):
         raise ValueError("do_resize is false, so images of any size would go in")
-    mean, std = _normalising(config)
+    mean, std = _normalising(config, kind)
     resample = PIL_FILTERS[config.get("resample", 3 if kind == "clip" else 2)]
     size = config.get("size")
     crop = _pair(config.get("crop_size")) if config.get("do_center_crop") else None
@@ -104,7 +104,7 @@ def _of_transformers(config: dict[str, Any], sides: Sides) -> Recipe:
         squashed = _pair(size) if size is not None else (sides[0] or DEFAULT_SIZE, sides[1] or DEFAULT_SIZE)
         if squashed is None:
             raise ValueError(f"size is {short(size)}, expected height and width, or shortest_edge")
-    if edge is not None and kind == "levit":
+    if edge is not None and kind == "levit":  # findings/processor_configs.sh
         edge = int(256 / 224 * edge)
     if squashed is None and crop is None:
         assert edge is not None
@@ -121,7 +121,7 @@ def _of_transformers(config: dict[str, Any], sides: Sides) -> Recipe:
     return Recipe(Preprocessing(height, width, min(within), resample, mean, std), squashed)
 
 
-def _normalising(config: dict[str, Any]) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+def _normalising(config: dict[str, Any], kind: str) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
     """Mean and deviation for x/255 of a processor that takes x·factor + offset."""
     factor = float(config.get("rescale_factor", 1 / 255)) if config.get("do_rescale", True) else 1.0
     offset = -1.0 if config.get("rescale_offset") else 0.0
@@ -132,9 +132,10 @@ def _normalising(config: dict[str, Any]) -> tuple[tuple[float, float, float], tu
         raise ValueError(f"rescale_factor is {factor:g} and image_std {list(std)}, expected numbers above 0")
     scale = 1.0 if abs(factor * 255 - 1) < 1e-6 else 255 * factor  # 1/255 is written with as many digits as one likes
     means, stds = [(value - offset) / scale for value in mean], [value / scale for value in std]
-    if config.get("include_top"):  # EfficientNet's: divided by the deviation once more
+    if config.get("include_top", kind == "efficientnet" and config.get("do_normalize", True)):
         if not config.get("do_normalize", True):
             raise ValueError("include_top without do_normalize is not supported")
+        # EfficientNet's, where nothing says no: divided by the deviation once more (findings/processor_configs.sh)
         stds = [value * again for value, again in zip(stds, std, strict=True)]
     return _three(means), _three(stds)
 

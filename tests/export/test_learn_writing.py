@@ -190,7 +190,9 @@ def test_models_that_cannot_learn(bundles, small_bundle, model, photos, tmp_path
 
     assert "exported without statistics; export a run with a closed-form head" in why(small_bundle / "student.onnx")
     packaged = bundles(packaged=True)
-    assert "float32 model do not fit its features; give student.onnx" in why(packaged / "student.fp16.onnx")
+    assert "float32 model do not fit its features; give the float32 file of the same export" in why(
+        packaged / "student.fp16.onnx"
+    )
     path = model()
     sums = path.parent / "student.statistics.safetensors"
     content = sums.read_bytes()

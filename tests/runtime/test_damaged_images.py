@@ -57,7 +57,7 @@ def corpus() -> dict[str, tuple[bytes, str]]:
         "empty.jpg": (b"", "empty file (0 bytes), expected an image"),
         "text.jpg": (b"no image at all\n", "not an image of a known format"),
         "film.jpg": (b"\x00\x00\x00\x20ftypisom\x00\x00\x02\x00isomiso2mp41" + bytes(900), "not an image of a known"),
-        "page.png": (b"<!DOCTYPE html><html>404</html>", "not an image of a known format"),
+        "page.png": (b"<!DOCTYPE html><html>404</html>", "a web page and not an image: download it again"),
         "half.jpg": (saved(noise, "JPEG")[:9000], "damaged image (image file is truncated"),
         "half.png": (saved(noise, "PNG")[:9000], "damaged image (image file is truncated"),
         "head.jpg": (plain[:20], "not an image of a known format"),

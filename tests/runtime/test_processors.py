@@ -80,6 +80,11 @@ TRANSFORMERS = {
          "image_std": list(STD)},
         theirs((12, 12), (0, 0, 12, 12), NEAREST, mean=0, std=np.square(STD)),
     ),
+    "also where nothing says so": (
+        {"size": {"height": 12, "width": 12}, "image_processor_type": "EfficientNetImageProcessor", "resample": 0,
+         "image_mean": [0, 0, 0], "image_std": list(STD)},
+        theirs((12, 12), (0, 0, 12, 12), NEAREST, mean=0, std=np.square(STD)),
+    ),
 }  # fmt: skip
 
 

@@ -80,7 +80,12 @@ def test_numbers_keep_their_width(value, text):
 def record(tasks: list[list[str]], roles=("student", "teacher")) -> SimpleNamespace:
     """Of a run's record what the line looks at."""
     return SimpleNamespace(
-        planned_tasks=tasks, backbones={role: {} for role in roles}, tasks=[], matrices={}, classes=["a"]
+        left_out={},
+        planned_tasks=tasks,
+        backbones={role: SimpleNamespace(pixels=None) for role in roles},
+        tasks=[],
+        matrices={},
+        classes=["a"],
     )
 
 
