@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 import tempfile
 from pathlib import Path
 
@@ -28,6 +29,22 @@ def folder(tmp_path):
 
 def expanded(folder, *sources, stdin=()):
     return [path.removeprefix(f"{folder}/") for path in expand_paths(map(str, sources), stdin)]
+
+
+def test_a_thousand_folders_in_one_another(tmp_path):
+    """Deeper than Python's recursion, as long as the path is one that the system takes."""
+    folders = [f"{tmp_path}{'/d' * depth}" for depth in range(1, 1101)]
+    for folder in folders:
+        os.mkdir(folder)  # pathlib's and os.makedirs' own ways to make or remove them recurse
+    image = f"{folders[-1]}/a.png"
+    Image.new("L", (1, 1)).save(image)
+    try:
+        assert list(expand_paths([str(tmp_path)], ())) == [image]
+        assert list(expand_paths([f"{tmp_path}/**/*.png"], ())) == [image]
+    finally:
+        os.unlink(image)
+        for folder in reversed(folders):
+            os.rmdir(folder)
 
 
 def test_sources(folder, monkeypatch):
