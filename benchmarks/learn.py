@@ -58,6 +58,7 @@ FACTOR, EXTRA, WRITE, MEMORY, UPDATE = 1.2, 0.3, 2.0, 150e6, 0.025
 SAVE = """
 import sys, time, numpy as np
 from cdl_deploy import Learner
+from cdl_deploy.process_memory import peak_memory
 from cdl_deploy.closed_form.statistics import gather
 learner = Learner(sys.argv[1])
 rows = np.random.default_rng(1).normal(size=(20, learner.total.dimension))
@@ -65,8 +66,7 @@ learner._do(lambda state: state.add(gather(rows, np.zeros(20, int), ("one more",
 began, busy = time.perf_counter(), time.process_time()
 learner.save()
 took, busy = time.perf_counter() - began, time.process_time() - busy
-status = dict(line.split(":", 1) for line in open("/proc/self/status"))
-print(took, busy, int(status["VmHWM"].split()[0]) * 1024)
+print(took, busy, peak_memory())
 """
 
 

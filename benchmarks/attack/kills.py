@@ -27,6 +27,7 @@ from benchmarks.attack.world import (
     hashes,
     in_child,
     keeping,
+    note_failure,
     patched,
     run_state,
     said_badly,
@@ -83,12 +84,7 @@ def kill_everywhere(world: World, victim: Victim, every: int) -> dict[str, Any]:
     after, whole = in_child(lambda: victim.seen(folder)), in_child(lambda: victim.outcome(folder))
     told: dict[str, Any] = {"kills": 0, "mixed": 0, "lost": 0, "tracebacks": 0, "failures": 0, "examples": []}
 
-    def note(what: str, text: str) -> None:
-        told[what] += 1
-        told["failures"] += 1
-        if len(told["examples"]) < 3:
-            told["examples"].append(f"{what}: {text}"[:1500])
-
+    note = partial(note_failure, told)
     number = 1
     while True:
         lived = False

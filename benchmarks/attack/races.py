@@ -22,7 +22,7 @@ from typing import Any
 import filelock
 
 from benchmarks.attack.kills import exported
-from benchmarks.attack.world import World, command, ended, hashes, in_child, run_state, said_badly, start
+from benchmarks.attack.world import World, command, ended, hashes, in_child, note_failure, run_state, said_badly, start
 from cdl_deploy.training import loop
 from cdl_deploy.training.preparation import Addition
 from cdl_deploy.training.progress import Progress
@@ -66,12 +66,7 @@ def run_often(world: World, race: Race, times: int, rng: random.Random) -> dict[
     told: dict[str, Any] = {"races": times, "both": 0, "refused": 0, "looks": 0, "mixed": 0, "tracebacks": 0}
     told |= {"failures": 0, "examples": []}
 
-    def note(what: str, text: str) -> None:
-        told[what] += 1
-        told["failures"] += 1
-        if len(told["examples"]) < 3:
-            told["examples"].append(f"{what}: {text}"[:1500])
-
+    note = partial(note_failure, told)
     usual = 0.0
     for _ in range(times):
         folder = world.fresh(*race.parts)

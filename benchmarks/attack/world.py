@@ -238,3 +238,11 @@ def said_badly(said: Any) -> bool:
 
 if sys.platform == "win32":
     raise SystemExit("processes are forked here, which Windows cannot")
+
+
+def note_failure(told: dict[str, Any], what: str, text: str) -> None:
+    """Count one of `what`, and keep the first three to look at."""
+    told[what] += 1
+    told["failures"] += 1
+    if len(told["examples"]) < 3:
+        told["examples"].append(f"{what}: {text}"[:1500])

@@ -16,8 +16,6 @@ from numpy.typing import NDArray
 
 from cdl_deploy.errors import BundleError
 from cdl_deploy.learn.protobuf import (
-    BYTES,
-    VARINT,
     Field,
     Piece,
     fields_in,
@@ -29,6 +27,7 @@ from cdl_deploy.learn.protobuf import (
     text,
 )
 from cdl_deploy.runtime.onnx_scan import MAX_MODEL
+from cdl_deploy.runtime.protobuf import BYTES, VARINT
 
 _GRAPH, _METADATA = 7, 14
 _NODE, _INITIALIZER, _OUTPUT, _VALUE_INFO = 1, 5, 12, 13

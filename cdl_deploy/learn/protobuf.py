@@ -2,8 +2,6 @@
 
 A field is a tag (number and wire type), and a value. A file is read field by field: of a value that is not looked at
 only the length is read, so that hundreds of megabytes of weights cost nothing.
-
-Source: https://protobuf.dev/programming-guides/encoding.
 """
 
 from __future__ import annotations
@@ -13,8 +11,8 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from cdl_deploy.errors import BundleError
+from cdl_deploy.runtime.protobuf import BYTES, EIGHT, FOUR, VARINT, MalformedMessageError, as_int64, read_varint
 
-VARINT, EIGHT, BYTES, FOUR = 0, 1, 2, 5
 _FIXED = {EIGHT: 8, FOUR: 4}
 _LONGEST_TAG = 20
 """Bytes of a tag and a length, at most."""
@@ -71,8 +69,7 @@ def fields_of(content: bytes) -> Iterator[tuple[Field, bytes]]:
 
 def number_of(value: bytes) -> int:
     """What the bytes of a varint say, as int64."""
-    found = _varint(value, 0)[0]
-    return found - (1 << 64) if found >> 63 else found
+    return as_int64(_varint(value, 0)[0])
 
 
 def size_of(pieces: Iterable[Piece]) -> int:
@@ -126,14 +123,10 @@ def _field(content: bytes, start: int, end: int) -> Field:
 
 
 def _varint(content: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while at < len(content) and shift < 70:
-        byte = content[at]
-        value |= (byte & 0x7F) << shift
-        at, shift = at + 1, shift + 7
-        if byte < 0x80:
-            return value & (1 << 64) - 1, at
-    raise _no_message()
+    try:
+        return read_varint(content, at)
+    except MalformedMessageError:
+        raise _no_message() from None
 
 
 def _no_message() -> BundleError:

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 from cdl_deploy.data.preprocessing import Preprocessing
 from cdl_deploy.documents import parse_json
 from cdl_deploy.errors import BundleError
-from cdl_deploy.runtime.onnx_scan import MalformedModelError, check_model_file
+from cdl_deploy.runtime.onnx_scan import check_model_file
+from cdl_deploy.runtime.protobuf import MalformedMessageError
 from cdl_deploy.typed_json import short, typed
 from cdl_deploy.version import Producer, __version__
 
@@ -420,7 +421,7 @@ def open_session(
         check_model_file(path)
     except OSError as error:
         raise BundleError(f"{path}: {error.strerror or error}; expected an .onnx file") from error
-    except MalformedModelError as error:
+    except MalformedMessageError as error:
         raise _not_opened(path, size, error) from error
     if size == 0:
         raise BundleError(f"{path} is empty (0 bytes), expected an ONNX model: copy or export it again")

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from cdl_deploy.errors import BundleError
 from cdl_deploy.regular_file import open_regular, read_regular
+from cdl_deploy.runtime.protobuf import BYTES, EIGHT, FOUR, VARINT, MalformedMessageError, as_int64, read_varint
 from cdl_deploy.typed_json import short
 
 MAX_MODEL = (1 << 31) - 1
@@ -30,7 +31,6 @@ _SIZES = {"ConstantOfShape": 0, "Expand": 1, "Tile": 1, "Resize": 3}
 """Operators that make a tensor of any size, and which input says how large."""
 _WORDS = (b"location", *(name.encode() for name in _SIZES))
 _CHUNK = 1 << 22
-_VARINT, _EIGHT, _BYTES, _FOUR = 0, 1, 2, 5
 _INT64 = 7
 
 
@@ -46,7 +46,7 @@ class _Graph:
 def check_model_file(path: Path) -> None:
     """Raise `BundleError` for a model that reads files outside its folder, or makes something huge of a constant.
 
-    Raises `OSError` for what is no regular file, or is larger than any model, and `MalformedModelError` for damage
+    Raises `OSError` for what is no regular file, or is larger than any model, and `MalformedMessageError` for damage
     that hides what a file would read; other damage is left to onnxruntime.
     """
     if path.suffix == ".ort":  # onnxruntime's own format, told by this suffix alone, names no other file
@@ -55,13 +55,6 @@ def check_model_file(path: Path) -> None:
     if not _mentions(path, _WORDS):
         return
     _check_model(path, memoryview(read_regular(path, MAX_MODEL)))
-
-
-class MalformedModelError(ValueError):
-    """No protobuf message: what the file would read cannot be told."""
-
-    def __init__(self) -> None:
-        super().__init__("no whole protobuf message")
 
 
 def _mentions(path: Path, words: tuple[bytes, ...]) -> bool:
@@ -158,14 +151,14 @@ def _check_tensor(path: Path, content: memoryview, graph: _Graph) -> None:
     numbers: list[int] = []
     place: dict[bytes, bytes] = {}
     for number, wire, value in _fields(content):
-        if wire == _VARINT and not isinstance(value, memoryview):
+        if wire == VARINT and not isinstance(value, memoryview):
             if number == 2:
                 kind = value
             elif number == 14:
                 apart = apart or value != 0
             elif number == 7 and len(numbers) < 8:
                 numbers.append(value)
-        elif wire == _BYTES and isinstance(value, memoryview):
+        elif wire == BYTES and isinstance(value, memoryview):
             if number == 8:
                 name = bytes(value)
             elif number == 9:
@@ -216,46 +209,35 @@ def _check_sizes(path: Path, graph: _Graph) -> None:
 def _messages(content: memoryview) -> Iterator[tuple[int, memoryview]]:
     """Number and content of every field that has bytes: texts and messages."""
     for number, wire, value in _fields(content):
-        if wire == _BYTES and isinstance(value, memoryview):
+        if wire == BYTES and isinstance(value, memoryview):
             yield number, value
 
 
 def _fields(content: memoryview) -> Iterator[tuple[int, int, int | memoryview]]:
-    """Number, wire type and value of every field. Raises `MalformedModelError`."""
+    """Number, wire type and value of every field. Raises `MalformedMessageError`."""
     at, end = 0, len(content)
     while at < end:
-        tag, at = _varint(content, at)
+        tag, at = read_varint(content, at)
         number, wire = tag >> 3, tag & 7
-        if wire == _VARINT:
-            value, at = _varint(content, at)
-            yield number, wire, value - (1 << 64) if value >> 63 else value
+        if wire == VARINT:
+            value, at = read_varint(content, at)
+            yield number, wire, as_int64(value)
             continue
-        if wire == _BYTES:
-            size, at = _varint(content, at)
-        elif wire in (_EIGHT, _FOUR):
-            size = 8 if wire == _EIGHT else 4
+        if wire == BYTES:
+            size, at = read_varint(content, at)
+        elif wire in (EIGHT, FOUR):
+            size = 8 if wire == EIGHT else 4
         else:  # groups, which ONNX never had
-            raise MalformedModelError
+            raise MalformedMessageError
         if number == 0 or size > end - at:
-            raise MalformedModelError
+            raise MalformedMessageError
         yield number, wire, content[at : at + size]
         at += size
-
-
-def _varint(content: memoryview, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while at < len(content) and shift < 70:
-        byte = content[at]
-        value |= (byte & 0x7F) << shift
-        at, shift = at + 1, shift + 7
-        if byte < 0x80:
-            return value & (1 << 64) - 1, at
-    raise MalformedModelError
 
 
 def _packed(content: memoryview) -> list[int]:
     numbers, at = [], 0
     while at < len(content):
-        value, at = _varint(content, at)
-        numbers.append(value - (1 << 64) if value >> 63 else value)
+        value, at = read_varint(content, at)
+        numbers.append(as_int64(value))
     return numbers
