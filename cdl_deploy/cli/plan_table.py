@@ -25,7 +25,7 @@ def plan_table(plan: Plan) -> RenderableType:
 
 def _tasks(plan: Plan) -> Table:
     config = plan.record.config
-    method = f"{config.method.method} + {config.method.distill}"
+    method = config.method.title
     title = f"{ending(config.data.data, 40)}: {method}, seed {config.optim.seed}"
     tasks = Table(title=f"{title}\ndry run: nothing is written", title_justify="left", show_footer=len(plan.tasks) > 1)
     tasks.add_column("task", justify="right", no_wrap=True)
