@@ -29,7 +29,9 @@ class PrecomputedTeacher:
         """Raises OptionError unless it could be the teacher of a run that begins as `ours`."""
         run, theirs = f"--teacher-run {self.directory.root}", self.record
         if not has_teacher(ours.config):
-            raise OptionError(f"{run}: --distill {ours.config.method.distill} has no teacher: leave it out, or give --train-teacher")
+            raise OptionError(
+                f"{run}: --distill {ours.config.method.distill} has no teacher: leave it out, or give --train-teacher"
+            )
         if "teacher" not in theirs.backbones:
             raise OptionError(f"{run} has no teacher: it was trained with --distill {theirs.config.method.distill}")
         for name in teacher_options(ours.config.method):
