@@ -141,7 +141,7 @@ def test_statistics_beside_the_file_give_its_head_and_its_distance(bundles, phot
     phi = stored.features.transform(features)
     np.testing.assert_allclose(logits, layer.scores(phi), rtol=0, atol=2e-3 * np.abs(logits).max())
     expected = mahalanobis(stored.history.total, stored.rule.shrinkage).distance(phi)
-    np.testing.assert_allclose(distance, expected, rtol=2e-3)
+    np.testing.assert_allclose(distance, expected, rtol=4e-3)  # rounded in the file
 
 
 def test_without_statistics_it_is_a_classifier_and_nothing_else(trained, tmp_path):

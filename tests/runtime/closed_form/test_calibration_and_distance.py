@@ -115,7 +115,7 @@ def test_a_files_distance_has_fewer_bits_and_is_nearly_the_same():
     sums = gather(features, labels, classes(6))
     short, whole = mahalanobis(sums, rounded=True), mahalanobis(sums)
     errors = (features - features.mean(axis=0)) @ (short.factor - whole.factor)
-    assert 0 < np.sqrt((errors**2).mean(axis=0)).max() < 2.0**-2 / np.sqrt(12)
+    assert 0 < np.sqrt((errors**2).mean(axis=0)).max() < 2.0**-7 * np.sqrt(40 / 12)
     assert np.abs(short.means - (sums.means - sums.means.mean(axis=0)) @ short.factor).max() <= 2.0**-7
     assert len(zlib.compress(np.float32(short.factor).tobytes())) < 0.6 * len(
         zlib.compress(np.float32(whole.factor).tobytes())
