@@ -28,16 +28,17 @@ demo: $(VENV)/.installed-all  ## install, then train, export and benchmark a sma
 	$(if $(DEMO_SUMMARY),$(call show,$(DEMO_SUMMARY)))
 	@echo; echo "Done in $$(($$(date +%s) - $$(cat $(DEMO)/.started))) s. To type such commands: source $(BIN)/activate"
 
-# One thread a process: two processes with two threads each wait for one another on two cores.
-PYTEST = OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --maxprocesses 4 --dist worksteal
+# One thread a process: two processes with two threads each wait for one another on two cores. Bytecode is kept even
+# where the environment says not to: tests and sources are compiled once, not by every worker and every child process.
+PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --maxprocesses 4 --dist worksteal
 
 test: $(VENV)/.installed-dev  ## run the whole test suite: 5 minutes on two cores
 	$(PYTEST) $(ARGS)
 
-test-fast: $(VENV)/.installed-dev  ## the tests that are not marked slow: under a minute
+test-fast: $(VENV)/.installed-dev  ## the tests that fit a budget of processor time: under a minute
 	$(PYTEST) -m "not slow and not network and not examples" $(ARGS)
 
-slow-tests: $(VENV)/.installed-dev  ## measure every test, and write tests/slow.txt, which says whom test-fast leaves out
+slow-tests: $(VENV)/.installed-dev  ## measure every test, and write tests/slow.txt: what test-fast's budget leaves out
 	rm -f .test-times.jsonl
 	CDL_TEST_TIMES=$(CURDIR)/.test-times.jsonl $(PYTEST)
 	CDL_TEST_TIMES=.test-times.jsonl $(BIN)/python -m tests.speed && rm .test-times.jsonl

@@ -5,9 +5,11 @@ jaxtyping wraps every module of cdl_deploy.training that is imported after this 
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,10 @@ from filelock import FileLock
 from hypothesis import settings
 from jaxtyping import config as jaxtyping_config
 from jaxtyping import install_import_hook
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 import tests.shape_checker  # noqa: F401  jaxtyping finds it as an attribute of the package
+from tests import speed
 from tests.speed import pytest_collection_modifyitems, pytest_fixture_setup, pytest_runtest_call  # noqa: F401  hooks
 
 install_import_hook("cdl_deploy.training", "tests.shape_checker.checked")
@@ -27,6 +31,21 @@ MadeOnce = Callable[[str, Callable[[Path], None]], Path]
 settings.register_profile("the same every time", derandomize=True, deadline=None)
 settings.load_profile("the same every time")
 torch.set_num_threads(1)  # the networks are small: a second thread costs more than it gives
+
+# torch.onnx reads the source of all its operators anew for every graph, a quarter of the time of exporting a tiny one.
+ONNXRegistry.from_torchlib = staticmethod(cache(ONNXRegistry.from_torchlib))  # type: ignore[method-assign,assignment]
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: to look through millions of objects for rubbish takes a tenth of the time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 10, 10)
+
+
+def pytest_unconfigure() -> None:
+    """Libraries in C++ count what is left of them at the end."""
+    gc.unfreeze()
 
 
 @contextmanager
@@ -73,9 +92,11 @@ def made_once(tmp_path_factory: pytest.TempPathFactory, testrun_uid: str) -> Mad
         if "PYTEST_XDIST_WORKER" in os.environ:
             shared = shared.parent
         done = shared / f"{name}.{testrun_uid}"
+        speed.asks_for(speed.FOLDER + name)
         with FileLock(shared / f"{name}.lock"):
             if not done.exists():
-                make(shared / name)
+                with speed.measured(speed.FOLDER + name):
+                    make(shared / name)
                 done.touch()
         return shared / name
 

@@ -1,10 +1,10 @@
-"""Which tests are slow: those in slow.txt, by measured processor time. `make test-fast` leaves them out.
+"""Which tests are slow: those in slow.txt, which do not fit a budget of processor time; `make test-fast` is the others.
 
     make slow-tests      runs the whole suite, measures every test and writes slow.txt anew
 
-Processor time, with that of child processes, because it is nearly the same on a busy machine. A fixture that a module
-makes once is measured by itself: where it is slow, so is every test that asks for it. What the whole session shares
-(`small_bundle`) makes no test slow.
+Processor time, with that of child processes, because it is nearly the same on a busy machine. What several tests share
+(a fixture of a module or of the session, a folder of `made_once`) is measured by itself, with who asks for it, and is
+paid once: by the budget where a test that asks for it is in.
 """
 
 from __future__ import annotations
@@ -12,18 +12,29 @@ from __future__ import annotations
 import json
 import os
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 LIST = Path(__file__).with_name("slow.txt")
 TIMES = "CDL_TEST_TIMES"
-"""Environment variable: a file to which every test adds a line with its name and its seconds."""
-SECONDS = 1.0
-"""A function with a case that takes so long is slow."""
-SECONDS_TOGETHER = 2.5
-"""And one whose cases take so long together."""
+"""Environment variable: a file to which every test adds a line with its name, its seconds and what it asks for."""
+BUDGET = 60.0
+"""Seconds of processor time of all tests of `make test-fast` and of what they share: the cheapest that fit are in it.
+
+Starting two workers takes 30 s more: together 45 s on two cores."""
+SHARED = 1.0
+"""A fixture that takes so long and is not paid is named in slow.txt: new tests that ask for it are slow."""
+FOLDER = "made_once::"
+"""How the names of folders begin that `made_once` fills."""
+
+_open: list[tuple[str, list[float]]] = []
+"""Every measurement that has begun, the innermost last: its name, and seconds of what is measured within."""
+_shared: set[str] = set()
+"""`place::name` of the fixtures that were made here and that several tests share; a place is a file, or the folder of
+a conftest.py."""
 
 
 def read_list() -> dict[str, float]:
@@ -37,41 +48,66 @@ def function_name(nodeid: str) -> str:
     return nodeid.partition("[")[0]
 
 
+def fixtures_of(item: pytest.Item, known: Iterable[str]) -> list[str]:
+    """Those of `known`, `place::name`, that a test asks for, by way of others too."""
+    asked = set(getattr(item, "fixturenames", ()))
+    parts = [(name, *name.rpartition("::")[::2]) for name in known]
+    return sorted(name for name, place, own in parts if own in asked and item.nodeid.startswith(place))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests of slow.txt, and those that ask for its fixtures."""
     slow = read_list()
     for item in items:
-        file = item.nodeid.partition("::")[0]
-        asked = [f"{file}::{name}" for name in getattr(item, "fixturenames", ())]
-        if any(name in slow for name in (function_name(item.nodeid), *asked)):
+        if function_name(item.nodeid) in slow or fixtures_of(item, slow):
             item.add_marker(pytest.mark.slow)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     """Measure a test, where that is asked for."""
-    return (yield from _measured(item.nodeid))
+    with measured(item.nodeid, fixtures_of(item, _shared)):
+        return (yield)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_fixture_setup(fixturedef: pytest.FixtureDef[object], request: pytest.FixtureRequest) -> Iterator[None]:
-    """Measure a fixture: a test's own counts as the test's, a module's by itself, the session's not at all."""
-    if fixturedef.scope == "function":
-        return (yield from _measured(request.node.nodeid))
-    if fixturedef.scope == "module":
-        return (yield from _measured(f"{request.node.nodeid}::{fixturedef.argname}"))
-    return (yield)
+    """Measure a fixture: a test's own counts as the test's, any other by itself."""
+    name = request.node.nodeid
+    if fixturedef.scope != "function" and fixturedef.baseid:
+        name = f"{fixturedef.baseid}::{fixturedef.argname}"
+        _shared.add(name)
+    with measured(name):
+        return (yield)
 
 
-def _measured(name: str) -> Iterator[None]:
+@contextmanager
+def measured(name: str, asks: Iterable[str] = ()) -> Iterator[None]:
+    """Add a line about `name`: its seconds, less those of what is measured within, and what it asks for of others."""
     if TIMES not in os.environ:
-        return (yield)
-    before = _seconds()
+        yield
+        return
+    before, within = _seconds(), [0.0]
+    _open.append((name, within))
     try:
-        return (yield)
+        yield
     finally:
-        with open(os.environ[TIMES], "a", encoding="utf-8") as file:
-            file.write(json.dumps([name, _seconds() - before]) + "\n")
+        _open.pop()
+        seconds = _seconds() - before
+        if _open:
+            _open[-1][1][0] += seconds
+        _note(name, seconds - within[0], asks)
+
+
+def asks_for(name: str) -> None:
+    """Note that the test or fixture that is measured now asks for `name`."""
+    if _open:
+        _note(_open[-1][0], 0.0, [name])
+
+
+def _note(name: str, seconds: float, asks: Iterable[str]) -> None:
+    with open(os.environ[TIMES], "a", encoding="utf-8") as file:
+        file.write(json.dumps([name, seconds, list(asks)]) + "\n")
 
 
 def _seconds() -> float:
@@ -81,20 +117,54 @@ def _seconds() -> float:
 
 def write_list(times: Path) -> None:
     """Write slow.txt from the lines in `times`."""
-    cases: defaultdict[str, float] = defaultdict(float)  # a test and its own fixtures have a line each
-    for line in times.read_text(encoding="utf-8").splitlines():
-        nodeid, seconds = json.loads(line)
-        cases[nodeid] += seconds
-    functions: defaultdict[str, list[float]] = defaultdict(list)
-    for nodeid, seconds in cases.items():
-        functions[function_name(nodeid)].append(seconds)
-    slow = {name: sum(all) for name, all in functions.items() if max(all) >= SECONDS or sum(all) >= SECONDS_TOGETHER}
-    rows = [f"{seconds:7.1f} {name}" for name, seconds in sorted(slow.items(), key=lambda row: -row[1])]
-    rest = sum(cases.values()) - sum(slow.values())
+    lines = [json.loads(line) for line in times.read_text(encoding="utf-8").splitlines()]
+    things = {name for _, _, asks in lines for name in asks}
+    functions: defaultdict[str, float] = defaultdict(float)  # a test and its own fixtures have a line each
+    shared: defaultdict[str, float] = defaultdict(float)
+    asked: defaultdict[str, set[str]] = defaultdict(set)
+    for nodeid, seconds, asks in lines:
+        if nodeid in things:
+            shared[nodeid] = max(shared[nodeid], seconds)  # by each worker, once
+            asked[nodeid].update(asks)
+        else:
+            functions[function_name(nodeid)] += seconds
+            asked[function_name(nodeid)].update(asks)
+    for names in asked.values():  # also what is asked for by what is asked for
+        while more := set().union(*(asked[it] for it in names if it in asked)) - names:
+            names |= more
+    asked = defaultdict(set, {test: asked[test] for test in functions})
+    fast, paid = choose(functions, shared, asked)
+    unpaid = {it: shared[it] for it in things - paid if shared[it] >= SHARED and not it.startswith(FOLDER)}
+    slow = {name: seconds for name, seconds in functions.items() if name not in fast} | unpaid
+    rows = [f"{seconds:7.1f} {name}" for name, seconds in sorted(slow.items(), key=lambda row: (-row[1], row[0]))]
+    total = sum(functions[name] for name in fast) + sum(shared[name] for name in paid)
     head = (
-        f"# Written by `make slow-tests`: seconds of processor time, all cases together. The rest takes {rest:.0f} s.\n"
+        "# Written by `make slow-tests`: seconds of processor time, all cases together. "
+        f"The others take {total:.0f} s, of {BUDGET:.0f}.\n"
     )
     LIST.write_text(head + "\n".join(rows) + "\n", encoding="utf-8")
+
+
+def choose(
+    functions: Mapping[str, float], shared: Mapping[str, float], asked: Mapping[str, set[str]]
+) -> tuple[set[str], set[str]]:
+    """The cheapest tests that fit the budget, and the shared things they need.
+
+    A test's price is its own time and its part of what it shares, which is divided among all who ask for it.
+    """
+    users: defaultdict[str, int] = defaultdict(int)
+    for names in asked.values():
+        for name in names:
+            users[name] += 1
+    price = {test: own + sum(shared[it] / users[it] for it in asked[test]) for test, own in functions.items()}
+    fast, paid, left = set[str](), set[str](), BUDGET
+    for test in sorted(functions, key=lambda it: (price[it], it)):
+        cost = functions[test] + sum(shared[it] for it in asked[test] - paid)
+        if cost <= left:
+            fast.add(test)
+            paid |= asked[test]
+            left -= cost
+    return fast, paid
 
 
 if __name__ == "__main__":
