@@ -33,7 +33,7 @@ settings.load_profile("the same every time")
 torch.set_num_threads(1)  # the networks are small: a second thread costs more than it gives
 
 # torch.onnx reads the source of all its operators anew for every graph, a quarter of the time of exporting a tiny one.
-ONNXRegistry.from_torchlib = staticmethod(cache(ONNXRegistry.from_torchlib))  # type: ignore[method-assign,assignment]
+ONNXRegistry.from_torchlib = staticmethod(cache(ONNXRegistry.from_torchlib))  # type: ignore[method-assign]
 
 
 def pytest_collection_finish() -> None:
