@@ -32,7 +32,8 @@ def load_backbone(
 ) -> tuple[Backbone, BackboneInfo]:
     """Build and fill a frozen backbone. With the pixel range `unit` its pixel statistics are mean 0 and std 1.
 
-    `weights`: a file, a folder, or a name on the hub such as `timm/MODEL`; see docs/weights.md. Raises WeightsError for an unknown name, no weights, or shapes that don't fit.
+    `weights`: a file, a folder, or a name on the hub such as `timm/MODEL`; see docs/weights.md. Raises WeightsError for
+    an unknown name, no weights, or shapes that don't fit.
     """
     model = known_model(model)
     if weights is not None:
@@ -151,7 +152,7 @@ def _fill_or_name_another(vit: VisionTransformer, weights: Weights, model: str) 
     try:
         fill(vit, weights.tensors, weights.file)
     except WeightsError as error:
-        fits = [fit.model for fit in find_fits(weights)[:1] if fit.model != model.partition(".")[0]]
+        fits = [fit.model for fit in find_fits(weights).found[:1] if fit.model != model.partition(".")[0]]
         hint = f"; they are of {fits[0]}: choose that model" if fits else ""
         raise WeightsError(f"{error}{hint}") from None
     wrong, _ = differences(weights, vit)

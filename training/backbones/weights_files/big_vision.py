@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy.lib.format as npy
+import torch
 from timm.models.vision_transformer import VisionTransformer
 
 from cdl_deploy.errors import WeightsError
@@ -19,6 +20,7 @@ from cdl_deploy.training.backbones.weights_files.layouts.layout import State
 
 PREFIXES = ("opt/target/", "params/img/", "params/", "img/", "")
 """Before the names of the image tower, as timm's reader knows them."""
+MOST_BLOCKS = 1_000
 MOST_INFLATED = 64
 """Times that arrays may be larger than the file: random numbers cannot be compressed."""
 
@@ -71,6 +73,8 @@ def _shapes(file: Path) -> dict[str, tuple[int, ...]]:
                 shape, _, dtype = read(member)
                 if dtype.hasobject:
                     raise ValueError(f"{item.filename} holds Python objects, which are never read")
+                if math.prod(shape) * dtype.itemsize > item.file_size:
+                    raise ValueError(f"{item.filename} ends too early")
                 shapes[item.filename.removesuffix(".npy")] = shape
     return shapes
 
@@ -84,27 +88,37 @@ def _network(shapes: dict[str, tuple[int, ...]]) -> tuple[VisionTransformer, int
     else:
         depth = len({name.split("/")[1] for name in shapes if name.startswith("Transformer/encoderblock_")})
         block = "Transformer/encoderblock_0/"
-    query = next(shape for name, shape in shapes.items() if re.match(rf"{block}Multi\w+/query/kernel", name))
-    hidden = next(shape for name, shape in shapes.items() if re.match(rf"{block}MlpBlock_\d/Dense_0/kernel", name))
+    if not 1 <= depth <= MOST_BLOCKS:
+        raise ValueError(f"found {depth} blocks, expected 1 to {MOST_BLOCKS}")
+    query, hidden = (_shape(shapes, rf"{block}{name}") for name in (r"Multi\w+/query/kernel", r"Mlp\w+/Dense_0/kernel"))
     positions = shapes.get("pos_embedding") or shapes["Transformer/posembed_input/pos_embedding"]
     class_token = "cls" in shapes
     with_class = math.isqrt(positions[1]) ** 2 != positions[1]
     grid = math.isqrt(positions[1] - int(class_token and with_class))
-    network = VisionTransformer(
-        img_size=grid * patch,
-        patch_size=patch,
-        embed_dim=width,
-        depth=depth,
-        num_heads=query[-2],
-        mlp_ratio=hidden[-1] / width,
-        num_classes=0,
-        class_token=class_token,
-        no_embed_class=not with_class,
-        global_pool="map" if any(name.startswith("MAPHead_0/") for name in shapes) else "token" if class_token else "avg",
-        fc_norm=False,
-        weight_init="skip",
-    ).eval()
+    pooled = any(name.startswith("MAPHead_0/") for name in shapes)
+    with torch.random.fork_rng(devices=[]):
+        network = VisionTransformer(
+            img_size=grid * patch,
+            patch_size=patch,
+            embed_dim=width,
+            depth=depth,
+            num_heads=query[-2],
+            mlp_ratio=hidden[-1] / width,
+            num_classes=0,
+            class_token=class_token,
+            no_embed_class=not with_class,
+            global_pool="map" if pooled else "token" if class_token else "avg",
+            fc_norm=False,
+            weight_init="skip",
+        ).eval()
     return network, query[-2]
+
+
+def _shape(shapes: dict[str, tuple[int, ...]], pattern: str) -> tuple[int, ...]:
+    found = next((shape for name, shape in shapes.items() if re.fullmatch(pattern, name)), None)
+    if found is None:
+        raise KeyError(f"no array is named as in {pattern}")
+    return found
 
 
 def is_npz(file: Path, head: bytes) -> bool:

@@ -1,4 +1,4 @@
-"""What is said of weights beside them: in the metadata of a safetensors file, and in the JSON files of a hub's snapshot.
+"""What is said of weights beside them: in a safetensors file's metadata, and in the JSON files of a hub's snapshot.
 
 Strangers wrote it: every entry is checked, and left out where it is not what it should be.
 """

@@ -69,7 +69,16 @@ def compare(network: nn.Module, tensors: State) -> Comparison:
     shapes = {name: tuple(value.shape) for name, value in state.items()}
     try:
         state = _filtered(network, dict(state), wanted)
-    except (RuntimeError, KeyError, AssertionError, ValueError, TypeError, IndexError, AttributeError, NotImplementedError):
+    except (
+        RuntimeError,
+        KeyError,
+        AssertionError,
+        ValueError,
+        TypeError,
+        IndexError,
+        AttributeError,
+        NotImplementedError,
+    ):
         pass  # the comparison below says what does not fit
     wrong = [
         f"{name} has shape {shapes.get(name, tuple(state[name].shape))}, expected {tuple(value.shape)}"
@@ -86,7 +95,7 @@ def compare(network: nn.Module, tensors: State) -> Comparison:
 def _filtered(network: nn.Module, state: dict[str, Tensor], wanted: State) -> State:
     with _quiet_timm():
         if isinstance(network, eva.Eva):
-            return _with_zero_biases(cast(State, eva.checkpoint_filter_fn(state, network)), wanted)
+            return _with_zero_biases(eva.checkpoint_filter_fn(state, network), wanted)
         scales = any(name.endswith(".ls1.gamma") for name in wanted)
         vit = cast(vision_transformer.VisionTransformer, network)
         return vision_transformer.checkpoint_filter_fn(state, vit, adapt_layer_scale=scales)

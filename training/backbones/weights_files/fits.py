@@ -19,8 +19,10 @@ import torch
 from timm.models import list_models
 from torch import Tensor, nn
 
-from cdl_deploy.training.backbones.weights_files.filling import Comparison, compare
+from cdl_deploy.training.backbones.weights_files.described import differences
+from cdl_deploy.training.backbones.weights_files.filling import compare
 from cdl_deploy.training.backbones.weights_files.layouts.layout import State
+from cdl_deploy.training.backbones.weights_files.layouts.original import CLIP
 from cdl_deploy.training.backbones.weights_files.weights import Weights
 
 WIDTHS = {"tiny": 192, "small": 384, "base": 768, "large": 1024}
@@ -81,65 +83,81 @@ def _grid(tensors: State) -> int | None:
     return side if side**2 == count - extra else None
 
 
-def find_fits(weights: Weights) -> list[Fit]:
-    """The models that take all tensors of the network, the likeliest first."""
+@dataclass(frozen=True)
+class Fits:
+    """The models that take all tensors, the likeliest first; where there is none, the nearest, and why it does not."""
+
+    found: tuple[Fit, ...]
+    nearest: str | None = None
+    why: str | None = None
+
+
+def find_fits(weights: Weights) -> Fits:
+    """Takes a second or two: some hundred models are built, of one block each."""
     measured = measure(weights.tensors)
     if measured is None or not measured.depth:
-        return []
+        return Fits(())
     tensors = {name: value.to("meta") for name, value in weights.tensors.items()}
     first = {name: value for name, value in tensors.items() if _block(name) in (None, 0)}
     found: list[tuple[tuple[Any, ...], Fit]] = []
-    for name in candidates(measured, any(EVA.fullmatch(key) for key in tensors)):
-        short = _build(name, depth=1)
-        if short is None or _wrong(short, first, measured):
+    missed: list[tuple[int, int, str, str]] = []
+    of_eva = any(EVA.fullmatch(key) for key in tensors)
+    skip = {} if of_eva else {"weight_init": "skip"}
+    for name in candidates(measured, of_eva):
+        short = _build(name, depth=1, **skip)
+        if short is None or not _same_patches(short, measured):
             continue
-        network = _build(name)
-        if network is None or (comparison := _comparison(network, tensors, measured)) is None:
+        comparison = compare(short, first)
+        network = None if comparison.wrong else _build(name, **skip)
+        if network is not None:
+            comparison = compare(network, tensors)
+        wrong = list(comparison.wrong) or (differences(weights, network)[0] if network is not None else ["not built"])
+        if network is None or wrong:
+            missed.append((len(wrong), len(name), name, comparison.first_wrong() or "; ".join(wrong)))
             continue
         default = cast(Any, network).pretrained_cfg["input_size"][-1]
         size = measured.grid * measured.patch[0] if measured.grid else weights.description.image_size or default
-        rank = (*_rank(weights, name, network), size != default, len(name), name)
+        rank = (*_rank(weights, name), size != default, len(name), name)
         found.append((rank, Fit(name, size, comparison.left_out)))
-    return [fit for _, fit in sorted(found, key=lambda item: item[0])]
+    nearest = min(missed, default=None) if not found else None
+    return Fits(
+        tuple(fit for _, fit in sorted(found, key=lambda item: item[0])),
+        None if nearest is None else nearest[2],
+        None if nearest is None else nearest[3],
+    )
 
 
 def candidates(measured: Measured, of_eva: bool) -> Iterator[str]:
     """Names of models whose patches and width may be the file's."""
     from cdl_deploy.training.backbones.loading import OWN_MODELS
 
-    named = [name for module in MODULES[of_eva] for name in list_models("*", module=module)]
+    named = [name for module in MODULES[of_eva] for name in list_models("*", module=module, exclude_filters="test_*")]
     for name in [*named, *(() if of_eva else OWN_MODELS)]:
         patch = re.search(r"patch(\d+)", name)
         if patch is not None and int(patch[1]) != measured.patch[0]:
             continue
         word = re.search("|".join(WIDTHS), name)
-        if word and "plus" not in name and "xsmall" not in name and name not in OWN_MODELS:
-            if WIDTHS[word[0]] != measured.width:
-                continue
-        yield name
+        exact = word is not None and "plus_" not in name and "xsmall" not in name and name not in OWN_MODELS
+        if word is None or not exact or WIDTHS[word[0]] == measured.width:
+            yield name
 
 
 def _build(name: str, **changes: Any) -> nn.Module | None:
     try:
         with warnings.catch_warnings(), torch.device("meta"):
             warnings.simplefilter("ignore")
-            return cast(nn.Module, timm.create_model(name, num_classes=0, **changes))
+            network: nn.Module = timm.create_model(name, num_classes=0, **changes)
+            return network
     except Exception:  # noqa: BLE001  timm's models refuse arguments in ways of their own
         return None
 
 
-def _comparison(network: nn.Module, tensors: State, measured: Measured) -> Comparison | None:
-    return None if _wrong(network, tensors, measured) else compare(network, tensors)
-
-
-def _wrong(network: nn.Module, tensors: State, measured: Measured) -> bool:
-    vit = cast(Any, network)
-    kernel = getattr(getattr(getattr(vit, "patch_embed", None), "proj", None), "weight", None)
+def _same_patches(network: nn.Module, measured: Measured) -> bool:
+    """Before anything is compared: timm's filters would resample the kernels of other patches."""
+    kernel = getattr(getattr(getattr(network, "patch_embed", None), "proj", None), "weight", None)
     if not isinstance(kernel, Tensor) or kernel.ndim != 4:
-        return True
-    if kernel.shape[0] != measured.width or tuple(kernel.shape[2:]) != measured.patch:
-        return True
-    return bool(compare(network, tensors).wrong)
+        return False
+    return kernel.shape[0] == measured.width and tuple(kernel.shape[2:]) == measured.patch
 
 
 def _block(name: str) -> int | None:
@@ -147,15 +165,12 @@ def _block(name: str) -> int | None:
     return None if match is None else int(match[1])
 
 
-def _rank(weights: Weights, name: str, network: nn.Module) -> tuple[bool, ...]:
-    """False comes first."""
+def _rank(weights: Weights, name: str) -> tuple[bool, ...]:
+    """False comes first. A CLIP of which nothing is said is OpenAI's, whose activation is the quick one."""
     said = weights.description
-    block = cast(Any, network).blocks[0]
-    heads = getattr(getattr(block, "attn", None), "num_heads", None)
-    quick = said.activation == "quick_gelu" or (said.activation is None and weights.layout.startswith("CLIP"))
+    quick = said.activation is None and weights.layout == CLIP
     return (
         said.architecture is not None and said.architecture.partition(".")[0] != name,
-        weights.heads is not None and heads is not None and heads != weights.heads,
-        not re.search(weights.like, name) if weights.like else False,
-        ("quickgelu" in name) != quick,
+        bool(weights.like) and not re.search(weights.like, name),
+        ("quickgelu" in name) != quick and said.activation is None,
     )

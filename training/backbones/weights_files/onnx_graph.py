@@ -17,6 +17,8 @@ from cdl_deploy.errors import MissingExtraError, WeightsError
 
 Array = npt.NDArray[Any]
 QUANTISED = ("QLinear", "MatMulInteger", "ConvInteger", "DequantizeLinear", "QGemm", "QAttention")
+JOINS = ("Concat", "Reshape", "Expand", "Transpose", "Resize", "Slice")
+"""What may stand between rows of tokens and the sequence that they become part of."""
 ACTIVATIONS = ("Erf", "Gelu", "FastGelu", "BiasGelu", "QuickGelu", "Sigmoid", "Tanh")
 
 
@@ -107,6 +109,12 @@ class Graph:
             if part is not None:
                 found.append(part)
                 by_output[part.output] = part
+            elif node.op_type in JOINS:
+                found += [
+                    Part("rows", node.output[0], value, operator=node.op_type)
+                    for name in node.input
+                    if (value := self.constant(name)) is not None and value.dtype.kind == "f" and value.ndim >= 2
+                ]
         return found
 
     def _part(self, node: Any, by_output: dict[str, Part]) -> Part | None:
@@ -133,10 +141,6 @@ class Graph:
             value, other = floats[place], inputs[1 - place]
             if value is not None:
                 return self._sum_or_product(kind, value, other, output, by_output)
-        rows = [value for value in floats if value is not None and value.ndim >= 2]
-        if kind in ("Concat", "Reshape", "Expand", "Transpose", "Resize", "Slice") and rows:
-            widest = max(rows, key=lambda value: value.size)
-            return Part("rows", output, widest, operator=kind, input=next((n for n in inputs if n in self.stored), ""))
         return None
 
     def _sum_or_product(
@@ -144,11 +148,11 @@ class Graph:
     ) -> Part | None:
         vector = value.size > 1 and value.size == value.shape[-1]
         before = by_output.get(other)
-        if kind == "Add" and vector and before is not None and before.kind in ("linear", "norm"):
-            if before.bias is None and before.weight.shape[0] == value.size:
-                before.bias, before.output = value.reshape(-1), output
-                by_output[output] = before
-                return None
+        takes = before is not None and before.kind in ("linear", "norm") and before.bias is None
+        if kind == "Add" and vector and takes and before is not None and before.weight.shape[0] == value.size:
+            before.bias, before.output = value.reshape(-1), output
+            by_output[output] = before
+            return None
         if kind == "Mul" and vector:
             epsilon = self._deviation(other)
             if epsilon is not None:

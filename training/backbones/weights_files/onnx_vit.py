@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from cdl_deploy.errors import WeightsError
 from cdl_deploy.training.backbones.weights_files.layouts.layout import State
 from cdl_deploy.training.backbones.weights_files.onnx_graph import Array, Graph, Part
+from cdl_deploy.training.backbones.weights_files.onnx_run import agreement, run_graph
 
 SAME = 1e-3
 """Largest difference, of the largest value, at which two networks compute the same."""
@@ -43,6 +44,8 @@ class OnnxWeights:
     layout: str
     like: str
     checked: str
+    activation: str
+    """`gelu` or `quick_gelu`, as transformers' configurations say it."""
 
 
 @dataclass
@@ -85,18 +88,29 @@ def read_onnx(file: Path) -> OnnxWeights:
     state = _embedding(encoder)
     if isinstance(state, str):
         raise WeightsError(f"weights file {file} holds no ViT that is known: {state}")
-    seen, after_one, theirs = _run(file, graph, encoder, state)
     rest = encoder.blocks[1].norm1 if len(encoder.blocks) > 1 else encoder.norm
+    count, patch = state["pos_embed"].shape[1], encoder.conv.weight.shape[-1]
+    side = patch * math.isqrt(count if math.isqrt(count) ** 2 == count else count - 1)
+    wanted = (encoder.conv.input, rest.output, encoder.norm.output)
+    seen, after_one, theirs = run_graph(file, graph.model, wanted, side)
     start = replace(encoder, blocks=encoder.blocks[:1], norm=rest)
     found = _first_block(start, state, seen, after_one)
     if found is not None:
         heads, order = found
         network = _network(encoder, state, heads, order)
-        cosine, difference, largest = _agreement(network, seen, theirs)
+        cosine, difference, largest = agreement(network, seen, theirs)
         if cosine > NEARLY:
             same = "the same" if difference <= SAME * largest else "nearly the same"
             checked = f"run beside its graph: {same}, largest difference {difference:.2g} of {largest:.3g}"
-            return OnnxWeights(dict(network.state_dict()), heads, "an ONNX graph's constants", _like(encoder), checked)
+            quick = encoder.activation in ("Sigmoid", "QuickGelu")
+            return OnnxWeights(
+                dict(network.state_dict()),
+                heads,
+                "an ONNX graph's constants",
+                _like(encoder),
+                checked,
+                "quick_gelu" if quick else "gelu",
+            )
     raise WeightsError(
         f"weights file {file}: its {len(encoder.blocks)} blocks, {encoder.width} wide, look like a ViT's, but timm's "
         "network computes something else from them: give the weights that the graph was exported from"
@@ -108,7 +122,7 @@ def _first_block(encoder: Encoder, state: State, seen: Array, theirs: Array) -> 
     orders = ORDERS[:1] if len(encoder.blocks[0].attention) == 1 else ORDERS
     best: tuple[float, int, tuple[int, ...]] | None = None
     for heads, order in itertools.product(_heads(encoder.width), orders):
-        cosine, difference, largest = _agreement(_network(encoder, state, heads, order), seen, theirs)
+        cosine, difference, largest = agreement(_network(encoder, state, heads, order), seen, theirs)
         if cosine > NEARLY and (best is None or difference < best[0]):
             best = difference, heads, order
             if difference <= SURELY * largest:
@@ -183,7 +197,7 @@ def _embedding(encoder: Encoder) -> State | str:
             if not any(value.shape == known.shape and np.array_equal(value, known) for known in rows):
                 rows.append(value)
     positions = max(rows, key=len, default=None)
-    if positions is None or len(positions) <= MOST_REGISTERS and math.isqrt(len(positions) - 1) < 2:
+    if positions is None or (len(positions) <= MOST_REGISTERS and math.isqrt(len(positions) - 1) < 2):
         return "found no positions of patches; those with rotary position cannot be read from ONNX"
     single = [value for value in rows if len(value) == 1]
     registers = [value for value in rows if 1 < len(value) <= MOST_REGISTERS and value is not positions]
@@ -236,6 +250,9 @@ def _empty(encoder: Encoder, state: State, heads: int) -> VisionTransformer:
     grid = math.isqrt(count - int(with_class and not no_embed_class))
     gated = len(first.fc1.weight) == 2 * first.fc2.weight.shape[1]
     activations = {"Tanh": partial(nn.GELU, approximate="tanh"), "Sigmoid": QuickGELU, "QuickGelu": QuickGELU}
+    options: dict[str, Any] = {"mlp_layer": SwiGLUPacked} if gated else {}
+    if not gated and encoder.activation in activations:
+        options["act_layer"] = activations[encoder.activation]
     with torch.random.fork_rng(devices=[]):
         return VisionTransformer(
             img_size=grid * patch,
@@ -254,8 +271,7 @@ def _empty(encoder: Encoder, state: State, heads: int) -> VisionTransformer:
             fc_norm=False,
             num_classes=0,
             norm_layer=partial(nn.LayerNorm, eps=encoder.norm.epsilon),
-            **({"mlp_layer": SwiGLUPacked} if gated else {}),
-            **({} if gated or encoder.activation not in activations else {"act_layer": activations[encoder.activation]}),
+            **options,
         ).eval()
 
 
@@ -272,64 +288,3 @@ def _heads(width: int) -> Iterator[int]:
     """Numbers of heads that divide the width, the usual 64 of width each first."""
     sizes = sorted((size for size in range(4, 257) if width % size == 0), key=lambda size: (abs(size - 64), size))
     yield from (width // size for size in sizes)
-
-
-def _run(file: Path, graph: Graph, encoder: Encoder, state: State) -> tuple[Array, Array, Array]:
-    """Of a random image: what the first convolution sees, and tokens after the norms of block 1 and at the end."""
-    import onnx
-    import onnxruntime
-
-    count, patch = state["pos_embed"].shape[1], encoder.conv.weight.shape[-1]
-    grid = math.isqrt(count if math.isqrt(count) ** 2 == count else count - 1)
-    second = encoder.blocks[1].norm1 if len(encoder.blocks) > 1 else encoder.norm
-    wanted = [encoder.conv.input, second.output, encoder.norm.output]
-    cut = onnx.ModelProto()
-    cut.CopyFrom(graph.model)
-    del cut.graph.output[:], cut.graph.value_info[:]
-    for name in dict.fromkeys(name for name in wanted if name not in {item.name for item in cut.graph.input}):
-        cut.graph.output.append(onnx.ValueInfoProto(name=name))
-    images = _images(file, cut, grid * patch)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 4  # what the rest of the graph would need is not computed
-    try:
-        session = onnxruntime.InferenceSession(cut.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        names = [output.name for output in session.get_outputs()]
-        found = dict(zip(names, session.run(names, images), strict=True)) | images
-    except Exception as error:  # noqa: BLE001  ONNX Runtime's errors have no common base that it exports
-        reason = " ".join(str(error).split())[:160]
-        raise WeightsError(f"weights file {file}: its graph cannot be run to check what was read: {reason}") from None
-    one, two, three = (np.asarray(found[name], dtype=np.float32) for name in wanted)
-    return one, two, three
-
-
-def _images(file: Path, model: Any, side: int) -> dict[str, Array]:
-    """A random image in the graph's own way: channels first or last, floats or bytes, of any size it takes."""
-    given = {tensor.name for tensor in model.graph.initializer}
-    inputs = [item for item in model.graph.input if item.name not in given]
-    if len(inputs) != 1 or len(inputs[0].type.tensor_type.shape.dim) != 4:
-        raise WeightsError(f"weights file {file}: its graph takes {len(inputs)} inputs, expected one batch of images")
-    entry = inputs[0].type.tensor_type
-    dims = [dim.dim_value for dim in entry.shape.dim]
-    last = dims[3] == 3 and dims[1] != 3
-    for axis, name in enumerate(("batch", "a", "b", "c")):
-        entry.shape.dim[axis].dim_param = name  # graphs say sizes that they do not depend on
-    shape = (max(1, dims[0]), side, side, 3) if last else (max(1, dims[0]), 3, side, side)
-    random = np.random.default_rng(0)
-    if entry.elem_type == 2:
-        return {inputs[0].name: random.integers(0, 256, shape, dtype=np.uint8)}
-    kind = np.float16 if entry.elem_type == 10 else np.float32
-    return {inputs[0].name: random.normal(size=shape).astype(kind)}
-
-
-@torch.inference_mode()
-def _agreement(network: VisionTransformer, seen: Array, theirs: Array) -> tuple[float, float, float]:
-    """Smallest cosine of a token, largest difference, largest value; a graph may have kept the class token alone."""
-    ours, other = network.forward_features(torch.from_numpy(seen)), torch.from_numpy(theirs)
-    if other.ndim == 2:
-        other = other[:, None]
-    if other.ndim != 3 or other.shape[1] not in (1, ours.shape[1]) or other.shape[::2] != ours.shape[::2]:
-        return -1.0, math.inf, 0.0
-    ours = ours[:, : other.shape[1]]
-    cosines = nn.functional.cosine_similarity(ours.double(), other.double(), dim=-1)
-    return float(cosines.min()), float((ours - other).abs().max()), float(other.abs().max())

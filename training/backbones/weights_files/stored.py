@@ -6,7 +6,6 @@ safetensors, torch checkpoints of tensors (no code is run: `weights_only`), and 
 from __future__ import annotations
 
 import argparse
-import pickle
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,8 @@ IN_A_FOLDER = (
 )
 """What a hub's snapshot has, the best first."""
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar", ".npz", ".onnx")
+TORCH = (b"PK\x03\x04", b"\x80")
+"""First bytes of what torch saves: an archive, and before version 1.6 a pickle."""
 MAX_INDEX = 64 << 20
 MOST_SHARDS = 1_000
 NAMED = 5
@@ -55,11 +56,15 @@ def read_stored(file: Path) -> Mapping[Any, Any]:
     try:
         if file.suffix == ".safetensors" or (head[8:9] == b"{" and not head.startswith(b"PK")):
             return safetensors.torch.load_file(file)
+        if not head.startswith(TORCH):
+            raise WeightsError(_no_weights(file))
         with torch.serialization.safe_globals([argparse.Namespace]):  # timm's and DINO's checkpoints have their options
             content = torch.load(file, map_location="cpu", weights_only=True)  # noqa: TID251  tensors, and runs no code
-    except pickle.UnpicklingError as error:
-        raise WeightsError(_pickled(file, error)) from None
-    except Exception as error:  # noqa: BLE001  safetensors, zip and OS errors have no common base
+    except WeightsError:
+        raise
+    except Exception as error:  # noqa: BLE001  safetensors, zip, unpickler and OS errors have no common base
+        if type(error).__name__ == "UnpicklingError":
+            raise WeightsError(_pickled(file, error)) from None
         reason = " ".join(str(error).split(". ")[0].split())[:160] or type(error).__name__
         if "TorchScript" in str(error):
             reason = "it is a TorchScript archive, which is code; save the state dict of the module"
@@ -96,6 +101,10 @@ def _pickled(file: Path, error: Exception) -> str:
             f"cannot read weights file {file}: it is a pickle with code, which is never run; save its state dict "
             "alone, as .safetensors"
         )
+    return _no_weights(file)
+
+
+def _no_weights(file: Path) -> str:
     return (
         f"cannot read weights file {file}: it is no file of weights, or torn; expected .safetensors, or a checkpoint "
         "that torch saved"

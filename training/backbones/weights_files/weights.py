@@ -59,13 +59,20 @@ def read_weights(path: Path) -> Weights:
         from cdl_deploy.training.backbones.weights_files.onnx_vit import read_onnx
 
         found = read_onnx(file)
-        return Weights(file, found.tensors, found.layout, found.like, heads=found.heads, checked=found.checked)
+        said = Description(activation=found.activation)
+        return Weights(
+            file,
+            found.tensors,
+            found.layout,
+            found.like,
+            description=said,
+            heads=found.heads,
+            checked=found.checked,
+        )
     if is_npz(file, head):
         jax = read_big_vision(file)
         like = r"_siglip_(?!gap)" if "attn_pool.latent" in jax.tensors else r"^vit_\w+_patch\d+_\d+$"
-        return Weights(
-            file, jax.tensors, "big_vision's arrays", like, jax.prefix, beside=jax.left_out, heads=jax.heads
-        )
+        return Weights(file, jax.tensors, "big_vision's arrays", like, jax.prefix, beside=jax.left_out, heads=jax.heads)
     network = find_network(file, read_stored(file))
     description = describe(file)
     try:

@@ -12,6 +12,7 @@ from cdl_deploy.training.backbones.weights_files.layouts.transformers_vit import
 
 PATCHES = "patch_embed.proj.weight"
 """A tensor that every ViT of timm's has, and few heads."""
+CLIP = "CLIP's or OpenCLIP's vision tower"
 _CHUNK = [(r"^blocks\.\d+\.(?=\d+\.)", "blocks.")]
 """DINOv2 trains with blocks in chunks: `blocks.0.7.norm1.weight`, the second number counting through."""
 
@@ -48,13 +49,9 @@ def convert_dinov3(state: State) -> State:
 
 
 LAYOUTS = (
-    Layout(
-        "CLIP's or OpenCLIP's vision tower", "conv1.weight", convert_clip, like=r"_clip_", sign=r"class_embedding"
-    ),
+    Layout(CLIP, "conv1.weight", convert_clip, like=r"_clip_", sign=r"class_embedding"),
     Layout("DINOv3's original names", PATCHES, convert_dinov3, like=r"dinov3", sign=r"storage_tokens"),
-    Layout(
-        "DINOv2's original names", PATCHES, convert_dinov2, like=r"reg4_dinov2", sign=r"register_tokens"
-    ),
+    Layout("DINOv2's original names", PATCHES, convert_dinov2, like=r"reg4_dinov2", sign=r"register_tokens"),
     Layout(
         "MAE's original names", PATCHES, convert_timm, like=r"^vit_\w+_patch\d+_\d+$", sign=r"decoder_embed\.weight"
     ),
