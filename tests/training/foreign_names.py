@@ -5,8 +5,12 @@ tests/foreign asks the libraries themselves.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
+
+State = dict[str, torch.Tensor]
 
 EMBEDDINGS = {
     "cls_token": "embeddings.cls_token",
@@ -93,7 +97,7 @@ CLIP_EMBEDDINGS = {
 }
 
 
-def renamed(state, embeddings, blocks, place):
+def renamed(state: State, embeddings: dict[str, str], blocks: dict[str, Any], place: str) -> State:
     """A timm state dict under other names; `place` is what stands for `blocks.`, a tuple splits in three."""
     found = {}
     for name, value in state.items():
@@ -176,7 +180,7 @@ def dinov3(state, original):
     return found | {"embeddings.mask_token": torch.zeros(1, 1, 24)}
 
 
-def big_vision(state, heads, first=False):
+def big_vision(state: State, heads: int, first: bool = False) -> dict[str, Any]:
     """Arrays as JAX lays them out: kernels [in, out], heads apart; with `first` as the first ViTs were named."""
     arrays = {name: value.numpy() for name, value in state.items()}
     width = arrays["norm.bias"].shape[0]

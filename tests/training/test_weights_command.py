@@ -111,7 +111,7 @@ def test_a_writer_that_fails_leaves_the_old_file(snapshot, tmp_path, monkeypatch
     def fail(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("safetensors.torch.save_file", fail)
+    monkeypatch.setattr("pathlib.Path.write_bytes", fail)
     code, _, err = cdl(capsys, snapshot, "--out", out)
     assert code == 2
     assert "No space left on device" in err

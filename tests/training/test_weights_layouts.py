@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zipfile
 
 import numpy as np
 import pytest
@@ -190,6 +191,20 @@ def _placed(arrays, first):
     return arrays if first else {f"params/{name}": value for name, value in arrays.items()}
 
 
+def _flip(file, arrays):
+    """A bit of an array's values."""
+    np.savez(file, **arrays)
+    content = bytearray(file.read_bytes())
+    content[content.index(arrays["cls"].tobytes())] ^= 1
+    file.write_bytes(content)
+
+
+def _header(file, text):
+    """An array whose header ends in the middle, of which numpy raises `TokenError`."""
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("a.npy", b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text)
+
+
 def test_arrays_that_are_none_of_a_vit(tmp_path):
     cases = {
         "other.npz": (lambda p: np.savez(p, a=np.zeros(2)), "holds no ViT that is known: found a; expected embedding"),
@@ -197,8 +212,13 @@ def test_arrays_that_are_none_of_a_vit(tmp_path):
             lambda p: np.savez(p, **{"embedding/kernel": np.zeros((8, 8, 3, 24)), "cls": np.zeros((1, 1, 24))}),
             "holds no ViT of big_vision that timm can read",
         ),
+        "flipped.npz": (
+            lambda p: _flip(p, names.big_vision(small().state_dict(), heads=3)),
+            r"is torn, or no \.npz \(Bad CRC-32 for file 'cls\.npy'\); download it again",
+        ),
         "objects.npz": (lambda p: np.savez(p, a=np.array([{}])), r"a\.npy holds Python objects, which are never read"),
         "torn.npz": (lambda p: p.write_bytes(b"PK\x03\x04 torn"), r"is torn, or no \.npz"),
+        "header.npz": (lambda p: _header(p, b"{'descr': '<f4', 'fortran_order': False, 'sha"), r"is torn, or no \.npz"),
         "bomb.npz": (lambda p: np.savez_compressed(p, a=np.zeros(1 << 20)), "its arrays are too large for its size"),
     }
     for name, (write, message) in cases.items():

@@ -28,7 +28,7 @@ def changed(model, change, folder):
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     change(copy)
-    onnx.save(copy, folder / "a.onnx")
+    (folder / "a.onnx").write_bytes(copy.SerializeToString())
     return folder / "a.onnx"
 
 
@@ -70,6 +70,7 @@ def test_every_constant_finds_its_place(change, model, tmp_path):
     assert weights.tensors.keys() == wanted.keys()
     assert all(torch.equal(weights.tensors[name], wanted[name]) for name in wanted)
     assert weights.heads == 3
+    assert len(weights.beside) == 1  # the decoder's
     assert weights.checked.startswith("run beside its graph: the same, largest difference ")
     assert weights.words() == f"an ONNX graph's constants; {weights.checked}"
 
@@ -102,6 +103,16 @@ def no_convolution(model):
             node.op_type = "ConvTranspose"
 
 
+def a_loop(model):
+    model.graph.node.append(helper.make_node("Loop", ["n", "go"], ["y"]))
+
+
+def values_elsewhere(model):
+    tensor = model.graph.initializer[0]
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="../secret")
+
+
 def two_inputs(model):
     model.graph.input.append(helper.make_tensor_value_info("mask", TensorProto.FLOAT, [1]))
 
@@ -114,12 +125,21 @@ def two_inputs(model):
         (quantised, r"is quantised \(DequantizeLinear\): give the model in float"),
         (exported_by_cdl, "is a model that cdl exported, whose prompts are part of its graph"),
         (no_convolution, "holds no ViT that is known: found no convolution that makes tokens of square patches"),
+        (a_loop, "its graph has loops, which none needs"),
+        (values_elsewhere, "secret"),
         (two_inputs, "its graph takes 2 inputs, expected one batch of images"),
     ],
 )
 def test_what_is_not_believed_is_one_line(change, message, model, tmp_path):
     with pytest.raises(WeightsError, match=message):
         read_weights(changed(model, change, tmp_path))
+
+
+def test_names_that_are_no_text(model, tmp_path):
+    file = changed(model, as_it_is, tmp_path)
+    file.write_bytes(file.read_bytes().replace(b"embeddings/Conv_output_0", b"embeddings/Conv\xff\xfe\xfdput_0"))
+    with pytest.raises(WeightsError, match=r"it is torn|it is no ONNX model, or torn"):
+        read_weights(file)
 
 
 def test_older_graphs_write_norms_and_layers_otherwise(tmp_path):

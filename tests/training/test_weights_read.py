@@ -120,6 +120,7 @@ def test_weights_in_several_files(state, tmp_path):
     for names_of_files, message in (
         (["../a.safetensors"], "names no files beside it"),
         ([], "names no files beside it"),
+        (["x" * 300], "names no files beside it"),
         ([3], "is no index|names no files beside it"),
     ):
         index["weight_map"] = {f"{n}": name for n, name in enumerate(names_of_files)}

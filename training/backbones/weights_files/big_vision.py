@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import math
 import re
+import struct
+import tokenize
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +23,11 @@ from cdl_deploy.training.backbones.weights_files.layouts.layout import State
 
 PREFIXES = ("opt/target/", "params/img/", "params/", "img/", "")
 """Before the names of the image tower, as timm's reader knows them."""
+TORN = (
+    *(OSError, ValueError, KeyError, EOFError, NotImplementedError),
+    *(zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError),
+)
+"""What zipfile and numpy raise for an archive that is damaged."""
 MOST_BLOCKS = 1_000
 MOST_INFLATED = 64
 """Times that arrays may be larger than the file: random numbers cannot be compressed."""
@@ -39,11 +47,8 @@ def read_big_vision(file: Path) -> BigVision:
     """Raises WeightsError for an archive that holds no ViT of big_vision, or is torn."""
     try:
         shapes = _shapes(file)
-    except (OSError, ValueError, zipfile.BadZipFile, KeyError, EOFError) as error:
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
-        raise WeightsError(
-            f"cannot read weights file {file}: it is torn, or no .npz ({reason}); download it again"
-        ) from None
+    except TORN as error:
+        raise WeightsError(_torn(file, error)) from None
     prefix = next((start for start in PREFIXES if f"{start}embedding/kernel" in shapes), None)
     if prefix is None or len(shapes[f"{prefix}embedding/kernel"]) != 4:
         first = ", ".join(name[:60] for name in list(shapes)[:4]) or "nothing"
@@ -52,12 +57,19 @@ def read_big_vision(file: Path) -> BigVision:
     try:
         network, heads = _network(own)
         network.load_pretrained(str(file), prefix=prefix if prefix == "img/" else "")
-    except (KeyError, ValueError, RuntimeError, IndexError, AssertionError, AttributeError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise WeightsError(_torn(file, error)) from None
+    except (*TORN, RuntimeError, IndexError, AssertionError, AttributeError, TypeError, ArithmeticError) as error:
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise WeightsError(f"weights file {file} holds no ViT of big_vision that timm can read: {reason}") from None
     used = re.compile(r"(embedding|Transformer|MAPHead_0)/.*|cls|pos_embedding")
     left_out = tuple(name for name in shapes if not used.fullmatch(name.removeprefix(prefix)))
     return BigVision(dict(network.state_dict()), heads, prefix.rstrip("/"), left_out)
+
+
+def _torn(file: Path, error: Exception) -> str:
+    reason = " ".join(str(error).split())[:120] or type(error).__name__
+    return f"cannot read weights file {file}: it is torn, or no .npz ({reason}); download it again"
 
 
 def _shapes(file: Path) -> dict[str, tuple[int, ...]]:

@@ -10,7 +10,7 @@ from typing import Any
 import safetensors.torch
 
 from cdl_deploy.errors import WeightsError
-from cdl_deploy.files import atomic_path
+from cdl_deploy.files import write_atomic
 from cdl_deploy.training.backbones import hub
 from cdl_deploy.training.backbones.loading import check_family, create_vit, known_model
 from cdl_deploy.training.backbones.weights_files.described import differences
@@ -99,6 +99,6 @@ def write_timm(report: Report, out: Path) -> int:
     config: dict[str, Any] = {"architecture": report.model, "input_size": (3, side, side)}
     config |= {name: value for name, value in weights.pixels.items() if name != "input_size"}
     state = {name: value.contiguous() for name, value in network.state_dict().items()}
-    with atomic_path(out) as temporary:
-        safetensors.torch.save_file(state, temporary, {"format": "pt", "pretrained_cfg": json.dumps(config)})
+    content = safetensors.torch.save(state, {"format": "pt", "pretrained_cfg": json.dumps(config)})
+    write_atomic(out, lambda file: file.write_bytes(content))
     return len(state)

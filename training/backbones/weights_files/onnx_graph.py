@@ -13,10 +13,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cdl_deploy.errors import MissingExtraError, WeightsError
+from cdl_deploy.errors import BundleError, MissingExtraError, WeightsError
+from cdl_deploy.runtime.onnx_scan import check_model_file
+from cdl_deploy.runtime.protobuf import MalformedMessageError
 
 Array = npt.NDArray[Any]
 QUANTISED = ("QLinear", "MatMulInteger", "ConvInteger", "DequantizeLinear", "QGemm", "QAttention")
+ENDLESS = ("Loop", "Scan")
 JOINS = ("Concat", "Reshape", "Expand", "Transpose", "Resize", "Slice")
 """What may stand between rows of tokens and the sequence that they become part of."""
 ACTIVATIONS = ("Erf", "Gelu", "FastGelu", "BiasGelu", "QuickGelu", "Sigmoid", "Tanh")
@@ -50,11 +53,19 @@ class Graph:
         except ModuleNotFoundError:
             raise MissingExtraError("reading an ONNX file's weights", "all", "onnx") from None
         try:
+            check_model_file(file)  # before tensors are taken from wherever the file says that they lie
             self.model = onnx.load(str(file))
-        except (DecodeError, ValueError, OSError, onnx.checker.ValidationError) as error:
+        except BundleError as error:
+            raise WeightsError(str(error)) from None
+        except (DecodeError, ValueError, OSError, onnx.checker.ValidationError, MalformedMessageError) as error:
             reason = " ".join(str(error).split())[:160] or type(error).__name__
             raise WeightsError(f"cannot read weights file {file}: it is no ONNX model, or torn ({reason})") from None
         graph = self.model.graph
+        if not all(isinstance(name, str) for node in graph.node for name in (*node.input, *node.output, node.op_type)):
+            raise WeightsError(f"cannot read weights file {file}: it is torn (names that are no text)")
+        everywhere = [node for nodes in (graph.node, *(f.node for f in self.model.functions)) for node in nodes]
+        if any(node.op_type in ENDLESS for node in everywhere):
+            raise WeightsError(f"weights file {file} holds no ViT that is known: its graph has loops, which none needs")
         if not graph.node:
             raise WeightsError(f"weights file {file} is an ONNX model without nodes")
         if any(entry.key.startswith("cdl.") for entry in self.model.metadata_props):
@@ -99,6 +110,13 @@ class Graph:
             shape = self.constant(node.input[1])
             return None if shape is None or 0 in shape else value.reshape([int(side) for side in shape])
         return value  # the same numbers: how often an Expand repeats them is not ours to know
+
+    def used_after(self, output: str) -> tuple[str, ...]:
+        """Names of the constants that nodes use after the one that gives this tensor."""
+        nodes = list(self.model.graph.node)
+        place = next((i for i, node in enumerate(nodes) if output in node.output), len(nodes))
+        used = [name for node in nodes[place + 1 :] for name in node.input if name in self.stored]
+        return tuple(dict.fromkeys(name for name in used if len(self.stored[name].dims)))
 
     def parts(self) -> list[Part]:
         """Every use of float constants, in the order of the nodes."""

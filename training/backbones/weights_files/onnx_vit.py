@@ -46,6 +46,8 @@ class OnnxWeights:
     checked: str
     activation: str
     """`gelu` or `quick_gelu`, as transformers' configurations say it."""
+    beside: tuple[str, ...]
+    """Names of constants that are used after the last norm."""
 
 
 @dataclass
@@ -82,6 +84,14 @@ class Encoder:
 def read_onnx(file: Path) -> OnnxWeights:
     """Raises WeightsError where the graph is no ViT that is known, or computes something else than timm does."""
     graph = Graph(file)
+    try:
+        return _read(file, graph)
+    except (ValueError, IndexError, TypeError, KeyError, AttributeError, RuntimeError, ArithmeticError) as error:
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        raise WeightsError(f"weights file {file} holds no ViT that is known: its graph is damaged ({reason})") from None
+
+
+def _read(file: Path, graph: Graph) -> OnnxWeights:
     encoder = find_encoder(graph.parts())
     if isinstance(encoder, str):
         raise WeightsError(f"weights file {file} holds no ViT that is known: {encoder}")
@@ -110,6 +120,7 @@ def read_onnx(file: Path) -> OnnxWeights:
                 _like(encoder),
                 checked,
                 "quick_gelu" if quick else "gelu",
+                graph.used_after(encoder.norm.output),
             )
     raise WeightsError(
         f"weights file {file}: its {len(encoder.blocks)} blocks, {encoder.width} wide, look like a ViT's, but timm's "

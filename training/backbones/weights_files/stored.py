@@ -28,6 +28,7 @@ TORCH = (b"PK\x03\x04", b"\x80")
 """First bytes of what torch saves: an archive, and before version 1.6 a pickle."""
 MAX_INDEX = 64 << 20
 MOST_SHARDS = 1_000
+LONGEST_NAME = 200
 NAMED = 5
 
 
@@ -111,6 +112,11 @@ def _no_weights(file: Path) -> str:
     )
 
 
+def _is_name(name: Any) -> bool:
+    """Of a file in the same folder, which any system can have."""
+    return isinstance(name, str) and name == Path(name).name and len(name) <= LONGEST_NAME and name.isprintable()
+
+
 def shards(index: Path, there: bool = True) -> Iterator[Path]:
     """The files that the index of weights in several files names; with `there`, each must lie beside it."""
     try:
@@ -122,7 +128,7 @@ def shards(index: Path, there: bool = True) -> Iterator[Path]:
         raise WeightsError(
             f"weights {index} is no index of weights in several files: expected weight_map, names of tensors to files"
         ) from None
-    if not names or len(names) > MOST_SHARDS or not all(isinstance(n, str) and n == Path(n).name for n in names):
+    if not names or len(names) > MOST_SHARDS or not all(_is_name(name) for name in names):
         raise WeightsError(f"weights {index} is an index that names no files beside it: download all of it again")
     missing = [name for name in names if not (index.parent / name).is_file()]
     if missing and there:

@@ -65,6 +65,7 @@ def read_weights(path: Path) -> Weights:
             found.tensors,
             found.layout,
             found.like,
+            beside=found.beside,
             description=said,
             heads=found.heads,
             checked=found.checked,
