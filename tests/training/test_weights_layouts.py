@@ -173,6 +173,24 @@ def test_dinov3(original, tmp_path, capsys):
     assert capsys.readouterr().out == ""  # timm's filter prints there
 
 
+def test_features_of_torchvision_are_its_own(tmp_path):
+    from torchvision.models import VisionTransformer
+
+    torch.manual_seed(0)
+    theirs = VisionTransformer(
+        image_size=16, patch_size=8, num_layers=2, num_heads=3, hidden_dim=24, mlp_dim=96, num_classes=5
+    ).eval()
+    theirs.heads = torch.nn.Identity()
+    for value in theirs.parameters():
+        torch.nn.init.normal_(value, std=0.2)
+    save_file(theirs.state_dict(), tmp_path / "a.safetensors")
+    network = small().eval()
+    read_into(network, tmp_path / "a.safetensors")
+    images = torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(network.forward_features(images)[:, 0], theirs(images), atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("first", [True, False])
 def test_arrays_of_jax(first, tmp_path):
     network = small()

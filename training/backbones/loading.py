@@ -41,7 +41,8 @@ def load_backbone(
     said = read_weights(hub.located(weights)) if weights is not None else None
     size = image_size or (said.pixels["input_size"][-1] if said and "input_size" in said.pixels else None)
     size = int(size or _default_size(model))
-    check_family(model, size)
+    if weights is None or size != (image_size or _default_size(model)):
+        check_family(model, size)
     if said is not None and weights is not None:
         vit = create_vit(model, size)
         _fill_or_name_another(vit, said, model)

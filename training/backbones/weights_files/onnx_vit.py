@@ -261,7 +261,7 @@ def _empty(encoder: Encoder, state: State, heads: int) -> VisionTransformer:
     grid = math.isqrt(count - int(with_class and not no_embed_class))
     gated = len(first.fc1.weight) == 2 * first.fc2.weight.shape[1]
     activations = {"Tanh": partial(nn.GELU, approximate="tanh"), "Sigmoid": QuickGELU, "QuickGelu": QuickGELU}
-    options: dict[str, Any] = {"mlp_layer": SwiGLUPacked} if gated else {}
+    options: dict[str, Any] = {"mlp_layer": SwiGLUPacked, "act_layer": nn.SiLU} if gated else {}
     if not gated and encoder.activation in activations:
         options["act_layer"] = activations[encoder.activation]
     with torch.random.fork_rng(devices=[]):
