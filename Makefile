@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 DEMO := .demo
 
 # The demo, as a user would type it. Variables, because make would split these lines at their commas.
-DEMO_TRAIN   = cdl train --data digits --tasks 5 --method coda --distill kdp --epochs 5 --seed 0 --out $(DEMO)/run
+DEMO_TRAIN   = cdl train --data digits --tasks 5 --train-teacher --seed 0 --out $(DEMO)/run
 DEMO_EXPORT  = cdl export $(DEMO)/run --onnx
 DEMO_BENCH   = cdl bench-latency $(DEMO)/run --batch 1,8 --time-limit 30 --save $(DEMO)/latency.json
 DEMO_SUMMARY = cdl runs $(DEMO)/run --latency $(DEMO)/latency.json

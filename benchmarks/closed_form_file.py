@@ -32,7 +32,7 @@ sys.path.insert(0, str(PROJECT))
 from benchmarks.export_graphs import ask, start_worker  # noqa: E402
 from benchmarks.random_exports import CLASSES, MODEL, Recipe, describe, random_backbone  # noqa: E402
 from cdl_deploy.bench.machine import cpu_model  # noqa: E402
-from cdl_deploy.closed_form.mahalanobis import BITS, mahalanobis  # noqa: E402
+from cdl_deploy.closed_form.mahalanobis import mahalanobis  # noqa: E402
 from cdl_deploy.export.graph import ExportGraph  # noqa: E402
 from cdl_deploy.export.learned_sums import LearnedSums  # noqa: E402
 from cdl_deploy.export.onnx_file import export_onnx, save_onnx  # noqa: E402
@@ -77,7 +77,7 @@ def export(path: Path, case: str, tasks: int = TASKS, closed_form: bool = True) 
         rows = random.normal(size=(count, own.width * len(own.features)))
         own.add(own.sums_of(rows, np.arange(count) % (CLASSES * tasks), None))
         own.solve()
-        distance = mahalanobis(own.statistics, bits=BITS)
+        distance = mahalanobis(own.statistics, rounded=True)
         sums = LearnedSums(own.statistics, own.map, own.rule, rows.shape[1], distance)
         bundle = replace(bundle, features=sums.features("0" * 64))
     with torch.no_grad():

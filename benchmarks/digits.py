@@ -118,7 +118,7 @@ held-out images. Forgetting is the paper's, a mean over seeds.
 
 {table(rows)}
 
-* `kdp` is the default method, here with 5 epochs a task as in the demo; `none` the same student without distillation.
+* `kdp` is CODA with KDP and learned heads, 5 epochs a task; `none` the same student without distillation.
 * `paper's heads`: rows of new classes drawn as `torch.nn.Linear` does (`--head-start linear`).
 * `paper's KD prompts`: the KD token uniform in [0, 1), KD prompts at the whole learning rate.
 

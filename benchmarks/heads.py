@@ -234,10 +234,10 @@ def tables(record: Record) -> str:
     return "\n\n".join(parts)
 
 
-def bars(record: Record, run: str = "KDP, first", head: str = "slda") -> list[str]:
-    """The bars of the issue, of the student that `cdl train` makes and of the best frozen one."""
+def bars(record: Record, run: str = "frozen pair", head: str = "slda") -> list[str]:
+    """The bars of the issue, of the student that `cdl train` makes and of KDP's."""
     lines = []
-    for name in dict.fromkeys((run, "frozen pair")):
+    for name in dict.fromkeys((run, "KDP, first")):
         student = record.values(name, head, "all", "student", "final_average_accuracy")
         teacher = record.values(name, head, "all", "teacher", "final_average_accuracy")
         forgotten = record.values(name, head, "all", "student", "forgetting")
@@ -290,7 +290,7 @@ def readme_table(record: Record) -> str:
             if run in LEARNED_BEFORE and len(values) < 3:
                 values = learned_before(run, role, key)
             few = f", {len(values)} of 3 seeds" if 0 < len(values) < 3 else ""
-            bold = "**" if (run, head, role) == ("KDP, first", "slda", "student") else ""
+            bold = "**" if (run, head, role) == ("frozen pair", "slda", "student") else ""
             cells.append(f"{bold}{spread(values)}{bold}{few}")
         if any(it != "–" for it in cells):
             lines.append(f"| {what} | " + " | ".join(cells) + " |")

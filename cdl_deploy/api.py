@@ -42,7 +42,7 @@ def train(
     progress: Progress | None = None,
     **options: Any,
 ) -> RunRecord:
-    """Train a student, task by task, with a teacher's help, as `cdl train` does; the record of the run.
+    """Train a student, task by task, as `cdl train` does; the record of the run.
 
         train("photos/", tasks=10, out="runs/photos")       a new run
         train("runs/photos", resume=True)                   goes on with an interrupted one
@@ -51,7 +51,7 @@ def train(
     `data`: `"digits"` or an image folder with train/CLASS/… and test/CLASS/… (or CLASS/… and `holdout=0.2`); with
     `resume` or `add`, the run directory instead.
     `out`: the run directory, which must not exist or be empty.
-    `preset`, `config`: named values (`"paper"`), and a YAML or JSON file of values, under `options`.
+    `preset`, `config`: named values (`"kdp"`, `"paper"`), and a YAML or JSON file of values, under `options`.
     `moved_to`: with `resume`, where the run's image folder is now.
     `add`: image folder whose classes become the next task; `classes`: only these of them; `allow_known`: train classes
     on that the run knows.

@@ -72,6 +72,8 @@ class Exported:
     """Of a smaller variant: products of tokens with a matrix, of which `kept_float` stayed float."""
     left_float: dict[str, str] = field(default_factory=dict)
     """Of a smaller variant: what is computed in fp32 all the same, and why."""
+    learned_from: int | None = None
+    """Of an int8 variant with sums of its own: the training images that they are over."""
     latency_ms: float | None = None
     """Milliseconds of one image on this machine, roughly."""
     updates: tuple[MadeUpdate, ...] = ()
@@ -274,10 +276,10 @@ def _export_learner(
     write_json(description_file(path), description(bundle))
     exported = [Exported(bundle, file_size(path), len(model.graph.node))]
     if role == "student":
-        for it in write_variants(run, record, model, bundle, options.shrink, on_step):
+        for it in write_variants(run, record, model, bundle, options.shrink, on_step, sums):
             size, nodes = it.bundle.path.stat().st_size, len(it.model.graph.node)
             found = Exported(it.bundle, size, nodes, it.held_out, it.calibration, it.products, it.left_float)
-            exported.append(found)
+            exported.append(replace(found, learned_from=it.learned_from))
     if options.latency:
         exported = [replace(it, latency_ms=latency_ms(it.bundle.path, it.bundle.preprocessing)) for it in exported]
     if options.ort:

@@ -80,7 +80,7 @@ def calibration_images(
     if folder is not None:
         items: list[Item] = list(spread(given_images(folder), CALIBRATION_IMAGES))
         return CalibrationImages(items, preprocessing, str(folder))
-    data = _task_data(root, record)
+    data = task_data(root, record)
     trained = [data.kept_training(number) for number in range(1, len(record.tasks) + 1)]
     known, share = set(record.known_positions), CALIBRATION_IMAGES // len(trained) or 1
     own = [[task.items[i] for i, label in enumerate(task.labels) if label in known] for task in trained if task]
@@ -100,7 +100,7 @@ def held_out_images(root: Path, record: RunRecord, preprocessing: Preprocessing)
 
     Without those of forgotten classes; labels are columns of the exported file.
     """
-    data = _task_data(root, record)
+    data = task_data(root, record)
     column = {position: place for place, position in enumerate(record.known_positions)}
     transform = evaluation_transform(record.preprocessing.resize_crop)
     share = max(1, TEST_IMAGES // len(record.tasks))
@@ -133,7 +133,8 @@ def spread(items: Sequence[T], count: int) -> list[T]:
     return [items[len(items) * i // count] for i in range(count)] if len(items) > count else list(items)
 
 
-def _task_data(root: Path, record: RunRecord) -> TaskData:
+def task_data(root: Path, record: RunRecord) -> TaskData:
+    """The images of a run's tasks, from their folders, or from what the run keeps of them."""
     directory = RunDirectory(root)
     return TaskData(
         record.plans,

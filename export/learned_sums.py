@@ -10,7 +10,7 @@ import torch
 from cdl_deploy.closed_form.features import FeatureMap
 from cdl_deploy.closed_form.head_rule import HeadRule
 from cdl_deploy.closed_form.history import History
-from cdl_deploy.closed_form.mahalanobis import BITS, Mahalanobis, mahalanobis
+from cdl_deploy.closed_form.mahalanobis import Mahalanobis, mahalanobis
 from cdl_deploy.closed_form.statistics import Statistics
 from cdl_deploy.closed_form.statistics_file import StoredStatistics, write_statistics
 from cdl_deploy.data.images import FloatArray
@@ -57,7 +57,9 @@ def sums_of(record: RunRecord, learner: Learner) -> LearnedSums | None:
     named = replace(seen, classes=tuple(record.classes[int(position)] for position in seen.classes))
     statistics = named.arranged(record.known_classes)
     width = head.width * len(head.features)
-    return LearnedSums(statistics, head.map, head.rule, width, mahalanobis(statistics, head.rule.shrinkage, BITS))
+    return LearnedSums(
+        statistics, head.map, head.rule, width, mahalanobis(statistics, head.rule.shrinkage, rounded=True)
+    )
 
 
 @torch.no_grad()

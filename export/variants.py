@@ -20,8 +20,10 @@ from cdl_deploy.errors import OptionError, nearest
 from cdl_deploy.export.features_hash import features_hash
 from cdl_deploy.export.fp16 import beyond_half, to_fp16
 from cdl_deploy.export.images_of_run import CalibrationImages, HeldOut, calibration_images, held_out_images
+from cdl_deploy.export.learned_sums import LearnedSums
 from cdl_deploy.export.left_float import left_float
 from cdl_deploy.export.onnx_file import save_onnx
+from cdl_deploy.export.own_sums import OwnSums, own_sums, training_images
 from cdl_deploy.export.preprocessing import PIXELS_NAME
 from cdl_deploy.export.quantise import calibrate, prepare, quantise_dynamic, quantise_static
 from cdl_deploy.export.sensitivity import Quantise, accuracy, logits_of, most_sensitive, outputs_of, within_drop
@@ -37,7 +39,7 @@ from cdl_deploy.runtime.bundle import (
     description_file,
     encode_metadata,
 )
-from cdl_deploy.runtime.threshold import threshold_by_images
+from cdl_deploy.runtime.threshold import threshold_by_images, threshold_by_sums
 
 MAX_DROP = 0.5
 RANKING_IMAGES = 32
@@ -82,6 +84,8 @@ class Variant:
     """Products of tokens with a matrix, of which those of `kept_float` are left."""
     left_float: dict[str, str]
     """What is computed in fp32 all the same, and why."""
+    learned_from: int | None = None
+    """Training images that its own sums are over; None where it has none, and cannot learn."""
 
 
 def write_variants(
@@ -91,8 +95,9 @@ def write_variants(
     bundle: Bundle,
     shrink: Shrink,
     on_step: Callable[[str], None],
+    sums: LearnedSums | None = None,
 ) -> list[Variant]:
-    """Write each variant of `model`, whose file is `bundle.path`, beside it.
+    """Write each variant of `model`, whose file is `bundle.path`, beside it. `sums`: of its closed-form head.
 
     Raises QuantisationError where one loses more than it may, DataError where there is nothing to calibrate on.
     """
@@ -102,7 +107,9 @@ def write_variants(
     held_out = held_out_images(root, record, bundle.preprocessing)
     on_step(f"{bundle.role}: counting right answers on {held_out.images} held-out images")
     expected = logits_of(model, held_out)
-    return [_write(model, expected, bundle, kind, calibration, held_out, shrink, on_step) for kind in shrink.kinds]
+    images = training_images(root, record) if sums is not None and "int8" in shrink.kinds else None
+    own = None if sums is None or images is None else partial(own_sums, sums=sums, tasks=images)
+    return [_write(model, expected, bundle, kind, calibration, held_out, shrink, on_step, own) for kind in shrink.kinds]
 
 
 def variant_path(path: Path, kind: str) -> Path:
@@ -119,6 +126,7 @@ def _write(
     held_out: HeldOut,
     shrink: Shrink,
     on_step: Callable[[str], None],
+    own: Callable[[Path], OwnSums | None] | None,
 ) -> Variant:
     path = variant_path(bundle.path, kind)
     prepared = prepare(model, static=kind == "int8")
@@ -152,10 +160,46 @@ def _write(
         quantization=Quantization(kind, kind != "int8-dynamic", tuple(sorted({*always, *kept})), before, after),
     )
     save_onnx(small, path, encode_metadata(written))
+    learned_from = None
+    if own is not None and kind == "int8":
+        on_step(f"{path.name}: summing up its own features of the training images")
+        found = own(path)
+        if found is not None:
+            written, small, learned_from = _with_own_sums(written, small, found, expected, held_out, shrink.max_drop)
+            save_onnx(small, path, encode_metadata(written))
     write_json(description_file(path), description(written))
     source = f"{len(calibration.items)} {calibration.source}" if kind == "int8" else None
     left = left_float(small, set(kept) - set(always), always)
-    return Variant(written, small, held_out.images, source, len(prepared.nodes()), left)
+    return Variant(written, small, held_out.images, source, len(prepared.nodes()), left, learned_from)
+
+
+def _with_own_sums(
+    bundle: Bundle,
+    model: onnx.ModelProto,
+    own: OwnSums,
+    expected: npt.NDArray[np.float32],
+    held_out: HeldOut,
+    max_drop: float,
+) -> tuple[Bundle, onnx.ModelProto, int | None]:
+    """With head and distance from its own sums, and the sums beside it; unchanged where that loses too much."""
+    solved = own.solved(bundle.path, bundle)
+    answers = logits_of(solved, held_out)
+    assert bundle.features is not None
+    assert bundle.quantization is not None
+    before, after = bundle.quantization.accuracy_before, accuracy(answers, held_out)
+    if before is not None and before - after > max_drop:
+        return bundle, model, None
+    far = outputs_of(solved, held_out, DISTANCE_NAME)
+    threshold, how = threshold_by_images(far) or threshold_by_sums(own.statistics, own.sums.rule)
+    changed = replace(
+        bundle,
+        parity=_parity(expected, answers),
+        quantization=replace(bundle.quantization, accuracy_after=after),
+        statistics=own.write(bundle.path, bundle.features.sha256),
+        unknown_threshold=threshold,
+        unknown_rule=how,
+    )
+    return changed, solved, own.images
 
 
 def _own_features(small: onnx.ModelProto, bundle: Bundle, held_out: HeldOut) -> dict[str, Any]:

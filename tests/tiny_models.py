@@ -65,5 +65,5 @@ def write_tiny_weights(folder: Path) -> None:
 def tiny_pair(folder: Path, depth: int) -> ModelConfig:
     """Teacher and student with the weights in `folder`. CODA-Prompt and DualPrompt need a depth of 5."""
     teacher, student = f"tiny_teacher_{depth}", f"tiny_student_{depth}"
-    files = [str(folder / f"{name}.safetensors") for name in (teacher, student)]
-    return ModelConfig(teacher, student, *files)
+    theirs, ours = (str(folder / f"{name}.safetensors") for name in (teacher, student))
+    return ModelConfig(teacher, student, teacher_weights=theirs, student_weights=ours)

@@ -71,7 +71,7 @@ class Estimate:
     task: int
     """The task that was measured, the one with most images."""
     steps: dict[str, int]
-    """That were timed, by learner."""
+    """That were timed, by learner; none where nothing trains."""
     tested: int
     """Images that were classified."""
 
@@ -129,13 +129,14 @@ def plan_run(config: RunConfig, out: Path | None = None, progress: Progress | No
         pair.begin_task(len(measured.classes), optim.seed)
         for learner in pair.learners.values():
             learner.to(processes.device)
-        parameters = {str(role): count_parameters(learner) for role, learner in pair.learners.items()}
+        trains = any(record.config.method.trains_in(task.number) for task in tasks)
+        parameters = {str(role): count_parameters(learner, trains) for role, learner in pair.learners.items()}
         if optim.compile:
             compile_blocks(pair)
         measurement = Measurement(pair, record, optim, measured, processes, stop)
         train, test = (_as_first_task(images) for images in (data.train(measured.number), data.test(measured.number)))
         steps, speeds = {}, {}
-        for role in pair.learners:
+        for role in pair.learners if trains else ():
             steps[str(role)], speeds[str(role)] = measurement.learning(role, train)
         tested, speeds["tests"] = measurement.testing(test)
         memory = peak_memory() or 0
@@ -143,8 +144,8 @@ def plan_run(config: RunConfig, out: Path | None = None, progress: Progress | No
     trained = [task for task in tasks if record.config.method.trains_in(task.number)]
     images_learned = sum(optim.epochs * task.train_images for task in trained)
     images_tested = sum(sum(task.test_images for task in tasks[: number + 1]) for number in range(len(tasks)))
-    learned = {str(role): images_learned / speeds[role] for role in pair.learners}
-    if prepared.precomputed:
+    learned = {role: images_learned / speeds[role] for role in steps}
+    if prepared.precomputed and learned:
         learned["teacher"] = 0.0
     parts = {"checking": checking, **learned}
     if any(learner.closed_form is not None for learner in pair.learners.values()):
@@ -164,12 +165,12 @@ def plan_run(config: RunConfig, out: Path | None = None, progress: Progress | No
     return Plan(record, tasks, parameters, estimate)
 
 
-def count_parameters(learner: Learner) -> dict[str, int]:
-    """Numbers of the frozen backbone, and of what trains in the current task, by part."""
+def count_parameters(learner: Learner, trains: bool = True) -> dict[str, int]:
+    """Numbers of the frozen backbone, and of what trains in the current task, by part; nothing does unless `trains`."""
     parts = {"prompts": learner.method, "class head": learner.class_head, "distillation": learner.distillation}
     counts = {"backbone": sum(value.numel() for value in learner.backbone.parameters())}
     for name, part in parts.items():
-        counts[name] = sum(value.numel() for value in part.parameters() if value.requires_grad)
+        counts[name] = sum(value.numel() for value in part.parameters() if trains and value.requires_grad)
     return counts
 
 

@@ -39,7 +39,7 @@ def compute_frozen(pair: TeacherStudent, role: Role, images: Tensor) -> Frozen:
     if role == "teacher":
         return Frozen(learner.backbone.embed(images), 0, seen.query, full_query)
     output = None
-    if pair.teacher is not None:
+    if pair.teacher is not None and learner.distillation.needs_teacher:
         tokens, hidden_blocks = pair.teacher.backbone.embed(images), learner.distillation.hidden_blocks
         output = pair.teacher(tokens, seen.query, "distil", hidden_blocks=hidden_blocks)
     return Frozen(seen.student_tokens, seen.entry, seen.query, full_query, output)
@@ -83,7 +83,7 @@ def row_bytes(pair: TeacherStudent, role: Role, classes: int) -> int:
     numbers = _token_numbers(learner.backbone) if learner.first_block else 0
     if learner.method.uses_query:
         numbers += student.backbone.width * (2 if pair.query_regulariser else 1)
-    if role == "student" and teacher is not None:
+    if role == "student" and teacher is not None and student.distillation.needs_teacher:
         hidden = min(student.distillation.hidden_blocks, teacher.backbone.depth)
         numbers += classes + len(teacher.features) * teacher.backbone.width + hidden * _token_numbers(teacher.backbone)
     return pixels + 4 * numbers

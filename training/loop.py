@@ -257,8 +257,7 @@ def write_record(run: Run) -> None:
         for picture in pictures(run.directory):
             picture.unlink(missing_ok=True)  # there are none, rather than old ones, until the new ones are there
         run.directory.write_record(run.record)
-        method = run.config.method
-        title = f"{run.config.data.data}: {method.method} + {method.distill}, seed {run.config.optim.seed}"
+        title = f"{run.config.data.data}: {run.config.method.title}, seed {run.config.optim.seed}"
         plot_run({str(role): matrix for role, matrix in run.record.matrices.items()}, title, run.directory.root)
 
 

@@ -12,7 +12,7 @@ from cdl_deploy.run.config import RunConfig, teacher_options
 from cdl_deploy.run.options import flag
 from cdl_deploy.run.record import RecordedPreprocessing, Role, RunRecord, TaskPlan
 from cdl_deploy.training.data.task_data import TaskImages
-from cdl_deploy.training.distillation import needs_teacher
+from cdl_deploy.training.distillation import has_teacher
 from cdl_deploy.training.models.learner import Learner
 from cdl_deploy.training.run_directory import RunDirectory
 
@@ -28,8 +28,10 @@ class PrecomputedTeacher:
     def check(self, ours: RunRecord) -> None:
         """Raises OptionError unless it could be the teacher of a run that begins as `ours`."""
         run, theirs = f"--teacher-run {self.directory.root}", self.record
-        if not needs_teacher(ours.config.method.distill):
-            raise OptionError(f"{run}: --distill {ours.config.method.distill} has no teacher: leave it out")
+        if not has_teacher(ours.config):
+            raise OptionError(
+                f"{run}: --distill {ours.config.method.distill} has no teacher: leave it out, or give --train-teacher"
+            )
         if "teacher" not in theirs.backbones:
             raise OptionError(f"{run} has no teacher: it was trained with --distill {theirs.config.method.distill}")
         for name in teacher_options(ours.config.method):

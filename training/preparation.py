@@ -17,7 +17,7 @@ from cdl_deploy.training.backbones.loading import load_backbone
 from cdl_deploy.training.backbones.protocol import Backbone
 from cdl_deploy.training.data.task_data import with_fingerprint
 from cdl_deploy.training.data.tasks import make_tasks
-from cdl_deploy.training.distillation import DISTILLATIONS, needs_teacher
+from cdl_deploy.training.distillation import DISTILLATIONS, has_teacher
 from cdl_deploy.training.machine import resolve_auto
 from cdl_deploy.training.methods import METHODS
 from cdl_deploy.training.models.learner import Role
@@ -100,12 +100,12 @@ def checking(progress: Progress, stop: Stop, processes: Processes) -> OnCheck:
 
 
 def load_backbones(config: RunConfig) -> tuple[dict[Role, Backbone], dict[Role, BackboneInfo]]:
-    """The student's backbone and, where something is distilled, the teacher's, for images of one size."""
+    """The student's backbone and, where there is one, the teacher's, for images of one size."""
     models = config.models
     student, info = load_backbone(models.student, models.student_weights, config.data.image_size, models.pixel_range)
     backbones: dict[Role, Backbone] = {"student": student}
     infos: dict[Role, BackboneInfo] = {"student": info}
-    if needs_teacher(config.method.distill):
+    if has_teacher(config):
         backbones["teacher"], infos["teacher"] = load_backbone(
             models.teacher, models.teacher_weights, info.image_size, models.pixel_range
         )

@@ -211,5 +211,12 @@ def _print_variant(console: Console, item: Exported) -> None:
         console.print(f"    {part}: {reason}", highlight=False)
     if item.calibration:
         console.print(f"  scales from {item.calibration}", highlight=False)
+    if item.learned_from:
+        console.print(f"  it can learn: its own sums, over {item.learned_from} training images", highlight=False)
+    elif item.bundle.features is not None and quantization.kind == "int8":
+        console.print(
+            "  it cannot learn: for sums of its own the training images of all tasks must still be there",
+            highlight=False,
+        )
     if not quantization.batch_invariant:
         console.print("  an image's answer depends a little on the others in its batch", highlight=False)

@@ -21,7 +21,8 @@ def inspection_tables(found: Inspection) -> RenderableType:
     if bundle is None:
         return _from_elsewhere(found)
     method = bundle.method
-    learned = method.continual + (f" + {method.distillation}" if method.distillation else "")
+    parts = [name for name in (method.continual, method.distillation) if name not in (None, "none")]
+    learned = " + ".join(map(str, parts)) or "a frozen backbone"
     rows = {
         "model": f"{bundle.role}: {found.bytes / 1e6:.2f} MB, {bundle.parameters:,} parameters",
         "knows": f"{len(bundle.classes)} classes in {len(bundle.tasks)} task{'s' if len(bundle.tasks) > 1 else ''}",

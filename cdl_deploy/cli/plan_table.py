@@ -25,13 +25,15 @@ def plan_table(plan: Plan) -> RenderableType:
 
 def _tasks(plan: Plan) -> Table:
     config = plan.record.config
-    method = f"{config.method.method} + {config.method.distill}"
+    method = config.method.title
     title = f"{ending(config.data.data, 40)}: {method}, seed {config.optim.seed}"
     tasks = Table(title=f"{title}\ndry run: nothing is written", title_justify="left", show_footer=len(plan.tasks) > 1)
     tasks.add_column("task", justify="right", no_wrap=True)
     classes = sum(len(task.classes) for task in plan.tasks)
     tasks.add_column("new classes", footer=f"{classes} in all")
-    columns = {"images": "train_images", "test images": "test_images", "batch": "batch_size", "steps an epoch": "steps"}
+    columns = {"images": "train_images", "test images": "test_images"}
+    if plan.estimate.steps:
+        columns |= {"batch": "batch_size", "steps an epoch": "steps"}
     for heading, key in columns.items():
         total = f"{sum(getattr(task, key) for task in plan.tasks):,}" if key != "batch_size" else ""
         tasks.add_column(heading, justify="right", no_wrap=True, footer=total)
@@ -66,14 +68,18 @@ def _estimate(plan: Plan) -> str:
     views = ""
     if estimate.views_bytes:
         views = f"views:  {estimate.views_bytes / 1e6:,.1f} MB on disk, while a stage learns from them\n"
-    epochs = f"{optim.epochs} epoch{'s' if optim.epochs > 1 else ''}"
+    if estimate.steps:
+        timed = f"        steps timed: {steps}, after one each to warm up\n"
+        epochs = f"{optim.epochs} epoch{'s' if optim.epochs > 1 else ''} a task"
+    else:
+        timed, epochs = "", "one pass each: nothing trains"
     return (
         f"time:   about {duration(estimate.seconds)} ({parts})\n"
         f"memory: about {memory}\n"
         f"{views}"
         f"how:    on {optim.device} in {optim.precision}, with images of task {estimate.task}, the largest, "
         "just now:\n"
-        f"        steps timed: {steps}, after one each to warm up\n"
+        f"{timed}"
         f"        images tested: {estimate.tested}; images/s: {speeds}\n"
-        f"        × all images, {epochs} a task, tests after every task; without writing checkpoints"
+        f"        × all images, {epochs}; tests after every task; without writing checkpoints"
     )

@@ -50,7 +50,7 @@ def _title(record: RunRecord) -> Text:
     """What was trained, in at most two lines of 80 columns."""
     config = record.config
     state = "" if record.finished else f", unfinished: {len(record.tasks)} tasks so far"
-    method = f"{config.method.method} + {config.method.distill}, seed {config.optim.seed}"
+    method = f"{config.method.title}, seed {config.optim.seed}"
     return Text(f"{ending(config.data.data, 40)}: {method}{state}\naccuracy over all classes seen (%)")
 
 

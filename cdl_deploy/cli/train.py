@@ -26,8 +26,10 @@ if TYPE_CHECKING:
 EXAMPLES = """
 cdl train --data digits --tasks 5 --out runs/digits
 cdl train --data photos/ --tasks 10 --out runs/photos
-cdl train --data photos/ --holdout 0.2 --classes-per-task 4 --distill none --out runs/alone
-cdl train --data photos/ --tasks 10 --distill kd --teacher-run runs/photos --out runs/photos-kd
+cdl train --data photos/ --holdout 0.2 --classes-per-task 4 --student vit_small_patch16_224.augreg_in21k_ft_in1k \
+    --out runs/small
+cdl train --data photos/ --tasks 10 --preset kdp --out runs/kdp
+cdl train --data photos/ --tasks 10 --distill kd --teacher-run runs/kdp --out runs/kd
 cdl train --data photos/ --task-file tasks.yaml --out runs/photos \\
     --teacher vit_base_patch16_224.augreg_in21k_ft_in1k --student vit_small_patch16_224.augreg_in21k_ft_in1k
 cdl train --data photos/ --preset paper --config my.yaml --distill deit --epochs 35 --out runs/deit
@@ -102,10 +104,11 @@ def command(
     forget: Forget = None,
     **options: Any,
 ) -> None:
-    """Train a student, task by task, with a teacher's help.
+    """Train a student, task by task; images of earlier tasks are not looked at again.
 
-    In every task the teacher learns the new classes first, then the student learns them from images and teacher. Images
-    of earlier tasks are not looked at again. A checkpoint is written after every epoch.
+    By default its backbone stays as it is, and a head in closed form learns each task in one pass: the best that was
+    measured. Name a teacher, a method or a distillation (--preset kdp), and prompts train as well: in every task the
+    teacher first, then the student from images and teacher, with a checkpoint after every epoch.
     """
     given = _given(options)
     out = _one_directory(run, out)

@@ -22,9 +22,11 @@ from cdl_deploy.closed_form.shrinkage import covariance_factor, shrunk_covarianc
 from cdl_deploy.closed_form.statistics import Statistics
 from cdl_deploy.closed_form.teacher_sums import Floats
 
-BITS = 12
-"""Of each number of F in a file: all of F changes with every task, and travels in every update. An error of 2⁻¹³ in
-each of thousands of numbers changes a distance by 1e-4 of it or less, and half of each number can be squeezed away."""
+FACTOR_BITS, MEAN_BITS = 2, 6
+"""What a file keeps of F and of m_c, all of which change with every task and travel in every update: they are rounded
+so that a coordinate of z, whose standard deviation within a class is 1, has errors of standard deviation 2⁻² / √12 at
+most by all of its column of F, and 2⁻⁶ / √12 by m_c. On photographs (1,152 features, 100 classes) that changed a
+distance by 0.1 %, at most by 0.5 %, and halves an update."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,16 +60,25 @@ class Mahalanobis:
         return {name: np.ascontiguousarray(value, dtype=np.float32) for name, value in values.items()}
 
 
-def mahalanobis(statistics: Statistics, shrinkage: float | None = None, bits: int | None = None) -> Mahalanobis:
-    """The distance under Σ_ρ; ρ by OAS unless given. `bits`: how many of each number of F are kept, `BITS` in files."""
+def mahalanobis(statistics: Statistics, shrinkage: float | None = None, rounded: bool = False) -> Mahalanobis:
+    """The distance under Σ_ρ; ρ by OAS unless given. `rounded`: as files keep it, which takes less room in updates."""
     check_seen(statistics)
     covariance, _ = shrunk_covariance(statistics, shrinkage)
     factor = solve_upper(covariance_factor(covariance), np.eye(statistics.dimension))
-    if bits is not None:
-        fraction, exponent = np.frexp(factor)
-        factor = np.ldexp(np.rint(np.ldexp(fraction, bits)), exponent - bits)
     centre = statistics.means.mean(axis=0)
-    return Mahalanobis(centre, factor, (statistics.means - centre) @ factor)
+    means = statistics.means - centre
+    if not rounded:
+        return Mahalanobis(centre, factor, means @ factor)
+    spread = np.sqrt(np.diag(covariance) + (means**2).mean(axis=0))
+    step = _power_of_two(1 / (spread * np.sqrt(statistics.dimension)), FACTOR_BITS)[:, None]
+    factor = np.rint(factor / step) * step
+    return Mahalanobis(centre, factor, np.rint((means @ factor) * 2.0**MEAN_BITS) / 2.0**MEAN_BITS)
+
+
+def _power_of_two(numbers: Floats, bits: int) -> Floats:
+    """The next power of two below each, less `bits`: multiples of it are short in float32."""
+    result: Floats = np.exp2(np.floor(np.log2(numbers)) - bits)
+    return result
 
 
 def percentile_threshold(distances: Floats, percent: float) -> float:

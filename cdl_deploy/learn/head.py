@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cdl_deploy.closed_form.head_rule import HeadRule, solve_head
-from cdl_deploy.closed_form.mahalanobis import BITS, mahalanobis
+from cdl_deploy.closed_form.mahalanobis import mahalanobis
 from cdl_deploy.closed_form.model_world import ModelWorld
 from cdl_deploy.closed_form.statistics import Statistics
 from cdl_deploy.errors import BundleError
@@ -73,7 +73,7 @@ def _head(onnx: OnnxFile, total: Statistics, rule: HeadRule, world: ModelWorld |
 
 
 def _distance(total: Statistics, rule: HeadRule) -> dict[str, NDArray[Any]]:
-    found = mahalanobis(total, rule.shrinkage, BITS).constants()
+    found = mahalanobis(total, rule.shrinkage, rounded=True).constants()
     return {f"distance.{name}": value for name, value in found.items()}
 
 

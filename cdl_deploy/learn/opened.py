@@ -117,7 +117,8 @@ def _why(bundle: Bundle) -> str:
     if bundle.quantization is not None and bundle.features is not None:
         return (
             f"it is an {bundle.quantization.kind} variant without statistics of its own, and those of the float32 "
-            "model do not fit its features; give the float32 file of the same export"
+            "model do not fit its features; give the float32 file of the same export, or export --quantize int8 "
+            "where the training images of all tasks are"
         )
     if bundle.features is not None:
         return "it names no statistics; export the run again: cdl export RUN --onnx"

@@ -115,6 +115,8 @@ class ModelConfig(Options):
         None, "Take the teacher of this run, task by task, instead of teaching one.", metavar="RUN"
     )
     """Run whose teacher is taken over, task by task, instead of teaching one: same tasks, method and backbones."""
+    train_teacher: bool = option(False, "Train a teacher where it teaches nothing, too: to compare with.")
+    """Train the teacher beside a student that learns nothing from it, to compare with."""
     pixel_range: str = option("model", "Pixels by the weights' mean and std, or in 0 to 1.", choices=PIXEL_RANGES)
     """Pixels are normalised with the weights' own mean and std, or left in [0, 1] (`unit`), as in the paper."""
 
@@ -123,13 +125,20 @@ class ModelConfig(Options):
 class ChoiceOptions(Options):
     """Which method and which distillation, and what is the same for all of them."""
 
-    method: str = option("coda", "coda, l2p, dualprompt or apt; none: no prompts.", metavar="NAME", teacher=True)
+    method: str = option(
+        "coda",
+        "coda, l2p, dualprompt or apt; none: no prompts.",
+        metavar="NAME",
+        teacher=True,
+        default_text="none; coda with a teacher, a distillation or an option of theirs",
+    )
     """Continual-learning method, a name in `cdl_deploy.training.methods.METHODS`."""
     distill: str = option(
         "kdp",
         "kd, dkd, fitnets, reviewkd, deit, kdp; none: the student alone.",
         metavar="NAME",
         group="Distillation",
+        default_text="none; kdp with a teacher, a method or an option of theirs",
     )
     """Distillation, a name in `cdl_deploy.training.distillation.DISTILLATIONS`."""
     query: str = option(
@@ -201,6 +210,13 @@ class MethodConfig(
             )
         if self.ridge_teacher_weight and self.distill == "none":
             raise OptionError("--ridge-teacher-weight needs a teacher: give --distill kd, say, or leave it out")
+
+    @property
+    def title(self) -> str:
+        """Method and distillation in words, such as `coda + kdp`; of a frozen backbone, its head."""
+        if self.method == "none" and self.distill == "none":
+            return f"frozen backbone, {self.head} head"
+        return f"{self.method} + {self.distill}"
 
     @property
     def adapting(self) -> bool:

@@ -11,7 +11,7 @@ from cdl_deploy.errors import OptionError
 from cdl_deploy.regular_file import read_regular
 from cdl_deploy.run.config import SECTIONS, RunConfig, option_sections
 from cdl_deploy.run.options import Declared, check_name
-from cdl_deploy.run.presets import PRESETS, Sections
+from cdl_deploy.run.presets import DEFAULT, FROZEN, PRESETS, Sections, asks_for_more
 from cdl_deploy.typed_json import short
 
 EXCLUSIVE = ("tasks", "classes_per_task", "task_file")
@@ -25,7 +25,8 @@ KINDS = {int: "a whole number", float: "a number", str: "text", bool: "true or f
 
 def layered_config(preset: str | None, file: Path | None, given: Sections) -> RunConfig:
     """The preset's values (without one: those of `default`), under those of the file, under `given`, those of the
-    command line.
+    command line. By default the backbone is frozen, unless file or command line name a method, a distillation, a
+    teacher, or an option of theirs.
 
     Raises OptionError for a preset that does not exist, and for a file that cannot be used.
     """
@@ -34,6 +35,8 @@ def layered_config(preset: str | None, file: Path | None, given: Sections) -> Ru
     layers: list[Sections] = [PRESETS[preset]]
     if file is not None:
         layers.append(read_config_file(file))
+    if preset == "default" and not any(asks_for_more(layer) for layer in (*layers, given)):
+        layers.insert(0, FROZEN)
     merged: Sections = {}
     for layer in (*layers, given):
         for name, values in layer.items():
@@ -60,7 +63,7 @@ def read_config_file(path: Path) -> Sections:
         raise OptionError(f"--config {path} is not {kind}: {' '.join(str(error).split())}") from None
     try:
         sections = typed_sections({} if content is None else content)
-        RunConfig.from_dict(sections)
+        RunConfig.from_dict({**sections, "method": {**DEFAULT["method"], **sections.get("method", {})}})
     except OptionError as error:
         raise OptionError(f"--config {path}: {error}") from None
     return sections

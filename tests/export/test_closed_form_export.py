@@ -10,15 +10,19 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from cdl_deploy.cli import main
 from cdl_deploy.closed_form.head_rule import solve_head
 from cdl_deploy.closed_form.mahalanobis import mahalanobis
+from cdl_deploy.closed_form.shrinkage import shrunk_covariance
 from cdl_deploy.closed_form.statistics_file import read_statistics
 from cdl_deploy.errors import CdlError
 from cdl_deploy.evaluation.rejection import auroc
 from cdl_deploy.export import ExportOptions, Shrink, export_run
+from cdl_deploy.learn.learner import Learner
 from cdl_deploy.runtime.bundle import read_bundle
+from cdl_deploy.runtime.classifier import Classifier
 from cdl_deploy.training.revisions import forget_class
 from tests.export.conftest import NAMES, exported
 
@@ -161,7 +165,40 @@ def test_smaller_variants_have_features_of_their_own(bundles):
     assert len({bundle.features.sha256 for bundle in (whole, *smaller)}) == 3
     assert whole.statistics is not None
     assert whole.unknown_threshold is not None
-    assert all(bundle.statistics is None and bundle.unknown_threshold is None for bundle in smaller)
+    int8, fp16 = smaller
+    assert int8.statistics is not None
+    assert int8.statistics != whole.statistics
+    assert fp16.statistics is fp16.unknown_threshold is None
+
+
+def test_an_int8_file_is_solved_from_sums_over_its_own_features(bundles, photos, tmp_path):
+    """Oracle: scikit-learn's LDA on the features that onnxruntime computes with the file of the training images."""
+    folder = tmp_path / "bundle"
+    shutil.copytree(bundles(packaged=True), folder)
+    bundle = read_bundle(folder / "student.int8.onnx")
+    classifier = Classifier(bundle.path)
+    stored = read_statistics(folder / bundle.statistics.file, bundle.features.sha256)
+    total = stored.history.total
+    files = [(name, path) for name in bundle.classes for path in sorted((photos / "train" / name).iterdir())]
+    rows = np.concatenate([classifier.features(classifier.prepare(path)[None]) for _, path in files]).astype(float)
+    labels = np.array([name for name, _ in files])
+    assert total.classes == bundle.classes
+    np.testing.assert_allclose(total.means, [rows[labels == name].mean(axis=0) for name in bundle.classes], atol=1e-5)
+    rho = shrunk_covariance(total, None)[1]
+    known = LinearDiscriminantAnalysis("lsqr", rho, [1 / len(bundle.classes)] * len(bundle.classes)).fit(rows, labels)
+    expected = known.decision_function(rows)[:, [list(known.classes_).index(name) for name in bundle.classes]]
+    session = onnxruntime.InferenceSession(bundle.path)
+    found = np.concatenate([session.run(["logits"], {"image": classifier.prepare(path)[None]})[0] for _, path in files])
+    expected, found = (values - values.mean(axis=1, keepdims=True) for values in (expected, found))
+    np.testing.assert_allclose(
+        found * (expected * found).sum() / (found**2).sum(), expected, atol=2e-3 * expected.max()
+    )
+
+    learner = Learner(bundle.path).add("new", [path for _, path in files[:3]])
+    learner.save()
+    assert Classifier(bundle.path).classes == (*bundle.classes, "new")
+    Learner(bundle.path).undo().save()
+    assert bundle.path.read_bytes() == (bundles(packaged=True) / "student.int8.onnx").read_bytes()
 
 
 @pytest.mark.parametrize("options", [{"method": "l2p", "adapt": "first"}, {}], ids=["first", "none"])

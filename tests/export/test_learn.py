@@ -53,7 +53,7 @@ def test_the_same_as_training_and_export(model, bundles, photos, method):
     learned, trained = read_bundle(path), read_bundle(whole)
     (logits, distance, *rest), (true_logits, true_distance, *true_rest) = (outputs(it, photos) for it in (path, whole))
     np.testing.assert_allclose(logits, true_logits, rtol=0, atol=1e-5 * max(1, np.abs(true_logits).max()))
-    np.testing.assert_allclose(distance, true_distance, rtol=4e-4)  # 12 bits of its factor are in the file
+    np.testing.assert_allclose(distance, true_distance, rtol=2e-3)  # its factor is rounded in the file
     for found, expected in zip(rest, true_rest, strict=True):
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
     same = ("classes", "tasks", "top_k", "preprocessing", "method", "weights", "features", "parameters", "unknown_rule")

@@ -20,7 +20,7 @@ from cdl_deploy.errors import DataError, OptionError, RunError
         ({"epochs": "five"}, "optim.epochs is 'five', expected a whole number"),
         ({"epochs": 0}, "--epochs is 0, expected at least 1"),
         ({"distill": "kdpp"}, "did you mean 'kdp'?"),
-        ({"preset": "papr"}, "--preset 'papr' is unknown, expected one of default, paper; did you mean 'paper'?"),
+        ({"preset": "papr"}, "--preset 'papr' is unknown, expected one of default, kdp, paper; did you mean 'paper'?"),
         ({"classes": ["a"]}, "classes and allow_known belong to add=…: give it, or leave them out"),
         ({"resume": True, "add": "new"}, "resume and add exclude each other: resume first, then add"),
         ({"resume": True}, "with resume=True the first argument is the run directory: leave out out='"),

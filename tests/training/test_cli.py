@@ -120,7 +120,7 @@ ERRORS = [
     (["--query", "block:2", "--method", "apt"], "--query block:2 has no meaning with --method apt, which chooses"),
     (["--top-k", "31"], "--top-k 31 is more than the --pool-size of 30: ask for fewer"),
     (["--distill", "kdpp"], "dkd, fitnets, reviewkd, deit, kdp; did you mean 'kdp'?"),
-    (["--preset", "papre"], "--preset 'papre' is unknown, expected one of default, paper; did you mean 'paper'?"),
+    (["--preset", "papre"], "--preset 'papre' is unknown, expected one of default, kdp, paper; did you mean 'paper'?"),
     (["--config", "gone.yaml"], "cannot read --config gone.yaml: No such file"),
     (["--pixel-range", "units"], "--pixel-range 'units' is unknown, expected one of model, unit; did you mean 'unit'?"),
     (["--schedule", "cosin"], "--schedule 'cosin' is unknown, expected one of cosine, cosine-late; did you mean"),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -63,6 +64,16 @@ def logits_of(root, photos):
     files = [path for name in record.classes for path in sorted((photos / "test" / name).iterdir())]
     with torch.no_grad():
         return learner_logits(pair.encoder, pair.student, torch.stack([transform(load_image(f)) for f in files]))
+
+
+def test_a_teacher_is_trained_to_compare_with_and_changes_nothing(photos, tmp_path):
+    """`--train-teacher`: the student is the same bit for bit, and the teacher has results of its own."""
+    alone = frozen(photos, tasks=2)
+    both = replace(alone, models=replace(alone.models, train_teacher=True))
+    records = [train(config, tmp_path / name) for name, config in (("alone", alone), ("both", both))]
+    assert [sorted(record.matrices) for record in records] == [["student"], ["student", "teacher"]]
+    assert torch.equal(logits_of(tmp_path / "alone", photos), logits_of(tmp_path / "both", photos))
+    assert records[1].backbones["teacher"].model.startswith("mini_teacher")
 
 
 def test_slda_equals_scikit_learn_on_all_images_at_once(photos, tmp_path):

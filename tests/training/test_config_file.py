@@ -37,8 +37,32 @@ def test_the_paper_preset_is_what_the_table_says():
         if value != default.to_dict()[section][key]
     }
     assert changed == {(section, key) for section, values in PRESETS["paper"].items() for key in values}
-    best = replace(default, method=replace(default.method, head="slda"))
+    best = replace(default, method=replace(default.method, method="none", distill="none", head="slda"))
     assert layered_config("default", None, {}) == layered_config(None, None, {}) == best
+
+
+@pytest.mark.parametrize(
+    ("given", "method", "distill"),
+    [
+        ({}, "none", "none"),
+        ({"data": {"tasks": 3}, "optim": {"epochs": 2}}, "none", "none"),
+        ({"models": {"student": "vit_small_patch16_224"}}, "none", "none"),
+        ({"models": {"train_teacher": True}, "method": {"head": "ridge", "random_features": 99}}, "none", "none"),
+        ({"models": {"teacher": "vit_base_patch16_224"}}, "coda", "kdp"),
+        ({"models": {"teacher_run": "runs/a"}, "method": {"distill": "kd"}}, "coda", "kd"),
+        ({"method": {"method": "l2p"}}, "l2p", "kdp"),
+        ({"method": {"distill": "none"}}, "coda", "none"),
+        ({"method": {"query": "block:2"}}, "coda", "kdp"),
+        ({"method": {"adapt": "first"}}, "coda", "kdp"),
+    ],
+)
+def test_the_backbone_is_frozen_until_a_teacher_method_or_distillation_is_named(given, method, distill, tmp_path):
+    file = tmp_path / "c.json"
+    file.write_text(json.dumps(given))
+    for found in (layered_config(None, None, given), layered_config(None, file, {})):
+        assert (found.method.method, found.method.distill) == (method, distill)
+    kdp = layered_config("kdp", None, {}).method
+    assert (kdp.method, kdp.distill, kdp.head) == ("coda", "kdp", "slda")
 
 
 @pytest.mark.parametrize("name", ["c.yaml", "c.json"])

@@ -51,6 +51,18 @@ def test_the_steps_are_real_and_forgotten(photos, tmp_path):
     assert a[0].matrices == b[0].matrices
 
 
+def test_a_frozen_backbone_has_no_epochs_and_nothing_to_train(photos, capsys):
+    status, printed, _ = cdl(capsys, "--data", photos, "--tasks", 2, "--dry-run", "--json")
+    plan = json.loads(printed)
+    assert status == 0
+    assert sum(plan["parameters"]["student"].values()) == plan["parameters"]["student"]["backbone"]
+    assert plan["estimate"]["steps"] == {}
+    assert sorted(plan["estimate"]["seconds_by_part"]) == ["checking", "heads", "tests"]
+    _, printed, _ = cdl(capsys, "--data", photos, "--tasks", 2, "--dry-run")
+    assert "nothing trains" in printed
+    assert "steps" not in printed
+
+
 @pytest.mark.parametrize("distill", ["kdp", "none", "fitnets"])
 def test_parameters_are_those_that_train(photos, tmp_path, distill):
     plan = plan_run(config(photos, distill))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from cdl_deploy.run import plugins
-from cdl_deploy.run.config import MethodConfig
+from cdl_deploy.run.config import MethodConfig, RunConfig
 from cdl_deploy.training.backbones.protocol import NetworkShape
 from cdl_deploy.training.distillation.deit import DeitToken
 from cdl_deploy.training.distillation.dkd import DKD
@@ -33,9 +33,9 @@ DISTILLATIONS: Registry[type[Distillation]] = Registry(
 )
 
 
-def needs_teacher(distill: str) -> bool:
-    """Whether a teacher is trained at all."""
-    return DISTILLATIONS[distill].needs_teacher
+def has_teacher(config: RunConfig) -> bool:
+    """Whether a teacher is trained at all: to be learned from, or to compare with."""
+    return DISTILLATIONS[config.method.distill].needs_teacher or config.models.train_teacher
 
 
 def build_distillation(
@@ -53,4 +53,4 @@ def build_distillation(
     return distillation.build(networks, config.part(distillation.Config), generator)
 
 
-__all__ = ["DISTILLATIONS", "Distillation", "LearnerOutput", "Networks", "build_distillation", "needs_teacher"]
+__all__ = ["DISTILLATIONS", "Distillation", "LearnerOutput", "Networks", "build_distillation", "has_teacher"]
