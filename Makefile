@@ -15,7 +15,7 @@ DEMO_BENCH   = cdl bench-latency $(DEMO)/run --batch 1,8 --time-limit 30 --save 
 DEMO_SUMMARY = cdl runs $(DEMO)/run --latency $(DEMO)/latency.json
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast slow-tests test-install examples lint types check format build release-check constraints clean
+.PHONY: help demo test test-fast slow-tests test-install test-foreign examples lint types check format build release-check constraints clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 15
@@ -36,7 +36,7 @@ test: $(VENV)/.installed-dev  ## run the whole test suite: 5 minutes on two core
 	$(PYTEST) $(ARGS)
 
 test-fast: $(VENV)/.installed-dev  ## the tests that fit a budget of processor time: under a minute
-	$(PYTEST) -m "not slow and not network and not examples" $(ARGS)
+	$(PYTEST) -m "not slow and not network and not examples and not foreign" $(ARGS)
 
 slow-tests: $(VENV)/.installed-dev  ## measure every test, and write tests/slow.txt: what test-fast's budget leaves out
 	rm -f .test-times.jsonl
@@ -45,6 +45,9 @@ slow-tests: $(VENV)/.installed-dev  ## measure every test, and write tests/slow.
 
 test-install: $(VENV)/.installed-dev  ## the wheel alone, with dependencies fetched into an empty environment
 	$(BIN)/pytest -m network tests/packaging
+
+test-foreign: $(VENV)/.installed-foreign  ## weights files, against the libraries that write them
+	PYTHONPATH=$(VENV)/foreign $(BIN)/pytest -m foreign tests/foreign
 
 examples: $(VENV)/.installed-dev  ## build and run every app of examples/ (Debian, Ubuntu: fetches what they need)
 	examples/prepare.sh $(BIN)/python
@@ -57,7 +60,7 @@ lint: $(VENV)/.installed-dev  ## ruff: lint, and whether `make format` would cha
 types: $(VENV)/.installed-dev  ## mypy, strict
 	$(BIN)/mypy
 
-check: lint types test test-install examples  ## exactly what CI runs
+check: lint types test test-install test-foreign examples  ## exactly what CI runs
 
 format: $(VENV)/.installed-dev  ## reformat, and mend what the linter can
 	$(BIN)/ruff check --fix-only --quiet
@@ -104,6 +107,12 @@ $(VENV)/.installed-all: $(REQUIREMENTS) | $(BIN)/python
 $(VENV)/.installed-dev: $(REQUIREMENTS) | $(BIN)/python
 	$(call install,dev)
 	@touch $@ $(VENV)/.installed-all
+
+# Beside the environment, not in it: what it has must be what a user gets.
+$(VENV)/.installed-foreign: tests/foreign/requirements.txt $(VENV)/.installed-dev
+	rm -rf $(VENV)/foreign
+	$(PIP) install --target $(VENV)/foreign --no-deps -r tests/foreign/requirements.txt
+	@touch $@
 
 $(BIN)/python:
 	@command -v $(PYTHON) > /dev/null || { echo "No $(PYTHON) here. Install it, or: make PYTHON=python3.12 …"; exit 2; }

@@ -23,6 +23,7 @@ from PIL import Image
 from benchmarks.attack.damage import BYTES, Damage, piece_of_text, piece_of_yaml, value_of_json
 from benchmarks.attack.labels import LabelsFiles, Processors
 from benchmarks.attack.mutations import OutsideError
+from benchmarks.attack.weights_files import ForeignWeights
 from cdl_deploy.data.preprocessing import Preprocessing
 from cdl_deploy.runtime import running
 from cdl_deploy.runtime.bundle import Bundle, Method, RunOrigin, Weights, encode_metadata
@@ -315,6 +316,7 @@ KINDS: dict[str, Callable[[Path], Reader]] = {
     "labels": LabelsFiles,
     "processors": Processors,
     "weights": TrainedWeights,
+    "weights-files": ForeignWeights,
     "statistics": Sums,
 }
 """By the name of the kind."""

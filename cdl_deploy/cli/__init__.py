@@ -33,6 +33,7 @@ COMMANDS = {
     "predict": "predict",
     "evaluate": "evaluate",
     "inspect": "inspect",
+    "weights": "weights",
     "update": "update",
     "learn": "learn",
     "merge": "merge",

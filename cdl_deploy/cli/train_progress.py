@@ -71,6 +71,8 @@ def notes_on(record: RunRecord) -> Iterator[str]:
     if text:
         yield printable(text)
     for role, info in record.backbones.items():
+        if info.weights is not None:
+            yield printable(f"the {role}'s weights {info.source}: {info.weights}")
         if info.pixels == "assumed":
             yield printable(
                 f"{info.source} does not say with which mean and deviation the {role}'s weights were trained: "

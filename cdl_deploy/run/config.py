@@ -103,10 +103,14 @@ class ModelConfig(Options):
     """timm name of the teacher's ViT, with its tag."""
     student: str = option("mini_student", "The same, smaller.", metavar="MODEL")
     """timm name of the student's ViT, with its tag."""
-    teacher_weights: str | None = option(None, "Weights of the teacher.", metavar="FILE", default_text="from the hub")
-    """Weights file of the teacher, instead of the hub's."""
-    student_weights: str | None = option(None, "Weights of the student.", metavar="FILE", default_text="from the hub")
-    """Weights file of the student, instead of the hub's."""
+    teacher_weights: str | None = option(
+        None, "Weights of the teacher: a file, folder or hub name.", metavar="FILE", default_text="from the hub"
+    )
+    """Of the teacher, instead of timm's own: a file, a folder, or a name on the hub; docs/weights.md says which."""
+    student_weights: str | None = option(
+        None, "Weights of the student: a file, folder or hub name.", metavar="FILE", default_text="from the hub"
+    )
+    """Of the student, instead of timm's own: a file, a folder, or a name on the hub; docs/weights.md says which."""
     teacher_run: str | None = option(
         None, "Take the teacher of this run, task by task, instead of teaching one.", metavar="RUN"
     )

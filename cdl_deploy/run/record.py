@@ -70,12 +70,15 @@ class BackboneInfo:
     parameters: int
     pixels: str | None = None
     """Of weights from a file: where mean and deviation come from: the `file`, the `model` as named, or `assumed`."""
+    weights: str | None = None
+    """Of weights from a file: whose names it has, what was taken off them, and how they differ from timm's."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         values = {**dataclasses.asdict(self), "mean": list(self.mean), "std": list(self.std)}
-        if self.pixels is None:
-            del values["pixels"]
+        for name in ("pixels", "weights"):
+            if values[name] is None:
+                del values[name]
         return values
 
 

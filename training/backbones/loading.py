@@ -11,16 +11,18 @@ import safetensors.torch
 import timm
 import torch
 from timm.models import is_model, list_models
-from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
-from torch import Tensor, nn
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
 
 from cdl_deploy.errors import WeightsError, nearest
 from cdl_deploy.regular_file import open_regular
 from cdl_deploy.run.record import BackboneInfo
 from cdl_deploy.training.backbones import Backbone, build_backbone, hub, mini, patch14, small
-from cdl_deploy.training.backbones.weights_file import PATCHES, read_weights
+from cdl_deploy.training.backbones.weights_files.described import differences
+from cdl_deploy.training.backbones.weights_files.filling import fill
+from cdl_deploy.training.backbones.weights_files.fits import find_fits
+from cdl_deploy.training.backbones.weights_files.weights import Weights, read_weights
 
-MISMATCHES_NAMED = 3
 OWN_MODELS = (*mini.MINI_MODELS, *small.SMALL_MODELS, *patch14.PATCH14_MODELS)
 """Names that this package registers with timm."""
 
@@ -30,24 +32,28 @@ def load_backbone(
 ) -> tuple[Backbone, BackboneInfo]:
     """Build and fill a frozen backbone. With the pixel range `unit` its pixel statistics are mean 0 and std 1.
 
-    Raises WeightsError for an unknown name, no weights, or shapes that don't fit.
+    `weights`: a file, a folder, or a name on the hub such as `timm/MODEL`; see docs/weights.md. Raises WeightsError for
+    an unknown name, no weights, or shapes that don't fit.
     """
     model = known_model(model)
-    said = read_weights(Path(weights)) if weights is not None else None
+    if weights is not None:
+        check_family(model, image_size or _default_size(model))  # before gigabytes are fetched and read
+    said = read_weights(hub.located(weights)) if weights is not None else None
     size = image_size or (said.pixels["input_size"][-1] if said and "input_size" in said.pixels else None)
     size = int(size or _default_size(model))
-    check_family(model, size)
+    if weights is None or size != (image_size or _default_size(model)):
+        check_family(model, size)
     if said is not None and weights is not None:
         vit = create_vit(model, size)
-        fill(vit, said.tensors, Path(weights))
-        source = Path(weights).name
+        _fill_or_name_another(vit, said, model)
+        source = weights if hub.is_name(weights) else Path(weights).name
     else:
         vit = _with_pretrained(model, size)
         source = "package" if model.split(".")[0] in mini.MINI_MODELS else "hub"
     data = timm.data.resolve_model_data_config(vit)
     pixels: str | None = None
     if said is not None:
-        data |= {name: said.pixels[name] for name in ("mean", "std") if name in said.pixels}
+        data |= {name: said.pixels[name] for name in ("mean", "std", "interpolation") if name in said.pixels}
         ours = model.partition(".")[0] in OWN_MODELS
         pixels = "file" if {"mean", "std"} <= set(said.pixels) else "model" if ours or "." in model else "assumed"
     if pixel_range == "unit":
@@ -68,6 +74,7 @@ def load_backbone(
         crop_pct=float(data["crop_pct"]),
         parameters=sum(value.numel() for value in vit.parameters()),
         pixels=pixels,
+        weights=_how_read(said, vit) if said is not None else None,
     )
     return backbone, info
 
@@ -141,32 +148,23 @@ def load_weights_file(vit: VisionTransformer, file: Path) -> None:
     fill(vit, read_weights(file).tensors, file)
 
 
-def fill(vit: VisionTransformer, state: dict[str, Tensor], file: Path) -> None:
-    """Fill `vit` with the weights that were read from `file`; see `load_weights_file`."""
-    state = {name: value for name, value in state.items() if not name.startswith(("head.", "head_dist."))}
-    found_shapes = {name: tuple(value.shape) for name, value in state.items()}
-    patches, wanted_patches = found_shapes.get(PATCHES, ()), tuple(vit.patch_embed.proj.weight.shape)
-    if len(patches) == 4 and patches[:2] == wanted_patches[:2] and patches[2:] != wanted_patches[2:]:
-        raise WeightsError(
-            f"weights {file} are of patches of {patches[2]}x{patches[3]} pixels, and the model's are "
-            f"{wanted_patches[2]}x{wanted_patches[3]}: choose the model they were made for"
-        )
+def _fill_or_name_another(vit: VisionTransformer, weights: Weights, model: str) -> None:
+    """Fill the network; where the weights do not fit, the error names the timm model that they are of."""
     try:
-        state = checkpoint_filter_fn(state, vit)
-    except (RuntimeError, KeyError, AssertionError, ValueError, TypeError):
-        state = {name: state[name] for name in state}  # the comparison below says what does not fit
-    wanted = vit.state_dict()
-    wrong = [  # shapes first: they tell a reader which model the file is of
-        f"{name} has shape {found_shapes.get(name, tuple(state[name].shape))}, expected {tuple(value.shape)}"
-        for name, value in wanted.items()
-        if name in state and state[name].shape != value.shape
-    ]
-    wrong += [f"{name} is missing" for name in wanted if name not in state]
-    wrong += [f"{name} is not part of it" for name in state if name not in wanted and name in found_shapes]
+        fill(vit, weights.tensors, weights.file)
+    except WeightsError as error:
+        fits = [fit.model for fit in find_fits(weights).found[:1] if fit.model != model.partition(".")[0]]
+        hint = f"; they are of {fits[0]}: choose that model" if fits else ""
+        raise WeightsError(f"{error}{hint}") from None
+    wrong, _ = differences(weights, vit)
     if wrong:
-        more = f", and {len(wrong) - MISMATCHES_NAMED} more" if len(wrong) > MISMATCHES_NAMED else ""
-        raise WeightsError(f"weights {file} do not fit the model: {'; '.join(wrong[:MISMATCHES_NAMED])}{more}")
-    vit.load_state_dict({name: state[name].float() for name in wanted})
+        raise WeightsError(f"weights {weights.file} are of another network than {model}: {'; '.join(wrong)}")
+
+
+def _how_read(weights: Weights, vit: VisionTransformer) -> str | None:
+    """What a user has to know of how the weights were read, and how they differ from timm's."""
+    _, slight = differences(weights, vit)
+    return "; ".join(filter(None, (weights.words(), *slight))) or None
 
 
 def weights_hash(vit: VisionTransformer) -> str:
