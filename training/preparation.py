@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import unicodedata
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from cdl_deploy.data.class_names import composed, seen_as
 from cdl_deploy.data.left_out import LeftOut
 from cdl_deploy.data.sources import ImageSource, OnCheck, located, located_labels, open_source
 from cdl_deploy.errors import DataError, OptionError, RunError, nearest
@@ -207,7 +207,7 @@ def split_classes(
     source: ImageSource, record: RunRecord, addition: Addition
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The new and the known among the classes to add. Raises DataError for those that cannot be."""
-    asked = tuple(unicodedata.normalize("NFC", name) for name in addition.classes)
+    asked = tuple(composed(name) for name in addition.classes)
     for name in asked:
         if name not in source.classes:
             raise DataError(f"--classes: no class '{name}' in {addition.data}{nearest(name, source.classes)}")
@@ -222,11 +222,11 @@ def split_classes(
             f"{addition.data} has classes that the run knows: {names}; leave them out with --classes, "
             "or train them on with --allow-known"
         )
-    taught_as = {name.casefold(): name for name in taught}
+    taught_as = {seen_as(name): name for name in taught}
     for name in new:
-        if name.casefold() in taught_as and addition.labels is None:
+        if seen_as(name) in taught_as and addition.labels is None:
             raise DataError(
-                f"class '{name}' in {addition.data} differs in case alone from '{taught_as[name.casefold()]}', which "
-                "the run knows: rename it; where both are meant, say so in a file of labels (--labels FILE)"
+                f"class '{name}' in {addition.data} differs in case or spaces alone from '{taught_as[seen_as(name)]}', "
+                "which the run knows: rename it; where both are meant, say so in a file of labels (--labels FILE)"
             )
     return new, known

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from cdl_deploy.data.class_names import known_as
 from cdl_deploy.errors import OptionError, RunError, nearest
 from cdl_deploy.folders import scratch_folder
 from cdl_deploy.run.record import RunRecord
@@ -43,10 +44,21 @@ def undo_task(root: Path) -> RunRecord:
             forgotten=[name for name in record.forgotten if name not in record.plans[-1].classes],
         )
         pair = load_task(directory, shorter)  # what is gone back to must be there
+        shorter = replace(shorter, forgotten=_without_sums(shorter, pair))
         save_last(directory, shorter, pair, Position(begun=len(shorter.tasks)))
         complete(directory, shorter)
         write_record(_run(directory, shorter, pair))
         return shorter
+
+
+def _without_sums(record: RunRecord, pair: TeacherStudent) -> list[str]:
+    """The forgotten classes, those among them that the task taken back had brought images of."""
+    head = pair.student.closed_form
+    if head is None:
+        return record.forgotten
+    summed = {int(position) for position in head.statistics.classes}
+    gone = [name for position, name in enumerate(record.classes) if position not in summed]
+    return [*record.forgotten, *(name for name in gone if name not in record.forgotten)]
 
 
 def forget_class(root: Path, name: str) -> RunRecord:
@@ -60,6 +72,7 @@ def forget_class(root: Path, name: str) -> RunRecord:
             raise RunError(
                 f"{root} has learned heads, which cannot forget a class: give it closed-form ones with cdl head {root}"
             )
+        name = known_as(name, record.known_classes)
         if name not in record.known_classes:
             raise OptionError(f"--forget: {root} knows no class '{name}'{nearest(name, record.known_classes)}")
         if len(record.known_classes) < 3:

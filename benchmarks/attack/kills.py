@@ -10,6 +10,7 @@ Right after the kill nobody may see a mixture; when the command was given again,
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
 import sys
@@ -177,6 +178,8 @@ def victims(world: World) -> dict[str, Victim]:
         "page": Victim((), partial(page, 2), partial(page, 2), site, whole),
         "page over an older one": Victim(("site",), partial(page, 2), partial(page, 2), site, whole),
         "update": Victim(("v1", "v2"), updated, updated, described, whole),
+        "learn": Victim(("device",), partial(taught, world), partial(taught_on, world), device, device),
+        "merge": Victim(("device-1", "device-2"), met, met, device, device),
         "predict": predicting("rows.jsonl"),
         "predict parquet": predicting("rows.parquet"),
     }
@@ -296,13 +299,38 @@ def updated(folder: Path) -> None:
 
 def described(folder: Path) -> str:
     """Which model is there, unless the file beside it describes another."""
-    import json
-
     model, beside = folder / "v1" / "student.onnx", folder / "v1" / "student.json"
     classes = list(read_bundle(model).classes)
     if beside.exists() and json.loads(beside.read_text())["classes"] != classes:
         return "the description of another model"
     return hashes(folder)["v1/student.onnx"]
+
+
+def taught(world: World, folder: Path) -> None:
+    world.learning("eel", folder / "device")()
+
+
+def taught_on(world: World, folder: Path) -> None:
+    """The same images twice are refused."""
+    if "eel" not in read_bundle(folder / "device/student.onnx").classes:
+        taught(world, folder)
+
+
+def met(folder: Path) -> None:
+    command("merge", *(folder / f"device-{n}/student.onnx" for n in (1, 2)), "-o", folder / "device-1/student.onnx")()
+
+
+def device(folder: Path) -> object:
+    """Model and statistics, which must be of one another; the description, where there is one, as well."""
+    from cdl_deploy.learn.learner import Learner
+
+    place = next(path for path in sorted(folder.iterdir()) if path.name.startswith("device"))
+    with Learner(place / "student.onnx") as learner:  # refuses statistics that are not the model's
+        classes = list(learner.classes)
+    beside = place / "student.json"
+    if beside.exists() and json.loads(beside.read_text())["classes"] != classes:
+        return "the description of another model"
+    return {name: digest for name, digest in hashes(place).items() if name.endswith((".onnx", ".safetensors"))}
 
 
 def predicted(name: str, model: Path, photos: Path) -> Callable[[Path], None]:

@@ -23,6 +23,7 @@ from PIL import Image
 from benchmarks.attack.damage import BYTES, Damage, piece_of_text, piece_of_yaml, value_of_json
 from benchmarks.attack.labels import LabelsFiles, Processors
 from benchmarks.attack.mutations import OutsideError
+from benchmarks.attack.trees import Trees
 from cdl_deploy.data.preprocessing import Preprocessing
 from cdl_deploy.runtime import running
 from cdl_deploy.runtime.bundle import Bundle, Method, RunOrigin, Weights, encode_metadata
@@ -312,6 +313,7 @@ KINDS: dict[str, Callable[[Path], Reader]] = {
     "config-json": lambda folder: Configs(folder, ".json"),
     "images-training": lambda folder: Images(folder, training=True),
     "images-runtime": lambda folder: Images(folder, training=False),
+    "folders": Trees,
     "labels": LabelsFiles,
     "processors": Processors,
     "weights": TrainedWeights,

@@ -42,7 +42,7 @@ class World:
         self.root = root
         self.attacks = root / "attacks"
         if not self.attacks.exists():
-            for make in (self._images, self._runs, self._models, self._page):
+            for make in (self._images, self._runs, self._models, self._devices, self._page):
                 answer = in_child(make)
                 if answer != "done":
                     raise SystemExit(f"the world cannot be made: {answer}")
@@ -99,6 +99,21 @@ class World:
             traces.mkdir(parents=True)
             with patched(export_module, "export_onnx", keeping(traces)):
                 export_run(self.root / f"learned-{number}", self.root / f"v{number}", options)
+
+    def _devices(self) -> None:
+        """`device`: a model that can learn; `device-1` and `device-2` have learned a class each since."""
+        traces = self.root / TRACES / "summed-2"
+        traces.mkdir(parents=True)
+        with patched(export_module, "export_onnx", keeping(traces)):
+            export_run(self.root / "summed-2", self.root / "device", ExportOptions(latency=False))
+        for number, name in enumerate(CLASSES[2], start=1):
+            shutil.copytree(self.root / "device", self.root / f"device-{number}")
+            self.learning(name, self.root / f"device-{number}")()
+
+    def learning(self, name: str, device: Path) -> Callable[[], None]:
+        """The command that teaches a device a class of the third task."""
+        model, images = device / "student.onnx", self.root / "third" / "train" / name
+        return command("learn", model, "--class", name, images, "-o", model, "--threads", 1)
 
     def _page(self) -> None:
         write_page(self.root / "v1" / "student.onnx", self.root / "site")

@@ -152,7 +152,9 @@ def command(
                 addition = Addition(add, _names(classes), **images, allow_known=allow_known, optim=changed)
                 record = add_task(out, addition, progress, stop)
             else:
-                record = train(layered_config(preset, config, _sections(given)), out, progress, stop)
+                asked = layered_config(preset, config, _sections(given))
+                asked.method.check_used(given)
+                record = train(asked, out, progress, stop)
         except (Stopped, KeyboardInterrupt):
             if (out / "run.json").exists() and is_main_process():
                 echo(f"\nstopped; continue with: cdl train {out} --resume", err=True)
@@ -188,7 +190,9 @@ def _show_plan(out: Path | None, preset: str | None, config: Path | None, given:
         from cdl_deploy.run.config_file import layered_config
         from cdl_deploy.training.dry_run import plan_run
     with show_training() if sys.stderr.isatty() else nullcontext(None) as progress:
-        plan = plan_run(layered_config(preset, config, _sections(given)), out, progress)
+        asked = layered_config(preset, config, _sections(given))
+        asked.method.check_used(given)
+        plan = plan_run(asked, out, progress)
     for text in notes_on(plan.record):
         echo(f"note: {text}", err=True)
     if as_json:

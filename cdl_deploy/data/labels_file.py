@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import csv
 import json
-import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from cdl_deploy.data.class_names import composed
 from cdl_deploy.documents import parse_json
 from cdl_deploy.errors import DataError
 from cdl_deploy.regular_file import read_regular
@@ -248,7 +248,7 @@ def _name(path: Path, number: int, value: Any) -> str:
         return ""
     if isinstance(value, str | int | float):
         text = value if isinstance(value, str) else json.dumps(value)
-        return unicodedata.normalize("NFC", text.strip())
+        return composed(text.strip())
     raise DataError(f"--labels {path}, line {number}: the label is {short(json.dumps(value))}, expected one class")
 
 

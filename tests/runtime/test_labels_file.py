@@ -164,7 +164,7 @@ def test_one_class_spelt_in_two_ways(tmp_path):
     assert {name: len(files) for name, files in find_test_images(tmp_path, None).items()} == {"caf\u00e9": 2, "Tea": 1}
     (tmp_path / "tea").mkdir()
     Image.new("RGB", (2, 2)).save(tmp_path / "tea/0.png")
-    with pytest.raises(DataError, match=r"classes 'Tea' and 'tea' in .* differ in case alone: rename one"):
+    with pytest.raises(DataError, match=r"classes 'Tea' and 'tea' in .* differ in case or spaces alone: rename one"):
         find_test_images(tmp_path, None)
 
 

@@ -84,7 +84,14 @@ def _evil(path):
         ("short.safetensors", lambda p: p.write_bytes(b"12345"), "cannot read weights file"),
         ("text.pth", lambda p: p.write_text("hello"), "cannot read weights file"),
         ("list.pth", lambda p: torch.save([1, 2], p), "holds no state dict"),  # noqa: TID251
-        ("evil.pth", _evil, "cannot read weights file"),
+        ("evil.pth", _evil, "evil.pth hold Python objects, such as a whole model, and only tensors are read"),
+        ("empty.pth", lambda p: p.write_bytes(b""), "empty.pth is empty: download or save it again"),
+        (
+            "w.pth.gz",
+            lambda p: p.write_bytes(b"\x1f\x8b\x08"),
+            "a compressed file, to be unpacked first; expected safe",
+        ),
+        ("w.h5", lambda p: p.write_bytes(b"\x89HDF\r\n\x1a\n"), "is a HDF5 file, as Keras writes them; expected safe"),
         (
             "other.safetensors",
             lambda p: safetensors.torch.save_file({"cls_token": torch.zeros(1, 1, 8), "foo": torch.zeros(1)}, p),

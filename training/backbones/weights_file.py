@@ -24,6 +24,14 @@ PATCHES = "patch_embed.proj.weight"
 """A tensor that every ViT of timm's has, and few heads."""
 TRANSFORMERS = ("embeddings.cls_token", "embeddings.patch_embeddings.projection.weight")
 MAX_CONFIG = 1 << 20
+OTHERS = {
+    b"\x89HDF": "a HDF5 file, as Keras writes them",
+    b"GGUF": "a GGUF file, as llama.cpp reads them",
+    b"\x1f\x8b": "a compressed file, to be unpacked first",
+    b"7z\xbc\xaf": "an archive, to be unpacked first",
+    b"\xfd7zXZ": "a compressed file, to be unpacked first",
+}
+"""What begins so, and is neither safetensors nor a torch checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +50,16 @@ def read_weights(file: Path) -> Weights:
     except AttributeError:
         content = {}  # timm took it for a mapping
     except Exception as error:  # noqa: BLE001  safetensors, zip, pickle and OS errors have no common base
+        if "weights_only" in str(error) or "TorchScript" in str(error):
+            raise WeightsError(
+                f"weights {file} hold Python objects, such as a whole model, and only tensors are read from a file: "
+                "save model.state_dict(), as safetensors or with torch.save"
+            ) from None
         reason = " ".join(str(error).split(". ")[0].split())[:160]
-        raise WeightsError(f"cannot read weights file {file}: {reason or type(error).__name__}") from None
+        raise WeightsError(
+            f"cannot read weights file {file}: neither safetensors nor a torch checkpoint, or not all of it "
+            f"({reason or type(error).__name__})"
+        ) from None
     return Weights(_without_prefix(file, _tensors(file, content)), _pixels(file))
 
 
@@ -97,6 +113,11 @@ def _refuse_others(file: Path) -> None:
         raise WeightsError(f"weights {file} is a Git LFS pointer and not the file: fetch it with git lfs pull")
     if head.lstrip()[:15].lower().startswith((b"<!doctype html", b"<html")):
         raise WeightsError(f"weights {file} is a web page, not what was to be downloaded: download it again")
+    if not head:
+        raise WeightsError(f"weights file {file} is empty: download or save it again")
+    for start, kind in OTHERS.items():
+        if head.startswith(start):
+            raise WeightsError(f"weights {file} is {kind}; expected safetensors or a torch checkpoint")
     if file.suffix.lower() == ".json":
         kind = "the index of weights in several files" if file.name.endswith(".index.json") else "JSON"
         raise WeightsError(f"weights {file} is {kind}, expected one .safetensors or .pth: save the weights in one file")
