@@ -132,6 +132,27 @@ class Models:
                         raise OutsideError(f"values of '{tensor.name}' from {place}")
 
 
+class OrtModels:
+    """The same in onnxruntime's own format."""
+
+    def __init__(self, folder: Path) -> None:
+        import onnxruntime
+
+        model, self.path = folder / "student.onnx", folder / "student.ort"
+        model.write_bytes(tiny_model(model))
+        options = onnxruntime.SessionOptions()
+        options.optimized_model_filepath = str(self.path)
+        options.add_session_config_entry("session.save_model_format", "ORT")
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+        self.whole = self.path.read_bytes()
+        self.image = Image.new("RGB", (9, 9), (200, 20, 20))
+
+    def read(self, rng: random.Random) -> None:
+        self.path.write_bytes(rng.choice(BYTES)(self.whole, rng))
+        list(Classifier(self.path, threads=1).predict([self.image]))
+
+
 class Updates:
     """`.cdlup` files: applied, and what they make compared."""
 
@@ -307,6 +328,7 @@ class Sums:
 
 KINDS: dict[str, Callable[[Path], Reader]] = {
     "models": Models,
+    "models-ort": OrtModels,
     "updates": Updates,
     "records": Records,
     "config-yaml": lambda folder: Configs(folder, ".yaml"),

@@ -22,6 +22,7 @@ from cdl_deploy.export import ExportOptions, export_run
 from cdl_deploy.export import export as export_module
 from cdl_deploy.export.onnx_file import export_onnx
 from cdl_deploy.files import write_text
+from cdl_deploy.learn.learner import Learner
 from cdl_deploy.run.config import DataConfig, MethodConfig, ModelConfig, OptimConfig, RunConfig
 from cdl_deploy.runtime.web_page import write_page
 from cdl_deploy.training import loop
@@ -108,7 +109,8 @@ class World:
             export_run(self.root / "summed-2", self.root / "device", ExportOptions(latency=False))
         for number, name in enumerate(CLASSES[2], start=1):
             shutil.copytree(self.root / "device", self.root / f"device-{number}")
-            self.learning(name, self.root / f"device-{number}")()
+            with Learner(self.root / f"device-{number}" / "student.onnx") as learner:
+                learner.add(name, sorted((self.root / "third" / "train" / name).iterdir())).save()
 
     def learning(self, name: str, device: Path) -> Callable[[], None]:
         """The command that teaches a device a class of the third task."""
