@@ -59,8 +59,8 @@ class LeftOut:
     def of(cls, counts: Mapping[str, Mapping[str, int]]) -> LeftOut:
         """The inverse of `to_dict`."""
         own = {name: Counter(found) for name, found in counts.items() if name not in (UNLABELLED, BESIDE, UNUSED)}
-        beside = [counts.get(name, {}).get("images", 0) for name in (UNLABELLED, BESIDE)]
-        return cls(own, *beside, Counter(counts.get(UNUSED, {})))
+        unlabelled, beside = (counts.get(name, {}).get("images", 0) for name in (UNLABELLED, BESIDE))
+        return cls(own, unlabelled, beside, Counter(counts.get(UNUSED, {})))
 
     def text(self) -> str:
         """One line that says it all; empty where nothing was left out."""
