@@ -11,6 +11,7 @@ from cdl_deploy.data.class_names import composed, seen_as
 from cdl_deploy.data.left_out import LeftOut
 from cdl_deploy.data.sources import ImageSource, OnCheck, located, located_labels, open_source
 from cdl_deploy.errors import DataError, OptionError, RunError, nearest
+from cdl_deploy.printable import as_typed
 from cdl_deploy.run.config import OptimConfig, RunConfig, check_name
 from cdl_deploy.run.record import BackboneInfo, RecordedPreprocessing, RunRecord, TaskPlan
 from cdl_deploy.training.backbones.loading import load_backbone
@@ -169,7 +170,8 @@ def prepare_task(
     record = directory.latest_record()
     if not record.finished:
         raise RunError(
-            f"{directory.root} has tasks left to learn: finish it first with cdl train {directory.root} --resume"
+            f"{directory.root} has tasks left to learn: finish it first with cdl train "
+            f"{as_typed(directory.root)} --resume"
         )
     optim = task_optim(record, addition)
     check_trackers(optim.trackers)

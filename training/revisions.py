@@ -16,6 +16,7 @@ from typing import Any
 from cdl_deploy.data.class_names import known_as
 from cdl_deploy.errors import OptionError, RunError, nearest
 from cdl_deploy.folders import scratch_folder
+from cdl_deploy.printable import as_typed
 from cdl_deploy.run.record import RunRecord
 from cdl_deploy.training.checkpoint import Position, complete, load_task, rebuild_teacher_student, save_last
 from cdl_deploy.training.context import Run
@@ -70,7 +71,8 @@ def forget_class(root: Path, name: str) -> RunRecord:
         learned = [role for role, kind in record.config.method.heads.items() if kind == "learned"]
         if "student" in learned or ("teacher" in learned and "teacher" in record.backbones):
             raise RunError(
-                f"{root} has learned heads, which cannot forget a class: give it closed-form ones with cdl head {root}"
+                f"{root} has learned heads, which cannot forget a class: give it closed-form ones with cdl head "
+                f"{as_typed(root)}"
             )
         name = known_as(name, record.known_classes)
         if name not in record.known_classes:
@@ -93,7 +95,7 @@ def _finished(root: Path) -> Iterator[tuple[RunDirectory, RunRecord]]:
     with directory.lock():
         record = directory.latest_record()
         if not record.tasks or not record.finished:
-            raise RunError(f"{root} has tasks left to learn: finish it first with cdl train {root} --resume")
+            raise RunError(f"{root} has tasks left to learn: finish it first with cdl train {as_typed(root)} --resume")
         if not is_written(directory, record):
             complete(directory, record)
         yield directory, record
@@ -115,7 +117,7 @@ def new_heads(
     known = PrecomputedTeacher(root, ("teacher", "student"))
     record, method = known.record, known.record.config.method
     if not record.tasks or not record.finished:
-        raise RunError(f"{root} has tasks left to learn: finish it first with cdl train {root} --resume")
+        raise RunError(f"{root} has tasks left to learn: finish it first with cdl train {as_typed(root)} --resume")
     if record.forgotten:
         raise RunError(f"{root} has forgotten classes, whose images are not to be looked at again: train a new run")
     given = {"features": None, "random_features": 0, "teacher_head": None, **options}

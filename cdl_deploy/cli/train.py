@@ -16,6 +16,7 @@ from cdl_deploy.cli.options_help import GroupedCommand, parameters
 from cdl_deploy.cli.output import echo, echo_json, make_console
 from cdl_deploy.cli.signals import stop_on_signals
 from cdl_deploy.errors import OptionError
+from cdl_deploy.printable import as_typed
 from cdl_deploy.require_extra import require_extra
 from cdl_deploy.run.config import option_sections
 from cdl_deploy.run.options import GROUPS, Declared, flag
@@ -157,7 +158,7 @@ def command(
                 record = train(asked, out, progress, stop)
         except (Stopped, KeyboardInterrupt):
             if (out / "run.json").exists() and is_main_process():
-                echo(f"\nstopped; continue with: cdl train {out} --resume", err=True)
+                echo(f"\nstopped; continue with: cdl train {as_typed(out)} --resume", err=True)
             raise typer.Exit(stop.exit_code if stop() else 130) from None
     if is_main_process():
         print_run(record, out, as_json)
@@ -285,7 +286,7 @@ def print_run(record: RunRecord, out: Path, as_json: bool) -> None:
         text = f"{count} unreadable image{'s' if count > 1 else ''} left out; run.json names them."
         console.print(text, soft_wrap=True)
     pictures = ", ".join(f"{name}.png" for name in PICTURES)
-    lines = f"run:      {out}\npictures: {pictures} in it\nnext:     cdl export {out} --onnx"
+    lines = f"run:      {out}\npictures: {pictures} in it\nnext:     cdl export {as_typed(out)} --onnx"
     if (out / "logs" / "tensorboard").is_dir():
-        lines += f"\ncurves:   tensorboard --logdir {out}"
+        lines += f"\ncurves:   tensorboard --logdir {as_typed(out)}"
     console.print(lines, highlight=False, soft_wrap=True, markup=False)
