@@ -7,6 +7,7 @@ with a line's end looks like two rows, one with right-to-left marks like another
 from __future__ import annotations
 
 import re
+import shlex
 import unicodedata
 
 _CONTROL = "\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff\udc80-\udc9f"
@@ -52,3 +53,8 @@ def _escaped(found: re.Match[str]) -> str:
     if unicodedata.category(character) == "Cs":  # a byte of a name that is not UTF-8
         code -= 0xDC00
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+
+def as_typed(path: object) -> str:
+    """A path as it is typed in a shell, in quotes where it has spaces: for commands that are offered to be copied."""
+    return shlex.quote(str(path))

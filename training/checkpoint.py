@@ -20,6 +20,7 @@ from torch import Tensor
 
 from cdl_deploy.data.images import load_image
 from cdl_deploy.errors import RunError
+from cdl_deploy.printable import as_typed
 from cdl_deploy.run.record import RunRecord
 from cdl_deploy.training.backbones.loading import rebuild_backbone
 from cdl_deploy.training.data.task_data import TaskImages
@@ -187,7 +188,7 @@ def load_run(root: Path, after: int | None = None) -> tuple[RunRecord, TeacherSt
     directory = RunDirectory(root)
     record = directory.latest_record()
     if not record.tasks:
-        raise RunError(f"{root} has no finished task yet: continue it with cdl train {root} --resume")
+        raise RunError(f"{root} has no finished task yet: continue it with cdl train {as_typed(root)} --resume")
     if after is not None:
         record = _up_to(root, record, after)
     return record, load_task(directory, record)

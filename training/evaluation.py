@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import Tensor
 
-from cdl_deploy.evaluation.calibration import BINS
+from cdl_deploy.evaluation.calibration import BINS, bin_sums, bins_of, expected_calibration_error
 from cdl_deploy.run.record import FittedHead, Role
 from cdl_deploy.training.context import Run, Task
 from cdl_deploy.training.data.loading import to_device
@@ -126,22 +125,12 @@ def measure_learner(
             )
             hits = predicted == to_device(labels, device)
             right += hits.sum()
-            bins += _binned(confidence.double().cpu(), hits.cpu())
+            bins += torch.from_numpy(bin_sums(confidence.double().cpu().numpy(), hits.cpu().numpy()))
             done += len(labels)
             on_images(min(total, done * processes.count), total)
         correct.append(int(right))
     counts = processes.total(correct)
     row = [100 * count / len(test.labels) if test.labels else None for count, test in zip(counts, tests, strict=True)]
-    images, sums, hits_in = processes.summed(bins)
-    ece = 100 * float((sums - hits_in).abs().sum() / images.sum()) if float(images.sum()) else None
+    bins = processes.summed(bins)
+    ece = expected_calibration_error(bins_of(bins.numpy())) if float(bins[0].sum()) else None
     return Tested(row, ece)
-
-
-def _binned(confidence: Tensor, hits: Tensor) -> Tensor:
-    """[3, bins]: images, summed confidence and hits in each bin of confidence ((m−1)/M, m/M]."""
-    place = (confidence * BINS).ceil().long().clamp(1, BINS) - 1
-    found = torch.zeros(3, BINS, dtype=torch.float64)
-    found[0].index_add_(0, place, torch.ones_like(confidence))
-    found[1].index_add_(0, place, confidence)
-    found[2].index_add_(0, place, hits.double())
-    return found

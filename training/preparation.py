@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-import unicodedata
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from cdl_deploy.data.class_names import composed, seen_as
 from cdl_deploy.data.left_out import LeftOut
 from cdl_deploy.data.sources import ImageSource, OnCheck, located, located_labels, open_source
 from cdl_deploy.errors import DataError, OptionError, RunError, nearest
+from cdl_deploy.printable import as_typed
 from cdl_deploy.run.config import OptimConfig, RunConfig, check_name
 from cdl_deploy.run.record import BackboneInfo, RecordedPreprocessing, RunRecord, TaskPlan
 from cdl_deploy.training.backbones.loading import load_backbone
@@ -169,7 +170,8 @@ def prepare_task(
     record = directory.latest_record()
     if not record.finished:
         raise RunError(
-            f"{directory.root} has tasks left to learn: finish it first with cdl train {directory.root} --resume"
+            f"{directory.root} has tasks left to learn: finish it first with cdl train "
+            f"{as_typed(directory.root)} --resume"
         )
     optim = task_optim(record, addition)
     check_trackers(optim.trackers)
@@ -207,7 +209,7 @@ def split_classes(
     source: ImageSource, record: RunRecord, addition: Addition
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The new and the known among the classes to add. Raises DataError for those that cannot be."""
-    asked = tuple(unicodedata.normalize("NFC", name) for name in addition.classes)
+    asked = tuple(composed(name) for name in addition.classes)
     for name in asked:
         if name not in source.classes:
             raise DataError(f"--classes: no class '{name}' in {addition.data}{nearest(name, source.classes)}")
@@ -222,11 +224,11 @@ def split_classes(
             f"{addition.data} has classes that the run knows: {names}; leave them out with --classes, "
             "or train them on with --allow-known"
         )
-    taught_as = {name.casefold(): name for name in taught}
+    taught_as = {seen_as(name): name for name in taught}
     for name in new:
-        if name.casefold() in taught_as and addition.labels is None:
+        if seen_as(name) in taught_as and addition.labels is None:
             raise DataError(
-                f"class '{name}' in {addition.data} differs in case alone from '{taught_as[name.casefold()]}', which "
-                "the run knows: rename it; where both are meant, say so in a file of labels (--labels FILE)"
+                f"class '{name}' in {addition.data} differs in case or spaces alone from '{taught_as[seen_as(name)]}', "
+                "which the run knows: rename it; where both are meant, say so in a file of labels (--labels FILE)"
             )
     return new, known

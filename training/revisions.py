@@ -13,8 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from cdl_deploy.data.class_names import known_as
 from cdl_deploy.errors import OptionError, RunError, nearest
 from cdl_deploy.folders import scratch_folder
+from cdl_deploy.printable import as_typed
 from cdl_deploy.run.record import RunRecord
 from cdl_deploy.training.checkpoint import Position, complete, load_task, rebuild_teacher_student, save_last
 from cdl_deploy.training.context import Run
@@ -43,10 +45,21 @@ def undo_task(root: Path) -> RunRecord:
             forgotten=[name for name in record.forgotten if name not in record.plans[-1].classes],
         )
         pair = load_task(directory, shorter)  # what is gone back to must be there
+        shorter = replace(shorter, forgotten=_without_sums(shorter, pair))
         save_last(directory, shorter, pair, Position(begun=len(shorter.tasks)))
         complete(directory, shorter)
         write_record(_run(directory, shorter, pair))
         return shorter
+
+
+def _without_sums(record: RunRecord, pair: TeacherStudent) -> list[str]:
+    """The forgotten classes, those among them that the task taken back had brought images of."""
+    head = pair.student.closed_form
+    if head is None:
+        return record.forgotten
+    summed = {int(position) for position in head.statistics.classes}
+    gone = [name for position, name in enumerate(record.classes) if position not in summed]
+    return [*record.forgotten, *(name for name in gone if name not in record.forgotten)]
 
 
 def forget_class(root: Path, name: str) -> RunRecord:
@@ -58,8 +71,10 @@ def forget_class(root: Path, name: str) -> RunRecord:
         learned = [role for role, kind in record.config.method.heads.items() if kind == "learned"]
         if "student" in learned or ("teacher" in learned and "teacher" in record.backbones):
             raise RunError(
-                f"{root} has learned heads, which cannot forget a class: give it closed-form ones with cdl head {root}"
+                f"{root} has learned heads, which cannot forget a class: give it closed-form ones with cdl head "
+                f"{as_typed(root)}"
             )
+        name = known_as(name, record.known_classes)
         if name not in record.known_classes:
             raise OptionError(f"--forget: {root} knows no class '{name}'{nearest(name, record.known_classes)}")
         if len(record.known_classes) < 3:
@@ -80,7 +95,7 @@ def _finished(root: Path) -> Iterator[tuple[RunDirectory, RunRecord]]:
     with directory.lock():
         record = directory.latest_record()
         if not record.tasks or not record.finished:
-            raise RunError(f"{root} has tasks left to learn: finish it first with cdl train {root} --resume")
+            raise RunError(f"{root} has tasks left to learn: finish it first with cdl train {as_typed(root)} --resume")
         if not is_written(directory, record):
             complete(directory, record)
         yield directory, record
@@ -102,7 +117,7 @@ def new_heads(
     known = PrecomputedTeacher(root, ("teacher", "student"))
     record, method = known.record, known.record.config.method
     if not record.tasks or not record.finished:
-        raise RunError(f"{root} has tasks left to learn: finish it first with cdl train {root} --resume")
+        raise RunError(f"{root} has tasks left to learn: finish it first with cdl train {as_typed(root)} --resume")
     if record.forgotten:
         raise RunError(f"{root} has forgotten classes, whose images are not to be looked at again: train a new run")
     given = {"features": None, "random_features": 0, "teacher_head": None, **options}

@@ -10,6 +10,7 @@ Right after the kill nobody may see a mixture; when the command was given again,
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
 import sys
@@ -34,6 +35,7 @@ from benchmarks.attack.world import (
 )
 from cdl_deploy.export import ExportOptions, export_run, onnx_file
 from cdl_deploy.export import export as export_module
+from cdl_deploy.learn.learner import Learner
 from cdl_deploy.runtime.bundle import read_bundle
 from cdl_deploy.runtime.web_page import write_page
 from cdl_deploy.training import loop
@@ -177,6 +179,10 @@ def victims(world: World) -> dict[str, Victim]:
         "page": Victim((), partial(page, 2), partial(page, 2), site, whole),
         "page over an older one": Victim(("site",), partial(page, 2), partial(page, 2), site, whole),
         "update": Victim(("v1", "v2"), updated, updated, described, whole),
+        "learn": Victim(
+            ("device",), partial(taught, world), partial(taught_on, world), device, partial(device_later, world)
+        ),
+        "merge": Victim(("device-1", "device-2"), met, met, device, device_whole),
         "predict": predicting("rows.jsonl"),
         "predict parquet": predicting("rows.parquet"),
     }
@@ -296,13 +302,50 @@ def updated(folder: Path) -> None:
 
 def described(folder: Path) -> str:
     """Which model is there, unless the file beside it describes another."""
-    import json
-
     model, beside = folder / "v1" / "student.onnx", folder / "v1" / "student.json"
     classes = list(read_bundle(model).classes)
     if beside.exists() and json.loads(beside.read_text())["classes"] != classes:
         return "the description of another model"
     return hashes(folder)["v1/student.onnx"]
+
+
+def taught(world: World, folder: Path) -> None:
+    world.learning("eel", folder / "device")()
+
+
+def taught_on(world: World, folder: Path) -> None:
+    """The same images twice are refused."""
+    if "eel" not in read_bundle(folder / "device/student.onnx").classes:
+        taught(world, folder)
+
+
+def met(folder: Path) -> None:
+    command("merge", *(folder / f"device-{n}/student.onnx" for n in (1, 2)), "-o", folder / "device-1/student.onnx")()
+
+
+def device(folder: Path) -> object:
+    """The first device's model and its statistics, which must be of one another, and a description of no other."""
+    model = next(path for path in sorted(folder.iterdir()) if path.name.startswith("device")) / "student.onnx"
+    with Learner(model) as learner:  # refuses statistics that are not the model's
+        classes, sums = list(learner.classes), learner.bundle.statistics
+    beside = model.with_suffix(".json")
+    if beside.exists() and json.loads(beside.read_text())["classes"] != classes:
+        return "the description of another model"
+    return [hashes(model.parent)["student.onnx"], sums.sha256 if sums else ""]
+
+
+def device_whole(folder: Path) -> object:
+    """All of its files: nothing is left of killed processes."""
+    device(folder)
+    return {name: digest for name, digest in hashes(folder).items() if name.startswith("device-1")}
+
+
+def device_later(world: World, folder: Path) -> object:
+    """The same when it has learned once more, which removes what is left of killed processes."""
+    model = folder / "device" / "student.onnx"
+    with Learner(model) as learner:
+        learner.add("fox", sorted((world.root / "third" / "train" / "fox").iterdir())).save()
+    return hashes(folder)
 
 
 def predicted(name: str, model: Path, photos: Path) -> Callable[[Path], None]:

@@ -23,6 +23,7 @@ from PIL import Image
 from benchmarks.attack.damage import BYTES, Damage, piece_of_text, piece_of_yaml, value_of_json
 from benchmarks.attack.labels import LabelsFiles, Processors
 from benchmarks.attack.mutations import OutsideError
+from benchmarks.attack.trees import Trees
 from benchmarks.attack.weights_files import ForeignWeights
 from cdl_deploy.data.preprocessing import Preprocessing
 from cdl_deploy.runtime import running
@@ -130,6 +131,27 @@ class Models:
                     place = (self.folder / entry.value).resolve()
                     if not place.is_relative_to(self.folder.resolve()):
                         raise OutsideError(f"values of '{tensor.name}' from {place}")
+
+
+class OrtModels:
+    """The same in onnxruntime's own format."""
+
+    def __init__(self, folder: Path) -> None:
+        import onnxruntime
+
+        model, self.path = folder / "student.onnx", folder / "student.ort"
+        model.write_bytes(tiny_model(model))
+        options = onnxruntime.SessionOptions()
+        options.optimized_model_filepath = str(self.path)
+        options.add_session_config_entry("session.save_model_format", "ORT")
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+        self.whole = self.path.read_bytes()
+        self.image = Image.new("RGB", (9, 9), (200, 20, 20))
+
+    def read(self, rng: random.Random) -> None:
+        self.path.write_bytes(rng.choice(BYTES)(self.whole, rng))
+        list(Classifier(self.path, threads=1).predict([self.image]))
 
 
 class Updates:
@@ -307,12 +329,14 @@ class Sums:
 
 KINDS: dict[str, Callable[[Path], Reader]] = {
     "models": Models,
+    "models-ort": OrtModels,
     "updates": Updates,
     "records": Records,
     "config-yaml": lambda folder: Configs(folder, ".yaml"),
     "config-json": lambda folder: Configs(folder, ".json"),
     "images-training": lambda folder: Images(folder, training=True),
     "images-runtime": lambda folder: Images(folder, training=False),
+    "folders": Trees,
     "labels": LabelsFiles,
     "processors": Processors,
     "weights": TrainedWeights,

@@ -22,6 +22,7 @@ from cdl_deploy.export import ExportOptions, export_run
 from cdl_deploy.export import export as export_module
 from cdl_deploy.export.onnx_file import export_onnx
 from cdl_deploy.files import write_text
+from cdl_deploy.learn.learner import Learner
 from cdl_deploy.run.config import DataConfig, MethodConfig, ModelConfig, OptimConfig, RunConfig
 from cdl_deploy.runtime.web_page import write_page
 from cdl_deploy.training import loop
@@ -42,7 +43,7 @@ class World:
         self.root = root
         self.attacks = root / "attacks"
         if not self.attacks.exists():
-            for make in (self._images, self._runs, self._models, self._page):
+            for make in (self._images, self._runs, self._models, self._devices, self._page):
                 answer = in_child(make)
                 if answer != "done":
                     raise SystemExit(f"the world cannot be made: {answer}")
@@ -99,6 +100,22 @@ class World:
             traces.mkdir(parents=True)
             with patched(export_module, "export_onnx", keeping(traces)):
                 export_run(self.root / f"learned-{number}", self.root / f"v{number}", options)
+
+    def _devices(self) -> None:
+        """`device`: a model that can learn; `device-1` and `device-2` have learned a class each since."""
+        traces = self.root / TRACES / "summed-2"
+        traces.mkdir(parents=True)
+        with patched(export_module, "export_onnx", keeping(traces)):
+            export_run(self.root / "summed-2", self.root / "device", ExportOptions(latency=False))
+        for number, name in enumerate(CLASSES[2], start=1):
+            shutil.copytree(self.root / "device", self.root / f"device-{number}")
+            with Learner(self.root / f"device-{number}" / "student.onnx") as learner:
+                learner.add(name, sorted((self.root / "third" / "train" / name).iterdir())).save()
+
+    def learning(self, name: str, device: Path) -> Callable[[], None]:
+        """The command that teaches a device a class of the third task."""
+        model, images = device / "student.onnx", self.root / "third" / "train" / name
+        return command("learn", model, "--class", name, images, "-o", model, "--threads", 1)
 
     def _page(self) -> None:
         write_page(self.root / "v1" / "student.onnx", self.root / "site")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cdl_deploy.bench.options import ModelSpec
 from cdl_deploy.errors import BundleError, OptionError, RunError
+from cdl_deploy.printable import as_typed
 from cdl_deploy.run.latest import latest_record
 from cdl_deploy.run.record import Role
 
@@ -55,7 +56,9 @@ def _models_in(folder: Path) -> list[Path]:
         exported = folder / "export"
         if exported.is_dir() and any(file.suffix in SUFFIXES for file in exported.iterdir()):
             return _models_in(exported)
-        raise BundleError(f"{folder} is a run without an exported model; export it first: cdl export {folder} --onnx")
+        raise BundleError(
+            f"{folder} is a run without an exported model; export it first: cdl export {as_typed(folder)} --onnx"
+        )
     raise BundleError(f"{folder}: no .onnx file in this folder; give an export directory, a run, or .onnx files")
 
 

@@ -12,6 +12,7 @@ from cdl_deploy.errors import DataError, RunError
 from cdl_deploy.evaluation.matrix import Difference, TaskTest, accuracy_row, largest_difference, surrounded
 from cdl_deploy.evaluation.predictions import Unreadable
 from cdl_deploy.folders import scratch_folder
+from cdl_deploy.printable import as_typed
 from cdl_deploy.require_extra import require_extra
 from cdl_deploy.run.latest import latest_record
 from cdl_deploy.run.record import Role, RunRecord
@@ -106,7 +107,7 @@ def evaluate_run(
 
     record = latest_record(run)
     if not record.tasks:
-        raise RunError(f"{run} has no finished task yet: continue it with cdl train {run} --resume")
+        raise RunError(f"{run} has no finished task yet: continue it with cdl train {as_typed(run)} --resume")
     with require_extra("cdl evaluate RUN", "train"):  # scikit-learn, where the run learned from its digits
         tests = _own_tests(run, record) if images is None else _given_tests(run, record, images, skip_unknown)
     both: tuple[Role, ...] = ("student", "teacher")

@@ -13,6 +13,7 @@ from cdl_deploy.cli.export_web import check_page_options, print_page, write_mode
 from cdl_deploy.cli.output import echo, echo_json, make_console
 from cdl_deploy.errors import OptionError
 from cdl_deploy.folders import scratch_folder
+from cdl_deploy.printable import as_typed
 from cdl_deploy.require_extra import require_extra
 
 if TYPE_CHECKING:
@@ -190,7 +191,7 @@ def _print(exported: list[Exported], destination: Path) -> None:
                 highlight=False,
                 soft_wrap=True,
             )
-    console.print(f"Next: cdl bench-latency {destination}", highlight=False)
+    console.print(f"Next: cdl bench-latency {as_typed(destination)}", highlight=False)
 
 
 def _print_variant(console: Console, item: Exported) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cdl_deploy.cli.output import echo, echo_json
 from cdl_deploy.errors import OptionError
+from cdl_deploy.printable import as_typed
 from cdl_deploy.require_extra import require_extra
 
 
@@ -41,4 +42,4 @@ def print_page(web: Path, as_json: bool) -> None:
         f"Page written to {web}: {size / 1e6:.1f} MB, {page['bytes'] / 1e6:.1f} MB of it {page['model']}, "
         f"{len(page['classes'])} classes"
     )
-    echo(f"Next: python -m http.server --directory {web}")
+    echo(f"Next: python -m http.server --directory {as_typed(web)}")

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-CGROUP = Path("/sys/fs/cgroup/memory.max")
+CGROUPS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+"""A container's share: cgroup version 2, and 1, which has a number larger than any memory for none."""
 PROC = Path("/proc")
 
 
@@ -37,7 +38,9 @@ def _of(file: str, name: str) -> int:
 
 def _share() -> int | None:
     """Bytes that a container may use, swap aside; None without a limit."""
-    try:
-        return int(CGROUP.read_text())
-    except (OSError, ValueError):  # not a container, cgroup v1, or "max"
-        return None
+    for file in CGROUPS:
+        try:
+            return int(file.read_text())
+        except (OSError, ValueError):  # of the other version, or "max"
+            continue
+    return None

@@ -12,7 +12,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from cdl_deploy.errors import RunError
-from cdl_deploy.printable import no_formula
+from cdl_deploy.printable import as_typed, no_formula
 from cdl_deploy.run.latest import latest_record
 from cdl_deploy.run.record import Role, RunRecord
 
@@ -101,7 +101,9 @@ def read_run(path: Path) -> ComparedRun:
     """A run to compare. Raises RunError where no task is finished, or the record is damaged."""
     record = latest_record(path)
     if not record.tasks:
-        raise RunError(f"{path} has no finished task yet: finish it with cdl train {path} --resume, or leave it out")
+        raise RunError(
+            f"{path} has no finished task yet: finish it with cdl train {as_typed(path)} --resume, or leave it out"
+        )
     settings = {
         name: value
         for section, values in record.config.to_dict().items()

@@ -9,7 +9,7 @@ import typer
 
 from cdl_deploy.cli.output import echo_json, make_console
 from cdl_deploy.errors import RunError
-from cdl_deploy.printable import printable
+from cdl_deploy.printable import as_typed, printable
 from cdl_deploy.run.latest import latest_content
 from cdl_deploy.run.record import RunRecord, parse_record, read_json
 
@@ -44,7 +44,9 @@ def command(
 
     console = make_console()
     if not record.tasks:
-        console.print(f"{run}: no task is finished yet; continue with: cdl train {run} --resume", highlight=False)
+        console.print(
+            f"{run}: no task is finished yet; continue with: cdl train {as_typed(run)} --resume", highlight=False
+        )
         return
     console.print(run_table(record))
     console.print(history_table(record))

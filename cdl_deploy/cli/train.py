@@ -16,6 +16,7 @@ from cdl_deploy.cli.options_help import GroupedCommand, parameters
 from cdl_deploy.cli.output import echo, echo_json, make_console
 from cdl_deploy.cli.signals import stop_on_signals
 from cdl_deploy.errors import OptionError
+from cdl_deploy.printable import as_typed
 from cdl_deploy.require_extra import require_extra
 from cdl_deploy.run.config import option_sections
 from cdl_deploy.run.options import GROUPS, Declared, flag
@@ -155,10 +156,12 @@ def command(
                 addition = Addition(add, _names(classes), **images, allow_known=allow_known, optim=changed)
                 record = add_task(out, addition, progress, stop)
             else:
-                record = train(layered_config(preset, config, _sections(given)), out, progress, stop)
+                asked = layered_config(preset, config, _sections(given))
+                asked.method.check_used(given)
+                record = train(asked, out, progress, stop)
         except (Stopped, KeyboardInterrupt):
             if (out / "run.json").exists() and is_main_process():
-                echo(f"\nstopped; continue with: cdl train {out} --resume", err=True)
+                echo(f"\nstopped; continue with: cdl train {as_typed(out)} --resume", err=True)
             raise typer.Exit(stop.exit_code if stop() else 130) from None
     if is_main_process():
         print_run(record, out, as_json)
@@ -191,7 +194,9 @@ def _show_plan(out: Path | None, preset: str | None, config: Path | None, given:
         from cdl_deploy.run.config_file import layered_config
         from cdl_deploy.training.dry_run import plan_run
     with show_training() if sys.stderr.isatty() else nullcontext(None) as progress:
-        plan = plan_run(layered_config(preset, config, _sections(given)), out, progress)
+        asked = layered_config(preset, config, _sections(given))
+        asked.method.check_used(given)
+        plan = plan_run(asked, out, progress)
     for text in notes_on(plan.record):
         echo(f"note: {text}", err=True)
     if as_json:
@@ -284,7 +289,7 @@ def print_run(record: RunRecord, out: Path, as_json: bool) -> None:
         text = f"{count} unreadable image{'s' if count > 1 else ''} left out; run.json names them."
         console.print(text, soft_wrap=True)
     pictures = ", ".join(f"{name}.png" for name in PICTURES)
-    lines = f"run:      {out}\npictures: {pictures} in it\nnext:     cdl export {out} --onnx"
+    lines = f"run:      {out}\npictures: {pictures} in it\nnext:     cdl export {as_typed(out)} --onnx"
     if (out / "logs" / "tensorboard").is_dir():
-        lines += f"\ncurves:   tensorboard --logdir {out}"
+        lines += f"\ncurves:   tensorboard --logdir {as_typed(out)}"
     console.print(lines, highlight=False, soft_wrap=True, markup=False)

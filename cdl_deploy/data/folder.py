@@ -7,14 +7,14 @@ this, so that both hold out the same images.
 from __future__ import annotations
 
 import os
-import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from cdl_deploy.data.images import SUFFIXES, USUAL_SUFFIXES
+from cdl_deploy.data.class_names import composed, seen_as
+from cdl_deploy.data.images import USUAL_SUFFIXES, is_image_name
 from cdl_deploy.data.labels_file import USUAL_NAMES, match_labels, read_labels
 from cdl_deploy.data.left_out import LeftOut, listed
-from cdl_deploy.data.paths import IGNORED_FILES
+from cdl_deploy.data.paths import is_ignored
 from cdl_deploy.errors import CdlError, DataError, PassingError, is_passing
 from cdl_deploy.seeds import derive_seed
 
@@ -23,8 +23,6 @@ TEST_FOLDERS = ("test", "testing", "val", "valid", "validation")
 """Names of folders that hold a folder for each class, in lower case; of several the first one is taken."""
 NO_CLASSES = ("images", "data", "imgs", "img")
 """What folders of images are called whose labels stand elsewhere."""
-IGNORED_FOLDERS = ("__MACOSX",)
-"""What archives carry beside the images. What is hidden, such as `.ipynb_checkpoints`, is ignored as well."""
 
 Files = dict[str, list[Path]]
 """Image files by class."""
@@ -57,6 +55,9 @@ def find_splits(
     _refuse_holdout(root, holdout)
     test_root = _test_root(root)
     train_files, test_files = find_images(train_root, left_out), find_images(test_root, left_out)
+    for folder in _folders(root):
+        if folder not in (train_root, test_root) and (folder.name.lower() in TRAIN_FOLDERS + TEST_FOLDERS):
+            left_out.unused[folder.name] += len(images_below(folder))
     _check_same_classes(train_files, test_files, str(train_root), str(test_root))
     return train_files, test_files
 
@@ -127,8 +128,11 @@ def _labelled_splits(
         raise DataError(f"{file} says nothing of train and test: add --holdout 0.2 to hold out a fifth of every class")
     if holdout is not None:
         raise DataError(f"{file} says what to train and to test with, so --holdout cannot apply: leave it out")
-    train = next((known[name] for name in TRAIN_FOLDERS if name in known), {})
-    return train, next((known[name] for name in TEST_FOLDERS if name in known), {})
+    train = next((name for name in TRAIN_FOLDERS if name in known), "")
+    test = next((name for name in TEST_FOLDERS if name in known), "")
+    for name in known.keys() - {train, test}:
+        left_out.unused[name] += sum(map(len, known[name].values()))
+    return known.get(train, {}), known.get(test, {})
 
 
 def _labelled(root: Path, file: Path, left_out: LeftOut) -> dict[str, Files]:
@@ -142,8 +146,8 @@ def _labelled(root: Path, file: Path, left_out: LeftOut) -> dict[str, Files]:
     except OSError as error:
         raise _cannot_read(root, error) from None
     matched, without = match_labels(file, read_labels(file), root, images)
-    for image, label in matched:
-        _check_name(image.name, image.parent)
+    _check_names_below(root, [image for image, _ in matched])
+    for _, label in matched:
         if "/" in label.name or label.name in (".", ".."):
             raise DataError(f"--labels {file}, line {label.line}: class '{label.name}' has a '/': leave it out")
     left_out.add("", [name for name in others if Path(name) != file])
@@ -168,7 +172,7 @@ def find_images(root: Path, left_out: LeftOut | None = None) -> Files:
     """Image files by class: the folders directly below `root`, each searched to any depth, in sorted order.
 
     Names of classes are in Unicode's composed form (NFC), however the file system spells them. Raises DataError where
-    there are none, for a folder without images, and for names that differ in case alone.
+    there are none, for a folder without images, and for names that differ in case or spaces alone.
     """
     found: Files = {}
     empty: dict[str, LeftOut] = {}
@@ -176,9 +180,9 @@ def find_images(root: Path, left_out: LeftOut | None = None) -> Files:
         for folder in _folders(root):
             others: list[str] = []
             files = sorted(_walk_images(folder, others.append))
-            for name in (folder.name, *(file.name for file in files)):
-                _check_name(name, folder)
-            name = unicodedata.normalize("NFC", folder.name)
+            _check_name(folder.name, folder)
+            _check_names_below(folder, files)
+            name = composed(folder.name)
             own = LeftOut()
             own.add(name, others)
             if left_out is not None:
@@ -189,9 +193,9 @@ def find_images(root: Path, left_out: LeftOut | None = None) -> Files:
                 empty[name] = own
         if left_out is not None:
             with os.scandir(root) as entries:
-                beside = [Path(entry.name) for entry in entries if entry.is_file() and not _is_ignored(entry.name)]
-            left_out.beside += sum(name.suffix.lower() in SUFFIXES for name in beside)
-            left_out.add("", [name for name in beside if name.suffix.lower() not in SUFFIXES])
+                beside = [entry.name for entry in entries if not entry.is_dir() and not is_ignored(entry.name)]
+            left_out.beside += sum(is_image_name(name) for name in beside)
+            left_out.add("", [name for name in beside if not is_image_name(name)])
     except OSError as error:
         raise _cannot_read(root, error) from None
     _check_found(root, found, empty)
@@ -221,11 +225,11 @@ def _check_found(root: Path, found: Files, empty: dict[str, LeftOut]) -> None:
             )
     seen: dict[str, str] = {}
     for name in found:
-        other = seen.setdefault(name.casefold(), name)
+        other = seen.setdefault(seen_as(name), name)
         if other != name:
             raise DataError(
-                f"classes '{other}' and '{name}' in {root} differ in case alone: rename one; where both are meant, say "
-                "so in a file of labels (--labels FILE)"
+                f"classes '{other}' and '{name}' in {root} differ in case or spaces alone: rename one; where both are "
+                "meant, say so in a file of labels (--labels FILE)"
             )
 
 
@@ -260,6 +264,18 @@ def _check_name(name: str, folder: Path) -> None:
         raise DataError(f"the name {shown} in {parent} is not UTF-8: rename it") from None
 
 
+def _check_names_below(folder: Path, files: list[Path]) -> None:
+    """Raise `DataError` for a file, or a folder on the way to it, whose name is not UTF-8."""
+    for file in files:
+        try:
+            os.fspath(file).encode()
+        except UnicodeEncodeError:
+            for part in (file, *file.parents):
+                if part != folder:
+                    _check_name(part.name, part.parent)
+            raise
+
+
 def images_below(folder: Path) -> list[Path]:
     """Image files at any depth, sorted, whatever the folders are called. Raises DataError where one may not be read."""
     try:
@@ -269,7 +285,7 @@ def images_below(folder: Path) -> list[Path]:
 
 
 def _walk_images(folder: Path, on_other: Callable[[str], object] = lambda path: None) -> Iterator[Path]:
-    """Images at any depth; `on_other` is told of files that are none by their names.
+    """Images at any depth; `on_other` is told of files that are none by their names, and of links to folders.
 
     Unlike `Path.rglob`, which passes over folders that may not be read, this raises OSError for them.
 
@@ -279,13 +295,15 @@ def _walk_images(folder: Path, on_other: Callable[[str], object] = lambda path: 
     while waiting:
         with os.scandir(waiting.pop()) as found:
             for entry in found:
-                if _is_ignored(entry.name):
+                if is_ignored(entry.name):
                     continue
                 if entry.is_dir(follow_symlinks=False):
                     waiting.append(entry.path)
-                elif _is_image(path := Path(entry.path)):
-                    yield path
-                elif entry.is_file():
+                elif entry.is_dir():
+                    on_other(entry.path + os.sep)
+                elif is_image_name(entry.name):  # a link that leads nowhere too: it is damaged, not left out
+                    yield Path(entry.path)
+                else:
                     on_other(entry.path)
 
 
@@ -308,13 +326,9 @@ def split_by_name(files: Files, share: float, root: Path) -> tuple[Files, Files]
 def _folders(root: Path) -> list[Path]:
     """The folders directly below, sorted by name, without those that are ignored."""
     try:
-        return sorted(path for path in root.iterdir() if path.is_dir() and not _is_ignored(path.name))
+        return sorted(path for path in root.iterdir() if path.is_dir() and not is_ignored(path.name))
     except OSError as error:
         raise _cannot_read(root, error) from None
-
-
-def _is_ignored(name: str) -> bool:
-    return name.startswith(".") or name in IGNORED_FOLDERS or name.lower() in IGNORED_FILES
 
 
 def _split(root: Path, names: tuple[str, ...]) -> Path | None:
@@ -324,13 +338,9 @@ def _split(root: Path, names: tuple[str, ...]) -> Path | None:
     """
     known = {path.name.lower(): path for path in _folders(root)}
     for folder in (known[name] for name in names if name in known):
-        if _folders(folder) or not any(_is_image(path) for path in folder.iterdir()):
+        if _folders(folder) or not any(is_image_name(path.name) for path in folder.iterdir()):
             return folder
     return None
-
-
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and path.is_file()
 
 
 def _is_folder(path: Path) -> bool:

@@ -64,6 +64,11 @@ FloatArray = NDArray[np.float32]
 ByteArray = NDArray[np.uint8]
 
 
+def is_image_name(name: str) -> bool:
+    """Whether a file in a folder is taken for an image."""
+    return os.path.splitext(name)[1].lower() in SUFFIXES
+
+
 def load_image(source: str | Path | Image.Image | NDArray[Any]) -> Image.Image:
     """Upright 8-bit RGB image from a file, a PIL image, or a uint8 array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4].
 

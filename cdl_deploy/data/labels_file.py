@@ -13,26 +13,28 @@ from __future__ import annotations
 
 import csv
 import json
-import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from cdl_deploy.data.class_names import composed
 from cdl_deploy.documents import parse_json
 from cdl_deploy.errors import DataError
 from cdl_deploy.regular_file import read_regular
 from cdl_deploy.typed_json import short
 
 FILE_COLUMNS = (
-    "file_name", "filename", "file", "image_path", "file_path", "filepath", "path", "image_file", "image_name",
+    "file_name", "filename", "file", "fname", "image_path", "file_path", "filepath", "path", "image_file", "image_name",
     "image", "image_id", "img", "id",
 )  # fmt: skip
 LABEL_COLUMNS = (
     "label_name", "class_name", "label", "class", "category", "target", "species", "breed", "variety", "labels",
     "classes", "class_id", "label_id",
 )  # fmt: skip
-SPLIT_COLUMNS = ("split", "subset", "set")
+SPLIT_COLUMNS = ("split", "subset", "set", "is_valid")
+IS_VALID = {"true": "valid", "1": "valid", "false": "train", "0": "train"}
+"""What the column `is_valid` says (fastai)."""
 """Names of columns and keys, in lower case and with underscores; of several the first in this order is taken."""
 USUAL_NAMES = (
     "metadata.csv", "metadata.jsonl", "labels.csv", "labels.json", "labels.jsonl", "labels.txt", "train.csv",
@@ -128,10 +130,8 @@ class _Places:
 
     def find(self, written: str) -> Path | None:
         name = written.replace("\\", "/")
-        if name.startswith("/"):
-            if not Path(name).is_relative_to(self.root):
-                return None
-            name = Path(name).relative_to(self.root).as_posix()
+        if name.startswith(("/", "../")) or name[1:3] == ":/":
+            return self._elsewhere(name)
         name = name.removeprefix("./")
         for known in (self.by_name, self.by_stem):
             for prefix in ["", *self.prefixes]:
@@ -139,6 +139,14 @@ class _Places:
                 if image is not None:
                     return image
         return self.by_last.get(name)
+
+    def _elsewhere(self, name: str) -> Path | None:
+        """Of a path that begins outside, as on another machine: the image that the longest end of it names."""
+        if Path(name).is_relative_to(self.root):
+            return self.by_name.get(Path(name).relative_to(self.root).as_posix())
+        parts = PurePosixPath(name).parts
+        ends = ("/".join(parts[start:]) for start in range(1, len(parts)))
+        return next((self.by_name[end] for end in ends if end in self.by_name), self.by_last.get(parts[-1]))
 
 
 def _unique(pairs: Iterable[tuple[str, Path]]) -> dict[str, Path]:
@@ -201,6 +209,7 @@ def _of_objects(path: Path, objects: Iterable[tuple[int, Any]]) -> Iterator[Labe
         if isinstance(value, dict) and "label" in value:  # FiftyOne's Classification
             value = value["label"]
         said = str(item[names[split]]).strip().lower() if split is not None else ""
+        said = IS_VALID.get(said, said) if split == "is_valid" else said
         yield Label(str(item[names[file]]), _name(path, number, value), said, number)
 
 
@@ -239,6 +248,7 @@ def _of_rows(path: Path, rows: list[tuple[int, list[str]]]) -> Iterator[Label]:
         if len(row) <= max(at[0], at[1]):
             raise DataError(f"--labels {path}, line {number}: {short(' '.join(row))}, expected a file and its class")
         said = row[at[2]].lower() if at[2] is not None and at[2] < len(row) else ""
+        said = IS_VALID.get(said, said) if split == "is_valid" else said
         yield Label(row[at[0]], _name(path, number, row[at[1]]), said, number)
 
 
@@ -248,7 +258,7 @@ def _name(path: Path, number: int, value: Any) -> str:
         return ""
     if isinstance(value, str | int | float):
         text = value if isinstance(value, str) else json.dumps(value)
-        return unicodedata.normalize("NFC", text.strip())
+        return composed(text.strip())
     raise DataError(f"--labels {path}, line {number}: the label is {short(json.dumps(value))}, expected one class")
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
-UNLABELLED, BESIDE = "/unlabelled", "/beside"
+UNLABELLED, BESIDE, UNUSED = "/unlabelled", "/beside", "/unused"
 """In a record, where classes are named: none can be called so."""
+LINKED = "(links to folders)"
+"""In the place of a suffix: such links are not followed, for they may lead in a circle."""
 NAMED_CLASSES = 5
 """So many classes are named with what was left out of them."""
 
@@ -23,6 +26,8 @@ class LeftOut:
     """Images of which a labels file says nothing."""
     beside: int = 0
     """Images that lie in no class's folder, but beside them."""
+    unused: Counter[str] = field(default_factory=Counter)
+    """Images of splits that are not needed, by split: of val where there is test."""
 
     def add(self, class_name: str, files: Iterable[str | Path]) -> None:
         """Files of a class that are no images by their names."""
@@ -36,6 +41,7 @@ class LeftOut:
             self.counts.setdefault(name, Counter()).update(found)
         self.unlabelled += other.unlabelled
         self.beside += other.beside
+        self.unused.update(other.unused)
 
     @property
     def total(self) -> int:
@@ -46,17 +52,20 @@ class LeftOut:
         """Plain values for JSON: class → suffix → number of files."""
         found = {name: dict(sorted(own.items())) for name, own in sorted(self.counts.items())}
         images = {UNLABELLED: self.unlabelled, BESIDE: self.beside}
-        return found | {name: {"images": count} for name, count in images.items() if count}
+        unused = {UNUSED: dict(sorted(self.unused.items()))} if self.unused else {}
+        return found | {name: {"images": count} for name, count in images.items() if count} | unused
 
     @classmethod
     def of(cls, counts: Mapping[str, Mapping[str, int]]) -> LeftOut:
         """The inverse of `to_dict`."""
-        own = {name: Counter(found) for name, found in counts.items() if name not in (UNLABELLED, BESIDE)}
-        return cls(own, *(counts.get(name, {}).get("images", 0) for name in (UNLABELLED, BESIDE)))
+        own = {name: Counter(found) for name, found in counts.items() if name not in (UNLABELLED, BESIDE, UNUSED)}
+        unlabelled, beside = (counts.get(name, {}).get("images", 0) for name in (UNLABELLED, BESIDE))
+        return cls(own, unlabelled, beside, Counter(counts.get(UNUSED, {})))
 
     def text(self) -> str:
         """One line that says it all; empty where nothing was left out."""
         parts = [
+            *(_some(count, "image", f"left out, of the split '{name}'") for name, count in sorted(self.unused.items())),
             _some(self.unlabelled, "image", "left out, of which the labels file says nothing"),
             _some(self.beside, "image", "left out, beside the folders of the classes and in none of them"),
             _some(self.total, "file", f"left out, no images by their names: {self._by_suffix()}"),
@@ -76,8 +85,8 @@ def _some(count: int, what: str, of_them: str) -> str:
 
 
 def suffix_of(file: str | Path) -> str:
-    """The suffix in lower case, or `no suffix`."""
-    return Path(file).suffix.lower() or "no suffix"
+    """The suffix in lower case, or `no suffix`; for a link to a folder, which ends in a `/`, what it is."""
+    return LINKED if str(file).endswith(os.sep) else Path(file).suffix.lower() or "no suffix"
 
 
 def listed(found: Mapping[str, int]) -> str:

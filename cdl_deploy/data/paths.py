@@ -12,7 +12,7 @@ import heapq
 import os
 from collections.abc import Iterable, Iterator
 
-from cdl_deploy.data.images import SUFFIXES, USUAL_SUFFIXES
+from cdl_deploy.data.images import USUAL_SUFFIXES, is_image_name
 from cdl_deploy.data.left_out import LeftOut
 from cdl_deploy.errors import CdlError, DataError, PassingError, is_passing
 
@@ -20,6 +20,11 @@ STDIN = "-"
 BYTE_ORDER_MARK = "\ufeff"
 IGNORED_FILES = ("thumbs.db", "desktop.ini")
 """What Windows leaves in folders, in lower case."""
+IGNORED_FOLDERS = (
+    "__macosx", "__pycache__", "@eadir", "#recycle", "#snapshot", "$recycle.bin", "system volume information",
+    "lost+found",
+)  # fmt: skip
+"""What archives, network storage, file systems and Python leave beside images, in lower case."""
 NAMES_AT_ONCE = 50_000
 """Names of one folder that are sorted at a time, about 10 MB; a larger folder is listed several times."""
 
@@ -57,6 +62,11 @@ def expand_paths(
             raise DataError(f"{source}: no such file or folder")
 
 
+def is_ignored(name: str) -> bool:
+    """Whether a file or folder within a folder of images is passed over without a word, hidden ones among them."""
+    return name.startswith(".") or name.lower() in IGNORED_FOLDERS + IGNORED_FILES
+
+
 def check_sources(sources: Iterable[str]) -> None:
     """Raise `DataError` for the first source that names nothing, before any work is done."""
     for source in sources:
@@ -90,6 +100,8 @@ def _named(stdin: Iterable[str], separator: str) -> Iterator[str]:
     for number, piece in enumerate(pieces):
         text = piece.removeprefix(BYTE_ORDER_MARK) if number == 0 else piece
         text = text.rstrip("\r\n") if separator == "\n" else text
+        if "\0" in text:
+            raise DataError("standard input has NUL characters in it: add -0 where they end the paths (find -print0)")
         if text.strip():
             yield text
 
@@ -121,15 +133,15 @@ def _walk(folder: str, left_out: LeftOut | None = None) -> Iterator[str]:
             name = None
         if name is None:
             open_folders.pop()
-        elif name.startswith("."):
+        elif is_ignored(name):
             continue
         elif is_folder:
             below = os.path.join(here, name)
             open_folders.append((below, _names(below)))
-        elif os.path.splitext(name)[1].lower() in SUFFIXES:
+        elif is_image_name(name):
             yield os.path.join(here, name)
-        elif left_out is not None and name.lower() not in IGNORED_FILES:
-            left_out.add("", [name])
+        elif left_out is not None:
+            left_out.add("", [name + os.sep * os.path.isdir(os.path.join(here, name))])
 
 
 def _names(folder: str) -> Iterator[tuple[str, bool]]:

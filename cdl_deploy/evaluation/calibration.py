@@ -37,23 +37,34 @@ class ConfidenceBin:
 def confidence_bins(
     confidence: NDArray[np.floating], correct: NDArray[np.bool_], bins: int = BINS
 ) -> list[ConfidenceBin]:
-    """`confidence` [n] from 0 to 1 and `correct` [n] of n images, in `bins` bins of equal width.
+    """`confidence` [n] from 0 to 1 and `correct` [n] of n images, in `bins` bins of equal width."""
+    return bins_of(bin_sums(confidence, correct, bins))
+
+
+def bin_sums(confidence: NDArray[np.floating], correct: NDArray[np.bool_], bins: int = BINS) -> NDArray[np.float64]:
+    """[3, bins] in float64: images, those classified right, and the sum of their confidence. Sums of parts add up.
 
     A confidence of exactly 0 belongs to the first bin.
     """
     edges = np.linspace(0, 1, bins + 1)
     values = confidence.astype(np.float64)
     bin_of_image = np.clip(np.searchsorted(edges, values, side="left") - 1, 0, bins - 1)
-    counts = np.bincount(bin_of_image, minlength=bins)
-    right = np.bincount(bin_of_image, weights=correct, minlength=bins)
-    sums = np.bincount(bin_of_image, weights=values, minlength=bins)
+    weights = (np.ones_like(values), correct, values)
+    return np.stack([np.bincount(bin_of_image, weights=weight, minlength=bins) for weight in weights])
+
+
+def bins_of(sums: NDArray[np.float64]) -> list[ConfidenceBin]:
+    """Bins of equal width from `bin_sums` [3, bins]."""
+    counts, right, summed = sums
+    bins = len(counts)
+    edges = np.linspace(0, 1, bins + 1)
     return [
         ConfidenceBin(
             lower=float(edges[m]),
             upper=float(edges[m + 1]),
             images=int(counts[m]),
             accuracy=100 * float(right[m]) / int(counts[m]) if counts[m] else None,
-            confidence=100 * float(sums[m]) / int(counts[m]) if counts[m] else None,
+            confidence=100 * float(summed[m]) / int(counts[m]) if counts[m] else None,
         )
         for m in range(bins)
     ]

@@ -20,6 +20,7 @@ from cdl_deploy.closed_form.mahalanobis import mahalanobis
 from cdl_deploy.closed_form.model_world import ModelWorld
 from cdl_deploy.closed_form.statistics import Statistics
 from cdl_deploy.closed_form.statistics_file import StoredStatistics, encode_statistics
+from cdl_deploy.data.class_names import known_as
 from cdl_deploy.files import leftovers, one_writer
 from cdl_deploy.learn.addition import Added, FeatureReader, ImagesByClass, OnImages, Rows
 from cdl_deploy.learn.errors import LearnError
@@ -109,6 +110,11 @@ class Learner:
         """
         if not images:
             raise LearnError("no class is given, expected at least one with an image")
+        spelt: dict[str, Sequence[ImageInput]] = {}
+        for name, some in images.items():
+            own = known_as(name, self.classes)
+            spelt[own] = [*spelt[own], *some] if own in spelt else some
+        images = spelt
         check_names(images, self.classes, as_new)
         added = self.reader.added(images, skip_bad, on_images, keep_rows)
         self._do(lambda state: state.add(added.statistics))
@@ -121,7 +127,7 @@ class Learner:
 
     def forget(self, name: str) -> Learner:
         """Take a class away for good, from the base and every addition."""
-        self._do(lambda state: state.forget(name))
+        self._do(lambda state: state.forget(known_as(name, self.classes)))
         return self
 
     def merge(self, *others: Learner, as_new: bool = False) -> Learner:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterable, Sequence
 
+from cdl_deploy.data.class_names import seen_as
 from cdl_deploy.learn.errors import LearnError
 
 
@@ -31,5 +32,4 @@ def check_names(names: Iterable[str], known: Sequence[str], as_new: bool) -> Non
 
 
 def _plain(name: str) -> str:
-    folded = unicodedata.normalize("NFKC", name).casefold()
-    return "".join(letter for letter in folded if letter not in " _-\t")
+    return "".join(letter for letter in seen_as(unicodedata.normalize("NFKC", name)) if letter not in " _-")

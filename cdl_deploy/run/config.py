@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -235,6 +235,20 @@ class MethodConfig(
         own = {declared.name: getattr(self, declared.name) for declared in options_of(type(self))}
         every = {**own, **self.more}
         return config(**{name: every[name] for name in (it.name for it in options_of(config)) if name in every})
+
+    def check_used(self, given: Iterable[str]) -> None:
+        """Raise OptionError for an option of another method or distillation: it would change nothing."""
+        every = METHOD_CONFIGS | DISTILLATION_CONFIGS
+        if self.more or not {self.method, self.distill} <= set(every):
+            every = every | plugins.configs()
+        for name in given:
+            owners = [owner for owner, config in every.items() if name in (it.name for it in options_of(config))]
+            if owners and self.method not in owners and self.distill not in owners:
+                kind = "distill" if owners[0] in DISTILLATION_CONFIGS else "method"
+                raise OptionError(
+                    f"--{name.replace('_', '-')} is of --{kind} {' or '.join(owners)}, and would change nothing with "
+                    f"--{kind} {getattr(self, kind)}: leave it out"
+                )
 
     def value(self, name: str) -> Any:
         """Of an option by its name, a plug-in's too."""

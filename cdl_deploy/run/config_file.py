@@ -54,7 +54,7 @@ def read_config_file(path: Path) -> Sections:
     Raises OptionError, naming the place, for what is no such file, unknown keys, and values that cannot be.
     """
     try:
-        text = read_regular(path, MAX_BYTES).decode()
+        text = read_regular(path, MAX_BYTES).decode("utf-8-sig")
         content = parse_json(text) if path.suffix == ".json" else parse_yaml(text)
     except OSError as error:
         raise OptionError(f"cannot read --config {path}: {error.strerror}") from None

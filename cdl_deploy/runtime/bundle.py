@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from cdl_deploy.data.preprocessing import Preprocessing
 from cdl_deploy.documents import parse_json
 from cdl_deploy.errors import BundleError
+from cdl_deploy.printable import as_typed
 from cdl_deploy.runtime.onnx_scan import check_model_file
 from cdl_deploy.runtime.protobuf import MalformedMessageError
 from cdl_deploy.typed_json import short, typed
@@ -394,7 +395,7 @@ def _model_in(folder: Path) -> str:
         if file.is_file():
             return f"give {file}"
     if (folder / "run.json").is_file():
-        return f"it is a run without an exported model, so export it first: cdl export {folder} --onnx"
+        return f"it is a run without an exported model, so export it first: cdl export {as_typed(folder)} --onnx"
     found = sorted(folder.glob("*.onnx"))
     return f"give {found[0]}" if found else "there is none in it"
 

@@ -86,7 +86,10 @@ def _of_transformers(config: dict[str, Any], sides: Sides) -> Recipe:
     if not config.get("do_resize", True):
         raise ValueError("do_resize is false, so images of any size would go in")
     mean, std = _normalising(config, kind)
-    resample = PIL_FILTERS[config.get("resample", 3 if kind == "clip" else 2)]
+    number = config.get("resample", 3 if kind == "clip" else 2)
+    if type(number) is not int or not 0 <= number < len(PIL_FILTERS):
+        raise ValueError(f"resample is {short(number)}, expected one of PIL's numbers, 0 to {len(PIL_FILTERS) - 1}")
+    resample = PIL_FILTERS[number]
     size = config.get("size")
     crop = _pair(config.get("crop_size")) if config.get("do_center_crop") else None
     if config.get("do_center_crop") and crop is None:
@@ -144,6 +147,8 @@ def _shorter_edge(size: Any, kind: str, crops: bool) -> int | None:
     """The shorter edge that images are resized to; None where they are squashed."""
     if isinstance(size, dict):
         edge = size.get("shortest_edge")
+        if edge is not None and len(size) > 1:
+            raise ValueError(f"size is {short(size)}, expected shortest_edge alone")
         return edge if type(edge) is int and edge > 0 else None
     if type(size) is int and size > 0 and (kind in SHORTEST_EDGE or (not kind and crops)):
         return size
@@ -151,7 +156,11 @@ def _shorter_edge(size: Any, kind: str, crops: bool) -> int | None:
 
 
 def _three(values: Any) -> tuple[float, float, float]:
-    red, green, blue = (float(value) for value in ([values] * 3 if isinstance(values, int | float) else values))
+    found = [values] * 3 if isinstance(values, int | float) else values
+    try:
+        red, green, blue = (float(value) for value in found)
+    except (TypeError, ValueError):
+        raise ValueError(f"mean or deviation is {short(values)}, expected three numbers") from None
     return red, green, blue
 
 

@@ -159,7 +159,7 @@ def test_memory_has_a_limit(tmp_path, photos):
     (tmp_path / "memory.max").write_text(str(200 << 20))
     program = (
         "import sys, pathlib, cdl_deploy.cli, cdl_deploy.cli.memory_limit as limit\n"
-        f"limit.CGROUP = pathlib.Path({str(tmp_path / 'memory.max')!r})\n"
+        f"limit.CGROUPS = (pathlib.Path('/none'), pathlib.Path({str(tmp_path / 'memory.max')!r}))\n"
         "cdl_deploy.cli.main(sys.argv[1:])"
     )
     for words in (["predict", path, photos["red"]], ["inspect", path]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from PIL import Image
 
 from cdl_deploy.data.folder import find_splits, find_test_images, images_below
 from cdl_deploy.data.images import SUFFIXES
+from cdl_deploy.data.left_out import LeftOut
 from cdl_deploy.data.paths import expand_paths
 from cdl_deploy.errors import DataError
 from tests.runtime.conftest import nobody
@@ -123,3 +125,51 @@ def test_splits_have_many_names(tmp_path, training, testing):
 def test_test_images_alone(tmp_path):
     write(tmp_path / "test", ant=2, bee=2)
     assert sorted(find_test_images(tmp_path, None)) == ["ant", "bee"]
+
+
+def test_what_storage_and_systems_leave_is_no_image_and_no_class(tmp_path):
+    write(tmp_path, ant=4, bee=4)
+    for left in ("@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found", "__pycache__"):
+        (tmp_path / left).mkdir()
+        write(tmp_path / "ant" / left, thumb=2)
+    assert {name: len(files) for name, files in find_test_images(tmp_path, None).items()} == {"ant": 4, "bee": 4}
+    assert len(list(expand_paths([str(tmp_path)]))) == 8
+
+
+def test_links_are_followed_to_files_and_counted_to_folders(tmp_path):
+    """A disk that is not there leaves links to nothing: images that cannot be read, and not no images."""
+    write(tmp_path / "photos", ant=2, bee=2)
+    write(tmp_path / "other", more=3)
+    (tmp_path / "photos/ant/more").symlink_to(tmp_path / "other/more")
+    (tmp_path / "photos/ant/gone.png").symlink_to(tmp_path / "other/gone.png")
+    found, walked = LeftOut(), LeftOut()
+    ants = find_test_images(tmp_path / "photos", None, left_out=found)["ant"]
+    assert [path.name for path in ants] == ["0.png", "1.png", "gone.png"]
+    assert found.text().endswith("1 (links to folders) (class 'ant': 1 (links to folders))")
+    assert list(expand_paths([str(tmp_path / "photos/ant")], left_out=walked)) == list(map(str, ants))
+    assert walked.total == 1
+
+
+def test_a_folder_within_a_class_whose_name_is_no_utf8(tmp_path):
+    write(tmp_path, ant=2, bee=2)
+    odd = Path(os.fsdecode(os.fsencode(tmp_path / "ant") + b"/\xe4"))
+    odd.mkdir()
+    (tmp_path / "ant/0.png").rename(odd / "0.png")
+    with pytest.raises(DataError, match=r"the name \\xe4 in .*/ant is not UTF-8: rename it"):
+        find_test_images(tmp_path, None)
+
+
+@pytest.mark.parametrize("other", ["ant ", "ANT", "a\u200bnt", "ant\u00a0"])
+def test_classes_that_nobody_can_tell_apart(tmp_path, other):
+    write(tmp_path, ant=1, bee=1, **{other: 1})
+    with pytest.raises(DataError, match="differ in case or spaces alone: rename one"):
+        find_test_images(tmp_path, None)
+
+
+def test_a_split_that_is_not_needed_is_said(tmp_path):
+    for split, count in (("train", 3), ("val", 4), ("test", 2)):
+        write(tmp_path / split, ant=count, bee=count)
+    left_out = LeftOut()
+    find_splits(tmp_path, None, left_out=left_out)
+    assert left_out.text() == "8 images were left out, of the split 'val'"
+    assert LeftOut.of(left_out.to_dict()) == left_out

@@ -164,7 +164,7 @@ def test_one_class_spelt_in_two_ways(tmp_path):
     assert {name: len(files) for name, files in find_test_images(tmp_path, None).items()} == {"caf\u00e9": 2, "Tea": 1}
     (tmp_path / "tea").mkdir()
     Image.new("RGB", (2, 2)).save(tmp_path / "tea/0.png")
-    with pytest.raises(DataError, match=r"classes 'Tea' and 'tea' in .* differ in case alone: rename one"):
+    with pytest.raises(DataError, match=r"classes 'Tea' and 'tea' in .* differ in case or spaces alone: rename one"):
         find_test_images(tmp_path, None)
 
 
@@ -177,3 +177,23 @@ def test_names_that_are_not_utf_8_are_refused_at_first(tmp_path, where):
     Image.new("RGB", (2, 2)).save(root / (odd if where == "class" else "ant") / f"{odd if where == 'image' else 0}.png")
     with pytest.raises(DataError, match=r"the name caf\\xe9(\.png)? in .* is not UTF-8: rename it"):
         find_splits(root, 0.2)
+
+
+@pytest.mark.parametrize("start", ["/home/me/", "C:\\data\\", "../"])
+def test_paths_of_another_machine(flat, start):
+    (flat / "more").mkdir()
+    (flat / "ant0.png").rename(flat / "more/ant0.png")
+    lines = [f"{start}flat/more/ant0.png,ant"] + [f"{start}flat/{n}.png,{c}" for n, c in CLASSES.items() if n != "ant0"]
+    (flat / "l.csv").write_text("\n".join(lines))
+    assert found(find_test_images(flat, None, "l.csv")) == {
+        "ant": [*WANTED["ant"][1:], "ant0.png"],
+        "bee": WANTED["bee"],
+    }
+
+
+def test_fastai_says_which_images_are_valid(flat):
+    lines = [f"{n}.png,{c},{n.endswith('3')}" for n, c in CLASSES.items()]
+    (flat / "l.csv").write_text("\n".join(["fname,labels,is_valid", *lines]))
+    train, test = find_splits(flat, None, "l.csv")
+    assert found(test) == {"ant": ["ant3.png"], "bee": ["bee3.png"]}
+    assert [len(files) for files in train.values()] == [3, 3]

@@ -17,7 +17,7 @@ from rich.text import Text
 
 import cdl_deploy.cli
 from cdl_deploy.cli.output import echo, echo_json, make_console
-from cdl_deploy.printable import as_it_was, figure_text, json_printable, no_formula, printable
+from cdl_deploy.printable import as_it_was, as_typed, figure_text, json_printable, no_formula, printable
 from cdl_deploy.rows.formats import Csv, JsonLines
 from cdl_deploy.rows.formats import Table as Lines
 from cdl_deploy.runtime.classifier import Prediction
@@ -127,3 +127,8 @@ def test_all_output_goes_one_way():
                 r"typer\.echo\(|(?<!\w)Console\(|sys\.std(out|err)\.write", file.read_text(encoding="utf-8")
             )
             assert not found, f"{file.name}: {found and found[0]}"
+
+
+def test_commands_to_be_copied_are_quoted():
+    assert as_typed(Path("runs/photos")) == "runs/photos"
+    assert as_typed(Path("/Volumes/My Photos/d$^$")) == "'/Volumes/My Photos/d$^$'"

@@ -147,3 +147,8 @@ def test_what_is_no_image_is_counted(tmp_path):
     left_out = LeftOut()
     assert len(list(expand_paths([str(tmp_path)], left_out=left_out))) == 1
     assert left_out.text() == "3 files were left out, no images by their names: 2 .txt, 1 no suffix"
+
+
+def test_paths_that_end_in_nul_without_being_said_to(folder):
+    with pytest.raises(DataError, match="standard input has NUL characters in it: add -0 where they end the paths"):
+        list(expand_paths(["-"], ["a.jpg\0b.jpg\0"]))

@@ -74,6 +74,16 @@ def test_format_1_is_read_by_renaming(write):
     assert "prompt_rows" not in record.to_dict()["config"]["method"]
 
 
+def test_classes_of_earlier_versions_are_spelt_as_folders_are_now(write):
+    """0.1.0 took names as the file system spelt them, which is decomposed on some."""
+    decomposed = "cafe\u0301"
+    values = json.loads(json.dumps(run_json(forgotten=["2"])).replace('"2"', json.dumps(decomposed)))
+    record = read_record(write(values))
+    assert (record.classes[2], record.plans[1].classes[0], record.forgotten) == ("caf\u00e9",) * 2 + (["caf\u00e9"],)
+    both = json.loads(json.dumps(values).replace('"3"', '"caf\u00e9"'))
+    assert read_record(write(both)).classes[2:] == [decomposed, "caf\u00e9"], "which of them would it be?"
+
+
 def test_a_fingerprint_does_not_depend_on_the_version_that_reads_the_record(write):
     """Options that were not recorded stay out, whole numbers stay whole, names are the first ones."""
     values = format_1()

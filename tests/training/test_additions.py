@@ -210,7 +210,9 @@ def test_one_class_at_a_time(run, tmp_path):
 
 def test_names_that_differ_in_case_alone(run, tmp_path):
     make_photos(tmp_path / "new", [("Bee", "eel")])
-    with pytest.raises(DataError, match=r"class 'Bee' in .* differs in case alone from 'bee', which the run knows"):
+    with pytest.raises(
+        DataError, match=r"class 'Bee' in .* differs in case or spaces alone from 'bee', which the run knows"
+    ):
         add_task(run, Addition(str(tmp_path / "new")))
 
 

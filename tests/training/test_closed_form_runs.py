@@ -154,9 +154,12 @@ def test_a_forgotten_class_leaves_no_sum_and_is_never_said(photos, tmp_path):
     assert not (logits_of(tmp_path / "run", photos).argmax(dim=1) == 1).any()
     with pytest.raises(OptionError, match=f"knows no class '{gone}'"):
         forget_class(tmp_path / "run", gone)
+    before = json.loads((tmp_path / "run/run.json").read_text())
     record = add_task(tmp_path / "run", Addition(str(photos), classes=(gone,)))
     assert gone in record.known_classes
     assert (logits_of(tmp_path / "run", photos).argmax(dim=1) == 1).any()
+    assert undo_task(tmp_path / "run").forgotten == [gone]
+    assert json.loads((tmp_path / "run/run.json").read_text()) == before
 
 
 @pytest.mark.parametrize(

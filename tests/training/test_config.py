@@ -61,3 +61,26 @@ def test_impossible_values_are_named_by_option(build, message):
 
 def test_small_tasks_get_small_batches():
     assert [default_batch_size(images) for images in (5000, 1024, 1023, 290, 128, 3)] == [64, 64, 32, 16, 8, 8]
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "message"),
+    [
+        ({"distill": "kd"}, ["kd_prompt_length"], "--kd-prompt-length is of --distill kdp, and would change nothing"),
+        ({"distill": "none"}, ["alpha"], "--alpha is of --distill kd or dkd or .* with --distill none: leave it out"),
+        (
+            {"distill": "dkd"},
+            ["temperature"],
+            "--temperature is of --distill kd or .* with --distill dkd: leave it out",
+        ),
+        ({"method": "coda"}, ["epochs", "top_k"], "--top-k is of --method l2p, and would change nothing with --method"),
+        ({"method": "none"}, ["prompt_length"], "--prompt-length is of --method l2p or dualprompt or coda, and would"),
+    ],
+)
+def test_options_of_another_method_are_not_passed_over(method, given, message):
+    with pytest.raises(OptionError, match=message):
+        MethodConfig(**method).check_used(given)
+
+
+def test_options_of_what_was_chosen_are_used():
+    MethodConfig(distill="dkd").check_used(["alpha", "dkd_temperature", "components_per_task", "head", "lr"])

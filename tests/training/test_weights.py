@@ -86,6 +86,21 @@ def _evil(path):
         ("list.pth", lambda p: torch.save([1, 2], p), "holds no state dict"),  # noqa: TID251
         ("evil.pth", _evil, "cannot read weights file"),
         (
+            "empty.pth",
+            lambda p: p.write_bytes(b""),
+            "empty.pth is empty: the download or the copy did not",
+        ),
+        (
+            "w.pth.gz",
+            lambda p: p.write_bytes(b"\x1f\x8b\x08"),
+            "w.pth.gz is a compressed file: unpack it first",
+        ),
+        (
+            "w.h5",
+            lambda p: p.write_bytes(b"\x89HDF\r\n\x1a\n"),
+            "is an HDF5 file, as Keras writes",
+        ),
+        (
             "other.safetensors",
             lambda p: safetensors.torch.save_file(
                 {"patch_embed.proj.weight": torch.zeros(64, 3, 8, 8), "cls_token": torch.zeros(1, 1, 8)}, p

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from pathlib import Path
 
 import torch
 
+from cdl_deploy.data.class_names import composed
 from cdl_deploy.documents import parse_yaml
 from cdl_deploy.errors import DataError, nearest
 from cdl_deploy.regular_file import read_regular
@@ -78,7 +78,7 @@ def read_task_file(path: Path, classes: tuple[str, ...]) -> Tasks:
         raise DataError(
             f"--task-file {path} has lists within a task: expected class names, such as [[cat, dog], [owl]]"
         )
-    tasks = tuple(tuple(unicodedata.normalize("NFC", name) for name in task) for task in content)
+    tasks = tuple(tuple(composed(name) for name in task) for task in content)
     known, seen = set(classes), set[str]()
     for number, task in enumerate(tasks, start=1):
         for name in task:

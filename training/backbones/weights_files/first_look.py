@@ -29,14 +29,21 @@ def first_bytes(file: Path) -> bytes:
         raise WeightsError(
             f"weights {file} is JSON, expected weights: give the folder that it lies in, or the .safetensors beside it"
         )
-    if file.suffix.lower() in _OTHERS:
+    packed = next((kind for start, kind in _PACKED.items() if head.startswith(start)), None)
+    if packed:
+        raise WeightsError(f"weights {file} is {packed}: unpack it first")
+    other = next((kind for start, kind in _BEGINNINGS.items() if head.startswith(start)), None)
+    other = other or _OTHERS.get(file.suffix.lower())
+    if other:
         raise WeightsError(
-            f"weights {file} is {_OTHERS[file.suffix.lower()]}, expected .safetensors, .pth, .npz or .onnx: "
+            f"weights {file} is {other}, expected .safetensors, .pth, .npz or .onnx: "
             "convert it with the tool that wrote it"
         )
     return head
 
 
+_PACKED = {b"\x1f\x8b": "a compressed file", b"\xfd7zXZ": "a compressed file", b"7z\xbc\xaf": "an archive"}
+_BEGINNINGS = {b"\x89HDF": "an HDF5 file, as Keras writes them", b"GGUF": "a GGUF file"}
 _OTHERS = {
     ".h5": "a Keras file",
     ".keras": "a Keras file",
