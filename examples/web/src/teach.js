@@ -6,10 +6,12 @@ const element = (id) => document.getElementById(id);
 const say = (text) => (element("teach-status").textContent = text);
 const name = element("teach-class");
 const button = element("teach-record");
+const BETWEEN = 100; // milliseconds: frames that follow at once are all but the same picture
 let page; // what the page shows of the model; brought up to date here
 let onChange;
 let startCamera;
 let release = null; // ends the recording
+let starting = false; // the camera
 let working = Promise.resolve(); // one thing after the other
 
 /** Show the section. `known`: what the worker said of the model; `note`: what else it said. */
@@ -22,8 +24,10 @@ export function offerTeaching(given) {
     teachFiles([...target.files]);
     target.value = "";
   });
-  name.addEventListener("keydown", ({ key }) => {
-    if (key === "Enter") button.focus();
+  name.addEventListener("keydown", (event) => {
+    if (event.key !== "Enter") return;
+    event.preventDefault(); // the button would be clicked
+    button.focus();
   });
   element("teach-undo").addEventListener("click", () => act(async () => {
     const [last] = page.additions.slice(-1);
@@ -101,9 +105,12 @@ function holdToRecord() {
 }
 
 async function startRecording() {
-  if (release || !named()) return;
+  if (release || starting || !named()) return;
   if (!isRunning()) {
-    if (await startCamera()) {
+    starting = true;
+    const started = await startCamera();
+    starting = false;
+    if (started) {
       button.focus();
       say("Hold the button while you show it from several sides");
     }
@@ -111,10 +118,13 @@ async function startRecording() {
   }
   let taken = 0;
   button.classList.add("recording");
+  say("Recording");
   const stop = record(async (bitmap) => {
+    const next = new Promise((resolve) => setTimeout(resolve, BETWEEN));
     try {
       taken = await collect(bitmap);
-      say(`Recording: ${pictures(taken)}`);
+      button.textContent = `Recording: ${pictures(taken)}`; // not in the status, which is read aloud
+      await next;
     } catch (error) {
       say(error.message);
     }
@@ -132,7 +142,9 @@ function stopRecording() {
   release = null;
   button.classList.remove("recording");
   act(async () => {
-    if (!(await stop())) throw new Error("The camera gave no picture");
+    const taken = await stop();
+    nameButton();
+    if (!taken) throw new Error("The camera gave no picture");
     await finish();
   });
 }
