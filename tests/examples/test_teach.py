@@ -165,7 +165,7 @@ def test_a_saved_model_is_opened_again(page: Page, digits: Path, tmp_path: Path)
     expect(page.locator("#about")).to_contain_text("Knows 9 classes")
     page.set_input_files("#teach-open", [model])
     expect(page.locator("#teach-status")).to_contain_text("Choose two files together")
-    page.set_input_files("#teach-open", [model, tmp_path / read_bundle(model).statistics.file])  # type: ignore[union-attr]
+    page.set_input_files("#teach-open", [model, tmp_path / read_bundle(model).statistics.file])
     expect(page.locator("#teach-status")).to_contain_text("student.onnx knows 10 classes")
     page.reload()
     expect(page.locator("#taught li")).to_have_text(f"{NEW}: {TAUGHT} pictures")
