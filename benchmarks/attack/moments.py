@@ -1,8 +1,9 @@
 """`cdl learn`, killed (SIGKILL) at random moments of its life: alone, or two at once that learn into the same file.
 
-`kills.py` kills before every change to a file; here nobody knows where. Whoever looks after the kill finds the old
-model or a new one, with its own statistics and description, and what a process said it had done. Then the command is
-given again, and everything is there and nothing left over.
+`kills.py` kills before every change to a file; here nobody knows where. Every second moment is drawn from the whole
+life of a process, the others from the time since one of them has locked the file, which is when it writes. Whoever
+looks after the kill finds the old model or a new one, with its own statistics and description, and what a process said
+it had done. Then the command is given again, and everything is there and nothing left over.
 """
 
 from __future__ import annotations
@@ -45,11 +46,13 @@ def kill_at_moments(world: World, processes: int, moments: int, rng: random.Rand
     note = partial(note_failure, told)
     names = NEW[:processes]
     folder = world.fresh("device")
-    usual = max(together(world, folder, names, [60.0] * processes)[1])
-    for _ in range(moments):
+    usual = [max(together(world, folder, names, [60.0] * processes)[1])]
+    folder = world.fresh("device")
+    usual.append(max(together(world, folder, names, [60.0] * processes, writing=True)[1]))
+    for number in range(moments):
         folder = world.fresh("device")
-        delays = [rng.uniform(0, LONGER * usual) for _ in names]
-        said, _ = together(world, folder, names, delays)
+        delays = [rng.uniform(0, LONGER * usual[number % 2]) for _ in names]
+        said, _ = together(world, folder, names, delays, writing=number % 2 == 1)
         told["kills"] += said.count(None)
         found = in_child(partial(there, folder))
         if any(map(said_badly, said)) or said_badly(found):
@@ -69,22 +72,30 @@ def kill_at_moments(world: World, processes: int, moments: int, rng: random.Rand
     return told
 
 
-def together(world: World, folder: Path, names: list[str], delays: list[float]) -> tuple[list[Any], list[float]]:
-    """One process for each class, killed after its seconds; what they said (None: killed), and how long they took."""
+def together(
+    world: World, folder: Path, names: list[str], delays: list[float], writing: bool = False
+) -> tuple[list[Any], list[float]]:
+    """One process for each class, killed after its seconds; what they said (None: killed), and how long they took.
+
+    `writing`: seconds count from when one of them has locked the file.
+    """
     model = folder / "device" / "student.onnx"
     answers = [folder.parent / f"said-{name}.json" for name in names]
     began = time.monotonic()
     children = [start(learn(world, model, name), answer) for name, answer in zip(names, answers, strict=True)]
     took = dict.fromkeys(children, 0.0)
     waiting = dict(zip(children, delays, strict=True))
+    lock = model.with_name(f".{model.name}.lock")
     while waiting:
+        if writing and lock.exists():
+            began, writing = time.monotonic(), False
         for child, delay in list(waiting.items()):
             gone = os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-            if not gone and time.monotonic() - began >= delay:
+            if not gone and not writing and time.monotonic() - began >= delay:
                 os.kill(child, signal.SIGKILL)
                 gone = True
             if gone:
-                took[child] = time.monotonic() - began
+                took[child] = 0.0 if writing else time.monotonic() - began
                 del waiting[child]
         time.sleep(0.0005)
     said = [ended(child, answer) for child, answer in zip(children, answers, strict=True)]

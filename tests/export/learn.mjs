@@ -16,6 +16,10 @@ for (const [what, ...given] of steps) {
       const kept = learner.kept();
       [bytes, learner] = opened(model);
       learner.resume(kept);
+    } else if (what === "adopt") {
+      const kept = learner.kept();
+      [bytes, learner] = opened(given[0]);
+      learner.adopt(kept);
     } else learner[what](...given);
   } catch (error) {
     refused.push(error.message);

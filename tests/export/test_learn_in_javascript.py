@@ -134,6 +134,17 @@ def test_what_python_learned_is_taken_back_in_javascript(model, learn, photos, t
     check_same_model((tmp_path / "out/student.onnx").read_bytes(), path.read_bytes())
 
 
+def test_what_was_taught_comes_to_a_newer_model(first_task, learn, photos, tmp_path):
+    newer = tmp_path / "newer" / "student.onnx"
+    newer.parent.mkdir()
+    Learner(first_task() / "student.onnx").add(NEW[1], images_of(photos, NEW[1])).save(newer)
+    _, made, said = learn([["add", NEW[0], (NEW[0],)], ["adopt", str(newer)]])
+    assert said["classes"] == [*OLD, NEW[1], NEW[0]]
+    Learner(newer).add(NEW[0], images_of(photos, NEW[0])).save()
+    for one, other in zip(outputs(made, photos), outputs(newer, photos), strict=True):
+        np.testing.assert_allclose(one, other, rtol=4e-4, atol=1e-3)
+
+
 def test_what_cannot_be_learned(learn, photos):
     steps = [
         ["add", " ", (NEW[0],)],
