@@ -3,12 +3,13 @@ import { readFile, writeFile } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
 import { InferenceSession, Tensor } from "onnxruntime-node";
 import sharp from "sharp";
-import { describe, Learner } from "../web/src/learn/learner.js";
+import { describe, Learner, metadataOf } from "../web/src/learn/learner.js";
 
 const [path, out, name, ...photographs] = process.argv.slice(2);
 const model = await readFile(path);
 const session = await InferenceSession.create(model);
-const learner = new Learner(model, await readFile(join(dirname(path), describe(model).statistics.file)));
+const metadata = metadataOf(model);
+const learner = new Learner(metadata, await readFile(join(dirname(path), describe(metadata).statistics.file)));
 
 const rows = [];
 for (const photograph of photographs) {

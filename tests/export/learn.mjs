@@ -1,12 +1,13 @@
 // What test_learn_in_javascript.py asks of the modules that the web page learns with: JSON in, JSON out.
 import { readFileSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
-import { describe, Learner } from "../../examples/web/src/learn/learner.js";
+import { describe, Learner, metadataOf } from "../../examples/web/src/learn/learner.js";
 
 const { model, out, steps, test } = JSON.parse(readFileSync(0, "utf8"));
 const opened = (path) => {
   const bytes = readFileSync(path);
-  return [bytes, new Learner(bytes, readFileSync(join(dirname(path), describe(bytes).statistics.file)))];
+  const metadata = metadataOf(bytes);
+  return [bytes, new Learner(metadata, readFileSync(join(dirname(path), describe(metadata).statistics.file)))];
 };
 let [bytes, learner] = opened(model);
 const refused = [];

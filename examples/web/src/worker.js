@@ -2,7 +2,7 @@
 import * as ort from "onnxruntime-web/wasm";
 import threadsUrl from "onnxruntime-web/ort-wasm-simd-threaded.mjs?url";
 import wasmUrl from "onnxruntime-web/ort-wasm-simd-threaded.wasm?url";
-import { describe, Learner } from "./learn/learner.js";
+import { describe, Learner, metadataOf } from "./learn/learner.js";
 import { dropKept, keep, readKept } from "./kept.js";
 
 const OUTPUTS = ["topk_label", "topk_probability", "task_scores"];
@@ -14,7 +14,8 @@ const MAX_PIXELS = 4_000_000;
 let site; // where the page's own model and its statistics lie
 let session;
 let outputs; // what is asked of it
-let about; // what the open file says about itself
+let metadata; // of the open file
+let about; // what they say
 let files; // how to get the bytes of the open file and of its statistics again: `{ model, statistics }`
 let learner; // once something has been taught
 let loaded; // the two files that somebody opened in place of the page's own
@@ -41,13 +42,9 @@ self.onmessage = async ({ data: { id, task, given } }) => {
 async function load(from) {
   site = from;
   const kept = site.statistics && (await readKept(site.page).catch(() => null));
-  if (kept?.loaded) {
-    await openFiles(kept.loaded);
-    await restore(kept);
-    return { threads: ort.env.wasm.numThreads, ...told() };
-  }
-  const model = await openSite();
-  const note = kept ? await restore(kept, model) : undefined;
+  const isOpened = kept?.loaded && (await openFiles(kept.loaded).then(() => true, () => false));
+  if (!isOpened) await openSite();
+  const note = kept ? await restore(kept) : undefined;
   return { threads: ort.env.wasm.numThreads, note, ...told() };
 }
 
@@ -59,13 +56,12 @@ async function openSite() {
   };
   loaded = null;
   await start(model);
-  return model;
 }
 
 async function openFiles(pair) {
   const model = new Uint8Array(await pair.model.arrayBuffer());
   const statistics = new Uint8Array(await pair.statistics.arrayBuffer());
-  const opened = new Learner(model, statistics);
+  const opened = new Learner(metadataOf(model), statistics);
   await start(model);
   files = { model: async () => new Uint8Array(await pair.model.arrayBuffer()), statistics: async () => statistics };
   loaded = pair;
@@ -77,7 +73,8 @@ async function start(model) {
   const opened = await ort.InferenceSession.create(model, { executionProviders: ["wasm"], logSeverityLevel: 3 });
   await session?.release();
   session = opened;
-  about = describe(model);
+  metadata = metadataOf(model);
+  about = describe(metadata);
   outputs = [...OUTPUTS, ...["features", "distance"].filter((name) => session.outputNames.includes(name))];
   learner = null;
   collected = [];
@@ -85,15 +82,15 @@ async function start(model) {
 }
 
 /** Take up what was taught before the page was loaded; returns what there is to say about it. */
-async function restore(kept, model) {
-  learner ??= new Learner(model, await files.statistics());
-  if (kept.base === about.statistics.sha256 && kept.features === about.features) return void learner.resume(kept);
+async function restore(kept) {
   try {
+    learner ??= new Learner(metadata, await files.statistics());
+    if (kept.base === about.statistics.sha256 && kept.features === about.features) return void learner.resume(kept);
     learner.adopt(kept);
     return "The page has a newer model; what was taught here has been added to it";
-  } catch {
+  } catch (error) {
     learner = null;
-    return "The page has another model, to which what was taught here does not belong";
+    return `What was taught here earlier does not belong to this model: ${error.message}`;
   }
 }
 
@@ -173,7 +170,7 @@ async function learn(name) {
   const began = performance.now();
   const rows = collected;
   collected = [];
-  const fresh = learner ?? new Learner(await files.model(), await files.statistics());
+  const fresh = learner ?? new Learner(metadata, await files.statistics());
   fresh.add(name, rows);
   learner = fresh;
   const milliseconds = performance.now() - began;
@@ -199,7 +196,7 @@ async function store() {
 async function save() {
   const model = await files.model();
   const stem = (loaded?.model.name ?? `${about.role}.onnx`).replace(/( \(\d+\))?\.onnx$/, "");
-  learner ??= new Learner(model, await files.statistics());
+  learner ??= new Learner(metadata, await files.statistics());
   const made = learner.save(model, stem);
   return [
     { name: made.model.name, blob: new Blob(made.model.pieces, { type: "application/octet-stream" }) },

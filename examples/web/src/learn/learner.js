@@ -14,13 +14,15 @@ import { dimension, gather, merge, total } from "./statistics.js";
 
 const KEEP = 32; // additions that are kept apart, and can be taken back
 
-/** What a model (Uint8Array) says about itself, and whether it can learn: `statistics` is `{ file, sha256 }` then. */
-export const describe = (model) => summary(readBundle(metadataOf(model)));
+export { metadataOf };
+
+/** What a model's metadata say about it, and whether it can learn: `statistics` is `{ file, sha256 }` then. */
+export const describe = (metadata) => summary(readBundle(metadata));
 
 export class Learner {
-  /** `model`, `statistics`: the contents of the two files, Uint8Array. The model's bytes are not kept. */
-  constructor(model, statistics) {
-    this.metadata = metadataOf(model);
+  /** `metadata`: of the model, from `metadataOf`; `statistics`: the content of that file, Uint8Array. */
+  constructor(metadata, statistics) {
+    this.metadata = metadata;
     this.bundle = readBundle(this.metadata);
     const about = summary(this.bundle);
     if (!about.features || !about.statistics) throw new Error("this model was exported without statistics, so it cannot learn");
