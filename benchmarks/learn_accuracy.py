@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -55,13 +56,13 @@ def folder_of_photographs(data: Path, folder: Path, classes: int, images: int) -
     return found
 
 
-def compare(folder: Path, files: Files, **options: object) -> dict[str, float]:
+def compare(folder: Path, files: Files, **options: Any) -> dict[str, float]:
     """Percent right of all test images by way of learning; `folder` holds the images and gets run and models.
 
     The first half of the classes is learned by a run, whose backbone is frozen and has `options`; the others come then.
     """
     run, out = folder / "run", folder / "out"
-    frozen = {"tasks": 2, "method": "none", "distill": "none", "class_order": "natural", "seed": SEED}
+    frozen: dict[str, Any] = {"tasks": 2, "method": "none", "distill": "none", "class_order": "natural", "seed": SEED}
     cdl_deploy.train(folder / "images", out=run, **frozen, **options)
     export_run(run, out, ExportOptions(teacher=False, latency=False), after=1)
     path = out / "student.onnx"
