@@ -5,6 +5,7 @@
     python -m benchmarks.attack --every 7 --races 3               a share of it
 
 kills      every command is killed (SIGKILL) before each of its changes to files, then carried on: kills.py
+moments    `cdl learn` is killed at random moments, also two at once: moments.py
 races      two processes at once do what must not mix: races.py
 mutations  damaged and hostile files: mutations.py
 
@@ -24,14 +25,15 @@ from pathlib import Path
 
 from benchmarks.attack.world import World
 
-PARTS = ("kills", "races", "mutations")
+PARTS = ("kills", "moments", "races", "mutations")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", default=",".join(PARTS), help="of kills, races, mutations")
+    parser.add_argument("--parts", default=",".join(PARTS), help="of kills, moments, races, mutations")
     parser.add_argument("--only", default="", help="names of attacks, with commas; default: all of the parts")
     parser.add_argument("--every", type=int, default=1, help="kill before every N-th change to a file")
+    parser.add_argument("--moments", type=int, default=100, help="random moments to kill at")
     parser.add_argument("--races", type=int, default=20, help="how often each race is run")
     parser.add_argument("--files", type=int, default=300, help="damaged files of each kind")
     parser.add_argument("--seed", type=int, default=0)

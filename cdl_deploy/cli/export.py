@@ -110,7 +110,8 @@ def command(
 
     Each file preprocesses images of any size, names its classes and describes itself. It is compared with the trained
     model on held-out images; if a logit differs by more than 0.0001, or any image gets another class, nothing is
-    written. The web page classifies photographs and what a camera sees on the visitor's device, also offline.
+    written. The web page classifies photographs and what a camera sees on the visitor's device, also offline. With
+    a closed-form head it can be taught new classes there.
     """
     if not onnx and web is None:
         raise OptionError("cdl export needs a format: add --onnx or --web DIR")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from cdl_deploy.cli.output import echo, echo_json
 from cdl_deploy.errors import OptionError
@@ -28,13 +29,17 @@ def write_model_page(model: Path, web: Path) -> None:
     """Write the page for an exported model."""
     with require_extra("cdl export --web"):
         from cdl_deploy.runtime.web_page import write_page
-    write_page(model, web)
+    bundle = write_page(model, web)
+    if bundle.statistics is not None and _described(web)["statistics"] is None:
+        echo(
+            f"{model.name} names {bundle.statistics.file}, which is not beside it: the page cannot be taught", err=True
+        )
 
 
 def print_page(web: Path, as_json: bool) -> None:
     """Say what was written, and how to look at it."""
     size = sum(file.stat().st_size for file in web.rglob("*") if file.is_file())
-    page = json.loads((web / "page.json").read_text(encoding="utf-8"))
+    page = _described(web)
     if as_json:
         echo_json({"folder": str(web), "bytes": size, "page": page})
         return
@@ -42,4 +47,11 @@ def print_page(web: Path, as_json: bool) -> None:
         f"Page written to {web}: {size / 1e6:.1f} MB, {page['bytes'] / 1e6:.1f} MB of it {page['model']}, "
         f"{len(page['classes'])} classes"
     )
+    if page["statistics"]:
+        echo("Whoever opens it can teach it new classes, in their browser")
     echo(f"Next: python -m http.server --directory {as_typed(web)}")
+
+
+def _described(web: Path) -> dict[str, Any]:
+    page: dict[str, Any] = json.loads((web / "page.json").read_text(encoding="utf-8"))
+    return page

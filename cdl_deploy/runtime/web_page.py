@@ -2,6 +2,8 @@
 
 The page itself is built from `examples/web` by `tools/web_page.py` and comes with the package, in `web/`: this needs
 neither npm nor a network. What is large there is kept compressed (`.xz`) and is expanded here.
+
+Beside a model that can learn lie its statistics, as they do beside the export: with them the page can be taught.
 """
 
 from __future__ import annotations
@@ -13,9 +15,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from cdl_deploy.closed_form.statistics_file import MAX_BYTES
 from cdl_deploy.documents import parse_json
 from cdl_deploy.errors import BundleError, OptionError
 from cdl_deploy.folders import files_in, place_for, publish, scratch_folder
+from cdl_deploy.regular_file import read_regular
 from cdl_deploy.runtime.bundle import Bundle, read_bundle
 
 TEMPLATE = Path(__file__).parent.with_name("web")
@@ -35,18 +39,19 @@ def write_page(model: Path, out: Path) -> Bundle:
 
     `out` is new, empty, or holds an earlier page, which is replaced all at once, after everything has been written
     beside it. Of what is there, only the files that the earlier page lists go. Raises `OptionError` for any other
-    folder, `BundleError` for a model that the page cannot feed.
+    folder, `BundleError` for a model that the page cannot feed, or whose statistics are those of another file.
     """
     bundle = read_bundle(model)
     if bundle.preprocessing.input != "image":
         raise BundleError(
             f"{model} takes a preprocessed tensor, the web page gives it pixels: export it again without --input tensor"
         )
+    statistics = statistics_beside(bundle)
     earlier = check_page_folder(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with scratch_folder(".cdl-web-", place_for(out.resolve())) as staging:
-            _fill(staging, bundle)
+            _fill(staging, bundle, statistics)
             # The service worker comes last: browsers take its change for the sign of a new version to fetch.
             publish(staging, out.resolve(), earlier, last=lambda name: name.name == SERVICE_WORKER)
     except OSError as error:
@@ -91,8 +96,31 @@ def _listed(out: Path) -> frozenset[Path] | None:
         return None
 
 
-def describe(bundle: Bundle) -> dict[str, Any]:
-    """`page.json`: JavaScript cannot read a model's metadata, so what it shows of them stands beside the model."""
+def statistics_beside(bundle: Bundle) -> bytes | None:
+    """The statistics that a model names; None where it names none, or where they are not beside it.
+
+    Raises `BundleError` where a file of that name is there, and is another one.
+    """
+    named = bundle.statistics
+    if named is None or Path(named.file).name != named.file:
+        return None
+    beside = bundle.path.parent / named.file
+    try:
+        content = read_regular(beside, MAX_BYTES)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise BundleError(f"{beside}: {error.strerror or error}; a page that can be taught needs it") from error
+    if hashlib.sha256(content).hexdigest() != named.sha256:
+        raise BundleError(
+            f"{beside} is not the file of statistics that {bundle.path.name} names; copy model and statistics "
+            "together, or take it away: the page cannot be taught then"
+        )
+    return content
+
+
+def describe(bundle: Bundle, statistics: bool = False) -> dict[str, Any]:
+    """`page.json`: what the page shows before it has the model. `statistics`: whether they lie beside it."""
     return {
         "model": f"{bundle.role}.onnx",
         "bytes": bundle.path.stat().st_size,
@@ -100,10 +128,11 @@ def describe(bundle: Bundle) -> dict[str, Any]:
         "tasks": bundle.tasks,
         "selects_tasks": bundle.method.task_scores is not None,
         "producer": f"{bundle.producer.name} {bundle.producer.version}",
+        "statistics": bundle.statistics.file if statistics and bundle.statistics else None,
     }
 
 
-def _fill(folder: Path, bundle: Bundle) -> None:
+def _fill(folder: Path, bundle: Bundle, statistics: bytes | None) -> None:
     for source in TEMPLATE.rglob("*"):
         target = folder / source.relative_to(TEMPLATE)
         if source.is_dir():
@@ -115,8 +144,10 @@ def _fill(folder: Path, bundle: Bundle) -> None:
         else:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, target)
-    page = describe(bundle)
+    page = describe(bundle, statistics is not None)
     shutil.copyfile(bundle.path, folder / page["model"])
+    if statistics is not None:
+        (folder / page["statistics"]).write_bytes(statistics)
     (folder / DESCRIPTION).write_text(json.dumps(page, ensure_ascii=False), encoding="utf-8")
     _tell_service_worker(folder)
 

@@ -8,7 +8,7 @@ const siteModel = {
   configureServer(server) {
     server.middlewares.use((request, response, next) => {
       const name = request.url.slice(1);
-      if (!["page.json", "student.onnx", "teacher.onnx"].includes(name)) return next();
+      if (name !== "page.json" && !/^[^/]+\.(onnx|safetensors)$/.test(name)) return next();
       createReadStream(join(process.env.SITE ?? ".", name))
         .on("error", () => next())
         .pipe(response);

@@ -10,7 +10,7 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, expect, sync_playwright
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 QUIET = (
@@ -21,6 +21,9 @@ QUIET = (
     "--disable-component-update",
     "--disable-background-networking",  # it would look for updates, and the tests must not need a network
 )
+
+
+expect.set_options(timeout=30_000)  # on a busy machine a page takes its time; nothing waits that long otherwise
 
 
 class Host:

@@ -13,14 +13,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 import pytest
 import sklearn.datasets
 from PIL import Image
+
+import cdl_deploy
+from cdl_deploy.export import ExportOptions, export_run
 
 PROJECT = Path(__file__).resolve().parents[2]
 EXAMPLES = PROJECT / "examples"
 BUILT = PROJECT / "build" / "examples"
 EXIF_ORIENTATION = 0x0112
+NEW = "digit 7"
+TRAINED, TAUGHT, TESTED = 30, 20, 20  # images a class
 PROBABILITY_TOLERANCE = 0.02  # JPEG decoders differ by a grey level or two
 
 
@@ -75,6 +81,35 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         exif[EXIF_ORIENTATION] = orientation
         portrait.crop((0, 0, 512, 300)).save(folder / f"turned {orientation}.jpg", quality=95, exif=exif)
     return sorted(folder.iterdir())
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`run/` is learned, of nine digits; `new/` is taught, of the tenth; `test/` has images of all of them."""
+    root = tmp_path_factory.mktemp("digits")
+    loaded, seen = sklearn.datasets.load_digits(), dict.fromkeys(range(10), 0)
+    order = np.random.default_rng(0).permutation(len(loaded.target))  # in the file one writer follows another
+    for pixels, digit in zip(loaded.images[order], loaded.target[order], strict=True):
+        number, name = seen[digit], f"digit {digit}"
+        seen[digit] += 1
+        own = "new" if name == NEW else "run/train"
+        split = own if number < TRAINED else "test" if number < TRAINED + TESTED else None
+        if split is None or (split == "new" and number >= TAUGHT):
+            continue
+        path = root / split / name / f"{digit}-{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.uint8(pixels * 255 / 16)).resize((64, 64)).save(path)
+    return root
+
+
+@pytest.fixture(scope="session")
+def learnable(digits: Path) -> Path:
+    """A model of nine digits with its statistics beside it."""
+    data = digits / "run"
+    (data / "test").symlink_to(data / "train")  # the run asks for some; what it measures there is not looked at
+    cdl_deploy.train(data, tasks=3, method="none", distill="none", out=digits / "trained")
+    export_run(digits / "trained", digits / "out", ExportOptions(teacher=False, latency=False))
+    return digits / "out" / "student.onnx"
 
 
 @pytest.fixture(scope="session")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +69,44 @@ def test_killed_at_any_moment_it_is_the_old_model_or_the_new_one(first_task, pho
         assert not [name for name in os.listdir(folder) if ".tmp" in name], number
     assert {len(classes) for classes in seen} == {2, 3}
     assert len(seen) > 8
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked here")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_two_processes_killed_at_random_moments(first_task, photos, tmp_path, monkeypatch):
+    """benchmarks/attack/moments.py does so with the whole command, at a hundred moments."""
+    folder = tmp_path / "device"
+    monkeypatch.setattr(model_world, "FRESH", 10)
+    shutil.copytree(first_task(), folder)
+    steps = []
+    for name in NEW:
+        learner = Learner(folder / "student.onnx").add(name, images_of(photos, name))
+        steps += learner._steps
+    random = np.random.default_rng(0)
+    found = set()
+    for _ in range(12):
+        shutil.rmtree(folder)
+        shutil.copytree(first_task(), folder)
+        learners = [Learner(folder / "student.onnx") for _ in NEW]
+        children = []
+        for learner, step in zip(learners, steps, strict=True):
+            child = os.fork()
+            if not child:
+                try:
+                    learner._do(step)
+                    learner.save()
+                finally:
+                    os._exit(0)
+            children.append(child)
+        for child in children:
+            time.sleep(random.uniform(0, 0.04))
+            os.kill(child, signal.SIGKILL)
+        for child in children:
+            os.waitpid(child, 0)
+        found.add(fits(folder))
+    assert found <= {tuple(OLD), (*OLD, NEW[0]), (*OLD, NEW[1]), (*OLD, *NEW), (*OLD, *reversed(NEW))}
+    Learner(folder / "student.onnx").add(OLD[0], images_of(photos, OLD[0], "test")).save()
+    assert not [name for name in os.listdir(folder) if ".tmp" in name]
 
 
 def test_an_error_while_writing_leaves_everything_as_it_was(model, photos, monkeypatch):

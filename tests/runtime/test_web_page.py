@@ -52,6 +52,7 @@ def test_the_page_is_complete(student: Path, tmp_path: Path) -> None:
         "tasks": [list(task) for task in bundle.tasks],
         "selects_tasks": True,
         "producer": f"cdl-deploy {bundle.producer.version}",
+        "statistics": None,
     }
 
 

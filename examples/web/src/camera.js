@@ -6,9 +6,11 @@ const section = document.getElementById("camera");
 const video = document.getElementById("video");
 const label = document.getElementById("live-label");
 const detail = document.getElementById("live-detail");
+const sureness = document.getElementById("live-sureness");
 const switchButton = document.getElementById("camera-switch");
 
 let stream = null;
+let taking = null; // what is done with frames instead of classifying them
 let facing = "environment"; // away from the user, where there are two
 
 export async function startCamera(page) {
@@ -21,6 +23,18 @@ export async function startCamera(page) {
   const cameras = (await navigator.mediaDevices.enumerateDevices()).filter(({ kind }) => kind === "videoinput");
   switchButton.hidden = cameras.length < 2;
   watch(page, stream);
+}
+
+export const isRunning = () => stream !== null;
+
+/** Hand every frame to `take` (an async function) until `release` is called, which returns when the last is done. */
+export function record(take) {
+  const recording = { take, last: null };
+  taking = recording;
+  return async () => {
+    if (taking === recording) taking = null;
+    await recording.last;
+  };
 }
 
 export function stopCamera() {
@@ -40,9 +54,17 @@ export const frame = () => createImageBitmap(video);
 
 async function watch(page, current) {
   while (stream === current) {
-    const { top, taskScores, milliseconds } = await classify(await frame());
-    label.textContent = `${top[0].label} ${percent(top[0].probability)}`;
-    detail.textContent = [taskText(page, taskScores), `${milliseconds.toFixed(0)} ms`].filter(Boolean).join(" · ");
+    const recording = taking;
+    if (recording) await (recording.last = frame().then(recording.take));
+    else show(page, await classify(await frame()));
     await new Promise(requestAnimationFrame); // at most one a frame, and none while the page is in the background
   }
+}
+
+function show(page, { top, unknown, taskScores, milliseconds }) {
+  const [{ label: best, probability }] = top;
+  label.textContent = unknown ? "unknown" : `${best} ${percent(probability)}`;
+  sureness.style.setProperty("--share", unknown ? 0 : probability);
+  const nearest = unknown ? `most like ${best}` : taskText(page, taskScores);
+  detail.textContent = [nearest, `${milliseconds.toFixed(0)} ms`].filter(Boolean).join(" · ");
 }

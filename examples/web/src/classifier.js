@@ -1,4 +1,4 @@
-// The worker as two functions that return promises.
+// The worker as functions that return promises.
 
 const worker = new Worker(new URL("./worker.js", import.meta.url), { type: "module" });
 const waiting = new Map();
@@ -18,26 +18,45 @@ worker.onerror = (event) => {
   waiting.clear();
 };
 
-function ask(message, transfer = []) {
+function ask(task, given, transfer = []) {
   const id = ++lastId;
   return new Promise((resolve, reject) => {
     waiting.set(id, { resolve, reject });
-    worker.postMessage({ id, ...message }, transfer);
+    worker.postMessage({ id, task, given }, transfer);
   });
 }
 
-/** Fetch the model and get it ready: `{ threads }`. `progress` is told the fraction that has arrived. */
-export function loadModel(url, bytes, progress) {
+/**
+ * Fetch the model and get it ready. `site`: `{ page, url, bytes, statistics }`, `statistics` null for a model that cannot
+ * be taught. `progress` is told the fraction that has arrived. Returns what the model knows, and `threads`.
+ */
+export function loadModel(site, progress) {
   onProgress = progress;
-  return ask({ load: { url, bytes } });
+  return ask("load", site);
 }
 
-/** Classify an ImageBitmap, which is handed over: `{ top, taskScores, milliseconds, decodeMilliseconds, … }`. */
-export function classify(bitmap) {
-  return ask({ bitmap }, [bitmap]);
-}
+/** Classify an ImageBitmap, which is handed over: `{ top, unknown, taskScores, milliseconds, decodeMilliseconds, … }`. */
+export const classify = (bitmap) => ask("classify", bitmap, [bitmap]);
+
+/** Take an ImageBitmap, which is handed over, for what is to be learned; returns how many there are. */
+export const collect = (bitmap) => ask("collect", bitmap, [bitmap]);
+
+/** Learn what was collected as class `name`, or do not. All but `discard` return what the model knows then. */
+export const learn = (name) => ask("learn", name);
+export const discard = () => ask("discard");
+export const undo = () => ask("undo");
+export const reset = () => ask("reset");
+export const open = (files) => ask("open", files);
+
+/** The model with what was taught: two files, `{ name, blob }`. */
+export const save = () => ask("save");
 
 /** What the file shows, upright (EXIF), its colours as stored: Python sees the same. */
 export function decode(file) {
   return createImageBitmap(file, { imageOrientation: "from-image", colorSpaceConversion: "none" });
 }
+
+export const UNREADABLE = "not an image that this browser can read";
+
+/** Whether `decode` failed because of what is in the file. */
+export const isUnreadable = ({ name }) => name === "InvalidStateError" || name === "EncodingError";

@@ -1,8 +1,9 @@
 // The page: photographs come in by file dialog, drop, paste or camera, and are classified one after the other.
 import { frame, startCamera, stopCamera, switchCamera } from "./camera.js";
-import { classify, decode, loadModel } from "./classifier.js";
-import { addCard, addError, clearResults, percent, taskText } from "./results.js";
+import { classify, decode, isUnreadable, loadModel, UNREADABLE } from "./classifier.js";
+import { addCard, addError, clearResults, labelOf, percent, taskText } from "./results.js";
 import { keepOffline } from "./offline.js";
+import { offerTeaching, teachFiles } from "./teach.js";
 
 const element = (id) => document.getElementById(id);
 const say = (text) => (element("status").textContent = text);
@@ -21,11 +22,13 @@ async function start() {
   if (!response.ok) throw new Error("no page.json beside the page; write it with cdl export --web");
   page = await response.json();
   describe();
-  const modelUrl = new URL(page.model, document.baseURI).href; // the worker lies in another folder
-  const { threads } = await loadModel(modelUrl, page.bytes, (share) => (element("loading").value = share));
+  const absolute = (name) => name && new URL(name, document.baseURI).href; // the worker lies in another folder
+  const site = { page: absolute("./"), url: absolute(page.model), bytes: page.bytes, statistics: absolute(page.statistics) };
+  const { threads, note, ...known } = await loadModel(site, (share) => (element("loading").value = share));
   element("loading").hidden = true;
   element("files").disabled = element("camera-start").disabled = false;
-  element("model").textContent += ` · ${threads === 1 ? "one thread" : `${threads} threads`}`;
+  element("threads").textContent = threads === 1 ? "· one thread" : `· ${threads} threads`;
+  if (page.statistics) offerTeaching({ page, known, note, startCamera: () => camera(startCamera), onChange: describe });
   say("Ready");
   document.body.dataset.ready = "";
   listen();
@@ -37,7 +40,9 @@ function describe() {
   const tasks = page.tasks.length > 1 ? `, learned in ${page.tasks.length} tasks` : "";
   element("about").textContent =
     `Knows ${page.classes.length} classes${tasks}: ${names.join(", ")}. Photographs never leave this device.`;
-  element("model").textContent = `${page.model}, ${(page.bytes / 1e6).toFixed(1)} MB, from ${page.producer}`;
+  element("model").textContent = page.opened
+    ? `${page.opened}, opened here`
+    : `${page.model}, ${(page.bytes / 1e6).toFixed(1)} MB, from ${page.producer}`;
 }
 
 function listen() {
@@ -48,7 +53,10 @@ function listen() {
   addEventListener("paste", ({ clipboardData }) => add(clipboardData.files));
   for (const type of ["dragenter", "dragover"]) addEventListener(type, (event) => highlight(event, true));
   for (const type of ["dragleave", "drop"]) addEventListener(type, (event) => highlight(event, false));
-  addEventListener("drop", ({ dataTransfer }) => add(dataTransfer.files));
+  addEventListener("drop", ({ dataTransfer, target }) => {
+    if (target.closest?.("#teach")) teachFiles(dataTransfer.files);
+    else add(dataTransfer.files);
+  });
 
   element("camera-start").addEventListener("click", () => camera(startCamera));
   element("camera-switch").addEventListener("click", () => camera(switchCamera));
@@ -68,7 +76,10 @@ function listen() {
 
 function highlight(event, on) {
   event.preventDefault(); // a browser would open the photograph instead of the page
-  drop.classList.toggle("over", on && event.dataTransfer.types.includes("Files"));
+  const isTeaching = Boolean(event.target.closest?.("#teach"));
+  const hasFiles = on && event.dataTransfer.types.includes("Files");
+  drop.classList.toggle("over", hasFiles && !isTeaching);
+  element("teach").classList.toggle("over", hasFiles && isTeaching);
 }
 
 function add(files) {
@@ -84,10 +95,10 @@ function enqueue(name, source) {
       const answer = await classify(bitmap);
       show(answer);
       const { label, probability } = answer.top[0];
-      say([`${name}: ${label}, ${percent(probability)}`, taskText(page, answer.taskScores)].filter(Boolean).join(", "));
+      const sure = answer.unknown ? `most like ${label}` : percent(probability);
+      say([`${name}: ${labelOf(answer)}, ${sure}`, taskText(page, answer.taskScores)].filter(Boolean).join(", "));
     } catch (error) {
-      const unreadable = error.name === "InvalidStateError" || error.name === "EncodingError";
-      const message = unreadable ? "not an image that this browser can read" : error.message;
+      const message = isUnreadable(error) ? UNREADABLE : error.message;
       addError(name, message);
       say(`${name}: ${message}`);
     }
@@ -99,8 +110,10 @@ async function camera(begin) {
     if (!navigator.mediaDevices) throw new Error("browsers give it to pages from https:// or localhost only");
     await begin(page);
     element("camera-keep").focus();
+    return true;
   } catch (error) {
     stopCamera();
     say(`No camera: ${error.message}`);
+    return false;
   }
 }

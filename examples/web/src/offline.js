@@ -1,17 +1,29 @@
 // Registers the service worker once the model is there, so that its files come from the browser's cache.
 
-/** Say in `place` when the page works without the network, and when a newer one has been fetched. */
-export async function keepOffline(place) {
-  if (!import.meta.env.PROD || !("serviceWorker" in navigator)) return;
+const workers = import.meta.env.PROD ? navigator.serviceWorker : undefined;
+const visitedBefore = Boolean(workers?.controller);
+let place = null;
+let isReplaced = false;
+
+// From the start on: a browser looks for a newer version while the model is still loading.
+workers?.addEventListener("controllerchange", () => {
+  isReplaced = visitedBefore;
+  if (place) tell();
+});
+
+/** Say in `where` when the page works without the network, and when a newer one has been fetched. */
+export async function keepOffline(where) {
+  if (!workers) return;
   try {
-    const visitedBefore = Boolean(navigator.serviceWorker.controller);
-    await navigator.serviceWorker.register("./sw.js");
-    await navigator.serviceWorker.ready;
-    place.textContent = "Works offline";
-    navigator.serviceWorker.addEventListener("controllerchange", () => {
-      if (visitedBefore) place.textContent = "A newer version is here: reload the page to use it";
-    });
+    await workers.register("./sw.js");
+    await workers.ready;
+    place = where;
+    tell();
   } catch (error) {
-    place.textContent = `Needs the network: ${error.message}`;
+    where.textContent = `Needs the network: ${error.message}`;
   }
+}
+
+function tell() {
+  place.textContent = isReplaced ? "A newer version is here: reload the page to use it" : "Works offline";
 }

@@ -41,10 +41,14 @@ export function clearResults() {
   section.hidden = true;
 }
 
-function fill(page, card, find, { top, taskScores, milliseconds, decodeMilliseconds, width, height }) {
-  card.dataset.label = top[0].label;
-  find(".label").textContent = top[0].label;
-  find(".probability").textContent = percent(top[0].probability);
+/** The class that an answer names; "unknown" where nothing that the model knows is near. */
+export const labelOf = ({ top, unknown }) => (unknown ? "unknown" : top[0].label);
+
+function fill(page, card, find, answer) {
+  const { top, unknown, taskScores, milliseconds, decodeMilliseconds, width, height } = answer;
+  card.dataset.label = find(".label").textContent = labelOf(answer);
+  find(".probability").textContent = unknown ? "nothing fits" : percent(top[0].probability);
+  card.classList.toggle("unknown", unknown);
   find(".top").replaceChildren(...top.map(bar));
   find(".milliseconds").textContent = `${milliseconds.toFixed(milliseconds < 10 ? 1 : 0)} ms`;
   find(".milliseconds").title = `${width} × ${height} pixels; reading them took ${decodeMilliseconds.toFixed(0)} ms more`;

@@ -1,7 +1,9 @@
-// The model, off the main thread: a bitmap in, the answer out. The page stays responsive while it works.
+// The model, off the main thread: a bitmap in, the answer out. The page stays responsive while it works and learns.
 import * as ort from "onnxruntime-web/wasm";
 import threadsUrl from "onnxruntime-web/ort-wasm-simd-threaded.mjs?url";
 import wasmUrl from "onnxruntime-web/ort-wasm-simd-threaded.wasm?url";
+import { describe, Learner, metadataOf } from "./learn/learner.js";
+import { dropKept, keep, readKept } from "./kept.js";
 
 const OUTPUTS = ["topk_label", "topk_probability", "task_scores"];
 
@@ -9,8 +11,15 @@ const OUTPUTS = ["topk_label", "topk_probability", "task_scores"];
 // would need over 1 GB of it. Larger ones are shrunk by the browser first.
 const MAX_PIXELS = 4_000_000;
 
+let site; // where the page's own model and its statistics lie
 let session;
-
+let outputs; // what is asked of it
+let metadata; // of the open file
+let about; // what they say
+let files; // how to get the bytes of the open file and of its statistics again: `{ model, statistics }`
+let learner; // once something has been taught
+let loaded; // the two files that somebody opened in place of the page's own
+let collected = []; // features of the pictures that are being taken
 
 ort.env.wasm.wasmPaths = {
   mjs: new URL(threadsUrl, self.location.href).href,
@@ -19,26 +28,88 @@ ort.env.wasm.wasmPaths = {
 // Without cross-origin isolation there is no shared memory, and so one thread; sw.js brings it about.
 ort.env.wasm.numThreads = self.crossOriginIsolated ? Math.min(4, navigator.hardwareConcurrency || 1) : 1;
 
-self.onmessage = async ({ data: { id, load, bitmap } }) => {
+const tasks = { load, classify, collect, discard, learn, undo, save, open, reset };
+
+self.onmessage = async ({ data: { id, task, given } }) => {
   try {
-    const answer = load ? await loadModel(load) : await classify(bitmap);
-    self.postMessage({ id, answer });
+    self.postMessage({ id, answer: await tasks[task](given) });
   } catch (error) {
     self.postMessage({ id, error: error.message ?? String(error) });
   }
 };
 
-async function loadModel({ url, bytes }) {
-  const model = await download(url, bytes);
-  // 3: errors only. Warnings are about how graphs are written, nothing that a visitor can act on.
-  session = await ort.InferenceSession.create(model, { executionProviders: ["wasm"], logSeverityLevel: 3 });
-  await session.run({ image: new ort.Tensor("uint8", new Uint8Array(64 * 64 * 3), [1, 64, 64, 3]) }, OUTPUTS); // warm up
-  return { threads: ort.env.wasm.numThreads };
+/** The page's own model, or the one that somebody opened here, with what was taught. */
+async function load(from) {
+  site = from;
+  const kept = site.statistics && (await readKept(site.page).catch(() => null));
+  const isOpened = kept?.loaded && (await openFiles(kept.loaded).then(() => true, () => false));
+  if (!isOpened) await openSite();
+  const note = kept ? await restore(kept) : undefined;
+  return { threads: ort.env.wasm.numThreads, note, ...told() };
 }
 
-async function download(url, bytes) {
+async function openSite() {
+  const model = await download(site.url, site.bytes);
+  files = {
+    model: () => download(site.url, site.bytes, false),
+    statistics: async () => new Uint8Array(await (await fetched(site.statistics)).arrayBuffer()),
+  };
+  loaded = null;
+  await start(model);
+}
+
+async function openFiles(pair) {
+  const model = new Uint8Array(await pair.model.arrayBuffer());
+  const statistics = new Uint8Array(await pair.statistics.arrayBuffer());
+  const opened = new Learner(metadataOf(model), statistics);
+  await start(model);
+  files = { model: async () => new Uint8Array(await pair.model.arrayBuffer()), statistics: async () => statistics };
+  loaded = pair;
+  learner = opened;
+}
+
+async function start(model) {
+  // 3: errors only. Warnings are about how graphs are written, nothing that a visitor can act on.
+  const opened = await ort.InferenceSession.create(model, { executionProviders: ["wasm"], logSeverityLevel: 3 });
+  await session?.release();
+  session = opened;
+  metadata = metadataOf(model);
+  about = describe(metadata);
+  outputs = [...OUTPUTS, ...["features", "distance"].filter((name) => session.outputNames.includes(name))];
+  learner = null;
+  collected = [];
+  await session.run({ image: new ort.Tensor("uint8", new Uint8Array(64 * 64 * 3), [1, 64, 64, 3]) }, OUTPUTS); // warm up
+}
+
+/** Take up what was taught before the page was loaded; returns what there is to say about it. */
+async function restore(kept) {
+  try {
+    learner ??= new Learner(metadata, await files.statistics());
+    if (kept.base === about.statistics.sha256 && kept.features === about.features) return void learner.resume(kept);
+    learner.adopt(kept);
+    return "The page has a newer model; what was taught here has been added to it";
+  } catch (error) {
+    learner = null;
+    return `What was taught here earlier does not belong to this model: ${error.message}`;
+  }
+}
+
+/** What the page shows of the model's state. */
+function told() {
+  const { classes, tasks, opened } = learner ?? { ...about, opened: about };
+  const selects = opened.taskScores !== null && tasks.length === opened.tasks.length;
+  const additions = learner?.additions ?? [];
+  return { classes, tasks, selects_tasks: selects, additions, opened: loaded ? loaded.model.name : null };
+}
+
+async function fetched(url) {
   const response = await fetch(url);
   if (!response.ok) throw new Error(`${url}: the host answers ${response.status}`);
+  return response;
+}
+
+async function download(url, bytes, tell = true) {
+  const response = await fetched(url);
   const model = new Uint8Array(bytes);
   let done = 0;
   for (const reader = response.body.getReader(); ; ) {
@@ -47,7 +118,7 @@ async function download(url, bytes) {
     if (done + value.length > bytes) throw new Error(`${url} is larger than page.json says: upload both again`);
     model.set(value, done);
     done += value.length;
-    self.postMessage({ progress: done / bytes });
+    if (tell) self.postMessage({ progress: done / bytes });
   }
   if (done < bytes) throw new Error(`${url} is ${done} bytes long, page.json says ${bytes}: upload both again`);
   return model;
@@ -58,16 +129,93 @@ async function classify(bitmap) {
   const { width, height } = bitmap;
   const input = pixels(bitmap);
   const decoded = performance.now();
-  const { topk_label, topk_probability, task_scores } = await session.run({ image: input }, OUTPUTS);
+  const said = await session.run({ image: input }, outputs);
+  const { top, unknown, taskScores } = learner ? answerOf(said) : answerOfGraph(said);
   const finished = performance.now();
+  return { top, unknown, taskScores, milliseconds: finished - decoded, decodeMilliseconds: decoded - start, width, height };
+}
+
+function answerOfGraph({ topk_label, topk_probability, task_scores, distance }) {
   return {
     top: topk_label.data.map((label, i) => ({ label, probability: topk_probability.data[i] })),
+    unknown: about.threshold !== null && distance?.data[0] > about.threshold,
     taskScores: Array.from(task_scores.data),
-    milliseconds: finished - decoded,
-    decodeMilliseconds: decoded - start,
-    width,
-    height,
   };
+}
+
+/** The same of what was learned since: the graph's features, and the head that a saved file would have. */
+function answerOf({ features, task_scores }) {
+  const { probabilities, unknown } = learner.predict(features.data);
+  const order = [...probabilities.keys()].sort((a, b) => probabilities[b] - probabilities[a]).slice(0, 5);
+  return {
+    top: order.map((c) => ({ label: learner.classes[c], probability: probabilities[c] })),
+    unknown,
+    taskScores: Array.from(task_scores.data),
+  };
+}
+
+/** One more picture of what is to be learned; returns how many there are. */
+async function collect(bitmap) {
+  const { features } = await session.run({ image: pixels(bitmap) }, ["features"]);
+  collected.push(features.data.slice());
+  return collected.length;
+}
+
+function discard() {
+  collected = [];
+}
+
+/** Learn class `name` from the pictures that were collected. */
+async function learn(name) {
+  const began = performance.now();
+  const rows = collected;
+  collected = [];
+  const fresh = learner ?? new Learner(metadata, await files.statistics());
+  fresh.add(name, rows);
+  learner = fresh;
+  const milliseconds = performance.now() - began;
+  return { images: rows.length, milliseconds, isKept: await store(), ...told() };
+}
+
+async function undo() {
+  if (!learner) throw new Error("There is nothing to undo");
+  learner.undo();
+  return { isKept: await store(), ...told() };
+}
+
+/** Keep what was taught for the next visit; whether that was possible. */
+async function store() {
+  const taught = { base: learner.opened.statistics.sha256, features: learner.opened.features, loaded, ...learner.kept() };
+  return keep(site.page, taught).then(
+    () => true,
+    () => false,
+  );
+}
+
+/** Model and statistics as two files. */
+async function save() {
+  const model = await files.model();
+  const stem = (loaded?.model.name ?? `${about.role}.onnx`).replace(/( \(\d+\))?\.onnx$/, "");
+  learner ??= new Learner(metadata, await files.statistics());
+  const made = learner.save(model, stem);
+  return [
+    { name: made.model.name, blob: new Blob(made.model.pieces, { type: "application/octet-stream" }) },
+    { name: made.statistics.name, blob: new Blob([made.statistics.content], { type: "application/octet-stream" }) },
+  ];
+}
+
+/** Use a model that was saved earlier, here or by `cdl learn`: `{ model, statistics }`, two files. */
+async function open(pair) {
+  await openFiles(pair);
+  return { isKept: await store(), ...told() };
+}
+
+/** Back to the page's own model, without what was taught. */
+async function reset() {
+  await dropKept(site.page).catch(() => undefined);
+  if (loaded) await openSite();
+  learner = null;
+  return told();
 }
 
 /** uint8 RGB [1, height, width, 3] of a bitmap, which is closed. */
