@@ -91,5 +91,4 @@ def row_bytes(pair: TeacherStudent, role: Role, classes: int) -> int:
 
 def _token_numbers(backbone: Backbone) -> int:
     """In the tokens of an image."""
-    layout = backbone.layout
-    return (1 + layout.registers + layout.grid[0] * layout.grid[1]) * backbone.width
+    return backbone.layout.count * backbone.width

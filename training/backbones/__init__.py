@@ -10,9 +10,10 @@ from cdl_deploy.errors import WeightsError
 from cdl_deploy.run import plugins
 from cdl_deploy.training.backbones.plain import PlainViT
 from cdl_deploy.training.backbones.protocol import Backbone
+from cdl_deploy.training.backbones.rotary import RotaryViT
 from cdl_deploy.training.registry import Registry
 
-BACKBONES: Registry[Any] = Registry(plugins.BACKBONES, {"plain": PlainViT})
+BACKBONES: Registry[Any] = Registry(plugins.BACKBONES, {"plain": PlainViT, "rotary": RotaryViT})
 """Each is made of (network, mean, std). The first that does not refuse a network takes it."""
 
 

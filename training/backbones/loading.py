@@ -11,6 +11,7 @@ import safetensors.torch
 import timm
 import torch
 from timm.models import is_model, list_models
+from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
@@ -123,7 +124,7 @@ def _create(model: str, image_size: int) -> nn.Module:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise WeightsError(f"model '{model}' cannot be built for {image_size}x{image_size} images: {reason}") from None
     patch = getattr(getattr(network, "patch_embed", None), "patch_size", None)
-    if isinstance(patch, tuple) and isinstance(network, VisionTransformer) and image_size % patch[0]:
+    if isinstance(patch, tuple) and isinstance(network, VisionTransformer | Eva) and image_size % patch[0]:
         near = sorted({max(1, image_size // patch[0]) * patch[0], -(-image_size // patch[0]) * patch[0]})
         raise WeightsError(
             f"model '{model}' cannot be built for {image_size}x{image_size} images: its patches are "

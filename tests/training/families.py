@@ -1,0 +1,59 @@
+"""Members of timm's families of ViTs, built small: the real architecture, a few tokens, every parameter random."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+SMALL = {"embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 0}
+
+ROTARY: dict[str, dict[str, Any]] = {
+    "vit_small_patch16_dinov3": {},
+    "vit_small_patch16_dinov3_qkvb": {},
+    "vit_small_plus_patch16_dinov3": {},
+    "vit_small_patch16_lingbot": {},
+    "vit_small_patch16_rope_224": {},
+    "vit_small_patch16_rope_ape_224": {},
+    "eva02_tiny_patch14_224": {"img_size": 28},
+    "eva02_base_patch14_224": {"img_size": 28},
+    "eva02_base_patch16_clip_224": {},
+    "eva_giant_patch14_clip_224": {"img_size": 28},
+    "vit_pe_core_tiny_patch16_384": {"attn_pool_num_heads": 3},
+    "vit_pe_spatial_tiny_patch16_512": {},
+    "vit_base_patch16_rope_reg1_gap_256": {},
+}
+"""What `RotaryViT` computes."""
+POOLED: dict[str, dict[str, Any]] = {
+    "vit_base_patch16_siglip_224": {},
+    "vit_base_patch16_siglip_gap_224": {},
+    "vit_medium_patch16_reg1_gap_256": {},
+    "vit_so150m_patch16_reg4_map_256": {},
+    "eva_large_patch14_196": {"img_size": 28},
+    "aimv2_large_patch14_224": {"img_size": 28},
+    "test_vit3": {"depth": 2},
+}
+"""What `PlainViT` computes without a class token to read."""
+OTHERS: dict[str, dict[str, Any]] = {
+    "vit_base_patch16_radio_v3": {},
+    "vit_huge_patch16_radio_v4": {},
+    "vit_intern300m_patch14_448": {"img_size": 28},
+    "beit3_base_patch16_224": {},
+}
+"""What `PlainViT` computes and was refused before for what its last norm is."""
+FAMILIES = {**ROTARY, **POOLED, **OTHERS}
+
+
+def member(name: str, seed: int = 0, **changes: Any) -> nn.Module:
+    """A small random one for square images of 32 pixels, or what `FAMILIES` says."""
+    given = {"img_size": 32, **SMALL, **FAMILIES[name], **changes}
+    torch.manual_seed(seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        vit = timm.create_model(name, pretrained=False, **given)
+    for parameter in vit.parameters():  # timm starts biases and tokens at nearly zero, which would hide mistakes
+        nn.init.normal_(parameter, std=0.2)
+    return vit.eval()
