@@ -16,6 +16,7 @@ ROTARY: dict[str, dict[str, Any]] = {
     "vit_small_patch16_dinov3_qkvb": {},
     "vit_small_plus_patch16_dinov3": {},
     "vit_small_patch16_lingbot": {},
+    "vit_base_patch16_sapiens2": {"num_kv_heads": (3, 3)},
     "vit_small_patch16_rope_224": {},
     "vit_small_patch16_rope_ape_224": {},
     "eva02_tiny_patch14_224": {"img_size": 28},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from timm.models.eva import Eva
 from torch import nn
 
 from cdl_deploy.errors import WeightsError
@@ -18,17 +19,17 @@ BACKBONES: Registry[Any] = Registry(plugins.BACKBONES, {"plain": PlainViT, "rota
 
 
 def build_backbone(vit: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> Backbone:
-    """The network, frozen. Raises WeightsError where no family takes it: the reason of the first."""
-    refusals: list[WeightsError] = []
-    for family in BACKBONES.values():
+    """The network, frozen. Raises WeightsError where no family takes it: the reason of the one it comes nearest to."""
+    refusals: dict[str, WeightsError] = {}
+    for name, family in BACKBONES.items():
         try:
             family.check(vit)
         except WeightsError as error:
-            refusals.append(error)
+            refusals[name] = error
         else:
             backbone: Backbone = family(vit, mean, std)
             return backbone
-    raise refusals[0]
+    raise refusals["rotary" if type(vit) is Eva else "plain"]
 
 
 __all__ = ["BACKBONES", "Backbone", "build_backbone"]

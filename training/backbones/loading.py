@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from cdl_deploy.errors import WeightsError, nearest
 from cdl_deploy.regular_file import open_regular
 from cdl_deploy.run.record import BackboneInfo
-from cdl_deploy.training.backbones import Backbone, build_backbone, hub, mini, patch14, small
+from cdl_deploy.training.backbones import BACKBONES, Backbone, build_backbone, hub, mini, patch14, small
+from cdl_deploy.training.backbones.refusals import refusal, refuse_others
 from cdl_deploy.training.backbones.weights_file import PATCHES, read_weights
 
 MISMATCHES_NAMED = 3
@@ -105,9 +106,14 @@ def known_model(model: str, with_weights: bool = True) -> str:
 
 def check_family(model: str, image_size: int) -> None:
     """Raise WeightsError for a network that no family takes, or that cannot be so large, before weights are fetched."""
+    if not BACKBONES.others():  # a family of another package may take what ours do not
+        refuse_others(model)
     with torch.device("meta"):  # no memory, and no time for random values
         network = _create(model, image_size)
-    build_backbone(network, (0.0,) * 3, (1.0,) * 3)
+    try:
+        build_backbone(network, (0.0,) * 3, (1.0,) * 3)
+    except WeightsError as error:
+        raise WeightsError(refusal(model, str(error))) from None
 
 
 def create_vit(model: str, image_size: int) -> VisionTransformer:

@@ -9,8 +9,7 @@ from timm.models.vision_transformer_hybrid import HybridEmbed
 from torch import Tensor, nn
 
 from cdl_deploy.errors import WeightsError
-from cdl_deploy.training.backbones.protocol import POOLED
-from cdl_deploy.training.backbones.timm_vit import TimmViT, pooling_of
+from cdl_deploy.training.backbones.timm_vit import TimmViT, check_pooling
 from cdl_deploy.training.shapes import Tokens
 
 
@@ -48,28 +47,28 @@ def check_plain(vit: nn.Module) -> None:
     """Refuse what is not a plain pre-norm ViT: prompts would silently land in the wrong place."""
     name = type(vit).__name__
     if type(vit) is not VisionTransformer:
-        raise WeightsError(f"the model is a {name}, expected a plain timm VisionTransformer: choose a vit_* model")
+        raise WeightsError(f"the model is a {name}, expected a plain timm VisionTransformer, or its Eva")
     if isinstance(vit.patch_embed, HybridEmbed):
-        raise WeightsError(
-            "the model is a hybrid, whose patches a convolutional network makes: choose a plain vit_* model"
-        )
+        raise WeightsError("the model is a hybrid, whose patches a convolutional network makes")
     check_pooling(vit)
     for block in vit.blocks:
         attention = getattr(block, "attn", None)
         if type(block) is not Block or type(attention) is not Attention:
-            kind = f"{type(block).__name__} with {type(attention).__name__}"
-            if attention is None:
-                kind = f"{type(block).__name__}, which compute attention and MLP side by side"
-            raise WeightsError(f"the ViT's blocks are {kind}, expected Block with Attention: choose a plain ViT")
+            how = "" if attention is None else f" with {type(attention).__name__}"
+            own = KINDS.get(type(block).__name__) or KINDS.get(type(attention).__name__)
+            raise WeightsError(
+                f"the ViT's blocks are {type(block).__name__}{how}{f' ({own})' if own else ''}, expected Block with "
+                "Attention"
+            )
         if getattr(attention, "gate", None) is not None:  # timm 1.0.20 knows none
-            raise WeightsError("the ViT gates its attention output: choose a plain ViT")
+            raise WeightsError("the ViT gates its attention output")
 
 
-def check_pooling(vit: VisionTransformer) -> None:
-    """Refuse a ViT whose tokens are pooled in a way that nobody has tried."""
-    pooling = pooling_of(vit)
-    if pooling is not None and pooling not in POOLED:
-        raise WeightsError(
-            f"the ViT pools its tokens by {pooling or 'nothing'}, expected its class token, attention pooling or the "
-            "mean of its patches (timm's global_pool token, map or avg): choose another model"
-        )
+KINDS = {
+    "ParallelScalingBlock": "attention and MLP side by side",
+    "ParallelThingsBlock": "attention and MLPs side by side",
+    "DiffParallelScalingBlock": "differential attention and MLP side by side",
+    "DiffAttention": "differential attention",
+    "ResPostBlock": "normalised after attention and MLP",
+}
+"""What blocks of timm's are that are not ours."""

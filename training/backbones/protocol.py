@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from cdl_deploy.training.features import Feature, in_order
 from cdl_deploy.training.shapes import Pixels, PromptVectors, Tokens
 
-
 POOLED = {"avg": "the mean of its patches", "map": "what its attention pooling makes of all tokens"}
 """What stands for an image where it is not the class token, by timm's name."""
 

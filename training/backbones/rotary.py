@@ -13,15 +13,17 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from timm.layers import AttentionPoolLatent, AttentionRope
+from timm.layers import AttentionRope
 from timm.models.eva import Eva, EvaAttention, EvaBlock
 from torch import Tensor, nn
 
 from cdl_deploy.errors import WeightsError
 from cdl_deploy.training.backbones.protocol import OutputTokens
-from cdl_deploy.training.backbones.timm_vit import TimmViT, prefix_tokens
+from cdl_deploy.training.backbones.timm_vit import TimmViT, check_pooling, prefix_tokens
 from cdl_deploy.training.shapes import Tokens
 
+AXIAL = ("RotaryEmbeddingCat", "RotaryEmbeddingDinoV3")
+"""timm's embeddings that are one table for all blocks and heads."""
 APPENDED = 1
 """Tokens behind the patches for which a table is there beforehand; more are rare."""
 
@@ -138,29 +140,18 @@ def check_rotary(vit: nn.Module) -> None:
         raise WeightsError(f"the model is a {type(vit).__name__}, expected timm's Eva")
     if getattr(vit, "rope_mixed", False):
         raise WeightsError(
-            "the model mixes rotary positions along both axes, with frequencies of its own in every block and head: "
-            "choose one with axial ones, such as vit_small_patch16_rope_224 or vit_small_patch16_dinov3"
+            "its rotary positions are mixed: frequencies along both axes, others in every block and head"
         )
-    if vit.rope is not None and type(vit.rope).__name__ not in ("RotaryEmbeddingCat", "RotaryEmbeddingDinoV3"):
-        raise WeightsError(
-            f"the model's rotary positions are {type(vit.rope).__name__}, expected axial ones: choose another, such as "
-            "vit_small_patch16_dinov3"
-        )
-    if vit.attn_pool is not None and type(vit.attn_pool) is not AttentionPoolLatent:
-        raise WeightsError("the model pools its tokens in a way of its own: choose another, such as a dinov3 model")
+    if vit.rope is not None and type(vit.rope).__name__ not in AXIAL:
+        raise WeightsError(f"its rotary positions are {type(vit.rope).__name__}, expected {' or '.join(AXIAL)}")
+    check_pooling(vit)
     for block in vit.blocks:
         attention: Any = block.attn
         if type(block) is not EvaBlock:
-            raise WeightsError(
-                "the model's blocks normalise after attention and MLP, and prompts are made for blocks that do it "
-                "before: choose another, such as eva02_large_patch14_clip_224"
-            )
+            raise WeightsError("its blocks normalise after attention and MLP, expected blocks that do it before")
         if type(attention) not in (EvaAttention, AttentionRope) or getattr(attention, "gate", None) is not None:
-            raise WeightsError("the model gates its attention: choose another, such as vit_small_patch16_dinov3")
+            raise WeightsError("it gates its attention output")
         if getattr(attention, "num_kv_heads", attention.num_heads) != attention.num_heads:
-            raise WeightsError(
-                "the model has fewer heads for keys and values than for queries (grouped-query attention): choose "
-                "another, such as vit_large_patch16_dinov3"
-            )
+            raise WeightsError("it has fewer heads for keys and values than for queries (grouped-query attention)")
         if attention.head_dim * attention.num_heads != vit.embed_dim:
-            raise WeightsError("the model's heads are not as wide as its tokens together: choose another model")
+            raise WeightsError("its heads together are not as wide as its tokens")

@@ -9,12 +9,20 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from timm.layers import PatchEmbed
+from timm.layers import AttentionPoolLatent, PatchEmbed
 from timm.layers.mlp import Mlp
 from torch import Tensor, nn
 
+from cdl_deploy.errors import WeightsError
 from cdl_deploy.training.backbones.packed import SMALLEST_WIDTH, PackedLinear, PackedMlp
-from cdl_deploy.training.backbones.protocol import AttentionWeights, Backbone, OutputTokens, PatchProjection, TokenLayout
+from cdl_deploy.training.backbones.protocol import (
+    POOLED,
+    AttentionWeights,
+    Backbone,
+    OutputTokens,
+    PatchProjection,
+    TokenLayout,
+)
 from cdl_deploy.training.features import Feature, in_order
 from cdl_deploy.training.shapes import Tokens
 
@@ -179,6 +187,18 @@ def pooling_of(vit: Any) -> str | None:
         return "map"
     reads_class_token = vit.cls_token is not None and (vit.global_pool == "token" or is_dinov3(vit))
     return None if reads_class_token else str(vit.global_pool)
+
+
+def check_pooling(vit: Any) -> None:
+    """Refuse a ViT whose tokens are pooled in a way that nobody has tried."""
+    pooling = pooling_of(vit)
+    if vit.attn_pool is not None and type(vit.attn_pool) is not AttentionPoolLatent:
+        pooling = type(vit.attn_pool).__name__
+    if pooling is not None and pooling not in POOLED:
+        raise WeightsError(
+            f"the ViT pools its tokens by {pooling or 'nothing'}, expected its class token, attention pooling or the "
+            "mean of its patches (timm's global_pool token, map or avg)"
+        )
 
 
 def is_dinov3(vit: Any) -> bool:
