@@ -61,11 +61,27 @@ def run_block(
     if output_tokens is not None and few is not None:
         mixed = few(attention, backbone.norm(index, tokens), prefix, constant, output_tokens)
     else:
-        query, key, value = projected or attention.project(backbone.norm(index, tokens))
-        query = query if output_tokens is None else select_tokens(query.transpose(1, 2), output_tokens).transpose(1, 2)
+        query, key, value = projected or project(backbone, attention, index, tokens, output_tokens)
+        if projected and output_tokens is not None:
+            query = select_tokens(query.transpose(1, 2), output_tokens).transpose(1, 2)
         key, value = surround(key, 0, chosen[0], constant), surround(value, 1, chosen[1], constant)
         mixed = (query @ key.transpose(2, 3)).softmax(dim=-1) @ value
     return backbone.mlp(index, backbone.add_attention(index, kept, attention.output(mixed)))
+
+
+def project(
+    backbone: Backbone,
+    attention: FoldedAttention,
+    index: int,
+    tokens: Float[Tensor, "B N D"],
+    output_tokens: tuple[int, ...] | None,
+) -> Projected:
+    """Keys and values of all tokens, and queries of those that are read."""
+    normed = backbone.norm(index, tokens)
+    if output_tokens is None:
+        return attention.project(normed)
+    asking = attention.queries(select_tokens(normed, output_tokens), output_tokens)
+    return asking, attention.keys(normed), attention.values(normed)
 
 
 class AbsorbedKVAttention(nn.Module):
