@@ -82,7 +82,7 @@ class DataConfig(Options):
     image_size: int | None = option(
         None, "Side of the images.", metavar="PIXELS", low=8, default_text="the student's own"
     )
-    """Side of the square image both models see, in pixels."""
+    """Side of the square image that the student sees, and the teacher where it has no size of its own, in pixels."""
     skip_bad: bool = option(False, "Go on without unreadable images.")
     """Go on without unreadable images and report them."""
 
@@ -107,6 +107,11 @@ class ModelConfig(Options):
     """Weights file of the teacher, instead of the hub's."""
     student_weights: str | None = option(None, "Weights of the student.", metavar="FILE", default_text="from the hub")
     """Weights file of the student, instead of the hub's."""
+    teacher_image_size: int | None = option(
+        None, "Side of the images that the teacher sees.", metavar="PIXELS", low=8, default_text="the student's"
+    )
+    """Side of the square image the teacher sees, in pixels, where it is not the student's: both are made from the same
+    decoded image, and in training of the same part of it, each resized as its own weights want it."""
     teacher_run: str | None = option(
         None, "Take the teacher of this run, task by task, instead of teaching one.", metavar="RUN"
     )

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from cdl_deploy.training.features import Feature, in_order
@@ -151,6 +151,8 @@ class Backbone(nn.Module, ABC):
         """Whether matrix products run in bf16 (autocast). What comes out, and every parameter, is fp32 all the same."""
         self.compiled = False
         """Whether the blocks are compiled."""
+        self.first_pixel = 0
+        """Where its own pixels begin among those of two networks; see `own_pixels`."""
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
@@ -252,8 +254,16 @@ class Backbone(nn.Module, ABC):
         return super().train(False)
 
     def embed(self, images: Pixels) -> Tokens:
-        """Pixels [B, 3, height, width] uint8 → tokens before block 0."""
-        return self.embed_normalised((images.float() / 255 - self.mean) / self.std)
+        """Pixels uint8, its own or those of two networks → tokens before block 0."""
+        return self.embed_normalised((self.own_pixels(images).float() / 255 - self.mean) / self.std)
+
+    def own_pixels(self, images: Pixels) -> UInt8[Tensor, "B 3 height width"]:
+        """What it sees of images: all of it, or its part where two networks see them at sizes of their own."""
+        if images.dim() == 4:
+            return images
+        height, width = self.image_size
+        first = self.first_pixel
+        return images[:, first : first + 3 * height * width].unflatten(1, (3, height, width))
 
     @torch.no_grad()
     def class_token(self, block: int = 0) -> Float[Tensor, "1 D"]:

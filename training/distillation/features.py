@@ -35,6 +35,19 @@ class TokenMatch(nn.Module):
             weights = torch.kron(rows, columns)
         self.register_buffer("weights", weights, persistent=False)
 
+    def notes(self) -> list[str]:
+        """Where the two do not have the same tokens: how they are compared all the same."""
+        found = []
+        if self.weights is not None:
+            (rows, columns), (more, others) = self.student_layout.grid, self.teacher_layout.grid
+            found.append(
+                f"tokens are compared on the student's {rows}x{columns} patches: each with the mean of those of the "
+                f"teacher's {more}x{others} that it overlaps"
+            )
+        if not self.with_class:
+            found.append("tokens are compared by their patches alone: one of the networks has no class token")
+        return found
+
     def of_student(self, tokens: Tokens) -> Float[Tensor, "B n D"]:
         """The student's class token and patches."""
         return class_and_patches(tokens, self.student_layout, self.with_class)

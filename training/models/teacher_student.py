@@ -79,6 +79,8 @@ def build_teacher_student(backbones: dict[Role, Backbone], config: MethodConfig,
     check_name("--method", config.method, tuple(METHODS))  # a run may be of a package that is not installed here
     check_name("--distill", config.distill, tuple(DISTILLATIONS))
     student, teacher = backbones["student"], backbones.get("teacher")
+    if teacher is not None and teacher.image_size != student.image_size:
+        teacher.first_pixel = 3 * student.image_size[0] * student.image_size[1]
     first_block = config.query_block
     shapes = {
         role: NetworkShape(b.width, b.depth, student.width, first_block, b.layout, b.pooling)

@@ -38,6 +38,20 @@ POOLED: dict[str, dict[str, Any]] = {
     "test_vit3": {"depth": 2},
 }
 """What `PlainViT` computes without a class token to read."""
+CLASS_TOKEN: dict[str, dict[str, Any]] = {
+    "vit_small_patch16_224": {},
+    "vit_small_patch32_224": {"img_size": 64},
+    "vit_small_patch14_dinov2": {"img_size": 28},
+    "vit_small_patch14_reg4_dinov2": {"img_size": 28},
+    "vit_giant_patch14_dinov2": {"img_size": 28},
+    "vit_base_patch16_clip_224": {},
+    "vit_base_patch16_clip_quickgelu_224": {},
+    "vit_base_patch14_reg1_tipsv2": {"img_size": 28},
+    "flexivit_small": {},
+    "deit_small_patch16_224": {},
+    "deit3_small_patch16_224": {},
+}
+"""What `PlainViT` has always computed."""
 OTHERS: dict[str, dict[str, Any]] = {
     "vit_base_patch16_radio_v3": {},
     "vit_huge_patch16_radio_v4": {},
@@ -45,7 +59,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     "beit3_base_patch16_224": {},
 }
 """What `PlainViT` computes and was refused before for what its last norm is."""
-FAMILIES = {**ROTARY, **POOLED, **OTHERS}
+FAMILIES = {**ROTARY, **POOLED, **OTHERS, **CLASS_TOKEN}
 
 
 def member(name: str, seed: int = 0, **changes: Any) -> nn.Module:
