@@ -62,13 +62,18 @@ OTHERS: dict[str, dict[str, Any]] = {
 FAMILIES = {**ROTARY, **POOLED, **OTHERS, **CLASS_TOKEN}
 
 
-def member(name: str, seed: int = 0, **changes: Any) -> nn.Module:
+def member(family: str, seed: int = 0, **changes: Any) -> nn.Module:
     """A small random one for square images of 32 pixels, or what `FAMILIES` says."""
-    given = {"img_size": 32, **SMALL, **FAMILIES[name], **changes}
+    given = {"img_size": 32, **SMALL, **FAMILIES[family], **changes}
     torch.manual_seed(seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        vit = timm.create_model(name, pretrained=False, **given)
-    for parameter in vit.parameters():  # timm starts biases and tokens at nearly zero, which would hide mistakes
-        nn.init.normal_(parameter, std=0.2)
+        vit = timm.create_model(family, pretrained=False, **given)
+    for name, parameter in vit.named_parameters():  # timm starts much at nearly zero, which would hide mistakes
+        spread = 0.2 if parameter.dim() < 2 or "token" in name else parameter[0].numel() ** -0.5
+        nn.init.normal_(parameter, std=spread)
+        if name.endswith(
+            ("norm.weight", "norm1.weight", "norm2.weight", "norm_pre.weight", "gamma", "gamma_1", "gamma_2")
+        ):
+            parameter.data += 1
     return vit.eval()

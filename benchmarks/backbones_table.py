@@ -142,7 +142,7 @@ def measure(name: str, folder: Path) -> dict[str, Any]:
             teacher_image_size=None if size == 32 else 32,
         ),
         MethodConfig(method="l2p", distill="kdp"),
-        OptimConfig(epochs=2, batch_size=32, device="cpu"),
+        OptimConfig(epochs=4, batch_size=16, lr=0.01, device="cpu"),
     )  # fmt: skip
     found: dict[str, Any] = {"pooling": build_backbone(member(name), (0.5,) * 3, (0.5,) * 3).pooling}
     record = train(config, folder / "run")
@@ -214,13 +214,15 @@ def main() -> None:
     parser.add_argument("--page", action="store_true", help="measure nothing")
     given = parser.parse_args()
     found = json.loads(FOUND.read_text(encoding="utf-8")) if FOUND.exists() else {}
+    known: set[str] = set()
     words = given.only.split(",") if given.only else [""]
     chosen = [name for name in TITLES if any(word in name for word in words)]
     for name in [] if given.page else chosen:
         began = time.perf_counter()
         with tempfile.TemporaryDirectory(prefix="cdl-backbones-") as folder:
-            for it in {TEACHER, name}:
+            for it in {TEACHER, name} - known:
                 register(it)
+                known.add(it)
             try:
                 found[name] = measure(name, Path(folder))
             except CdlError as error:

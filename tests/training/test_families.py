@@ -10,6 +10,7 @@ import torch
 from timm.layers import apply_rot_embed_cat
 from timm.models import list_models, list_pretrained, model_entrypoint
 
+from benchmarks.backbone_families import CLASS_TOKEN, FAMILIES, member
 from cdl_deploy.errors import OptionError, WeightsError
 from cdl_deploy.export.graph import ExportGraph
 from cdl_deploy.export.selection import fix_selection
@@ -24,7 +25,6 @@ from cdl_deploy.training.models.learner import learner_logits
 from cdl_deploy.training.models.teacher_student import build_teacher_student
 from cdl_deploy.training.preparation import notes_on
 from tests.conftest import no_shape_checks
-from benchmarks.backbone_families import CLASS_TOKEN, FAMILIES, member
 
 HALF = (0.5, 0.5, 0.5)
 
