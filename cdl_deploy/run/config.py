@@ -99,7 +99,7 @@ class ModelConfig(Options):
 
     group = "Models"
 
-    teacher: str = option("mini_teacher", "A plain ViT by its timm tag.", metavar="MODEL")
+    teacher: str = option("mini_teacher", "A ViT by its timm tag: docs/backbones.md.", metavar="MODEL")
     """timm name of the teacher's ViT, with its tag."""
     student: str = option("mini_student", "The same, smaller.", metavar="MODEL")
     """timm name of the student's ViT, with its tag."""
