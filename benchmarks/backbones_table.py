@@ -2,6 +2,7 @@
 
     python benchmarks/backbones_table.py                        # all families, about 20 minutes on 2 cores
     python benchmarks/backbones_table.py --only dinov3,siglip   # those with such a word, again; the others stay
+    python benchmarks/backbones_table.py --missing              # what an interrupted one has left
     python benchmarks/backbones_table.py --page                 # the page alone, from what was measured before
 
 A member has the family's architecture, 48 numbers a token, two blocks and few patches, every parameter random. It
@@ -212,11 +213,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="families with one of these words, comma-separated")
     parser.add_argument("--page", action="store_true", help="measure nothing")
+    parser.add_argument("--missing", action="store_true", help="only those that were never measured")
     given = parser.parse_args()
     found = json.loads(FOUND.read_text(encoding="utf-8")) if FOUND.exists() else {}
     known: set[str] = set()
     words = given.only.split(",") if given.only else [""]
     chosen = [name for name in TITLES if any(word in name for word in words)]
+    chosen = [name for name in chosen if not (given.missing and name in found)]
     for name in [] if given.page else chosen:
         began = time.perf_counter()
         with tempfile.TemporaryDirectory(prefix="cdl-backbones-") as folder:

@@ -136,8 +136,8 @@ class ExportGraph(nn.Module):
 
 
 def last_block(attention: FoldedAttention) -> AbsorbedKVAttention | None:
-    """Not where keys are more than a product of the tokens."""
-    return AbsorbedKVAttention(attention) if attention.can_be_absorbed else None
+    """Not where what is gathered is normalised with the value's bias in it."""
+    return AbsorbedKVAttention(attention) if attention.gathered is None else None
 
 
 def enter(

@@ -41,6 +41,9 @@ class TeacherView:
     resize: int
     interpolation: str
 
+    def __str__(self) -> str:
+        return f"{self.size} pixels ({self.interpolation})"
+
 
 @dataclass(frozen=True)
 class RecordedPreprocessing:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 from timm.layers import apply_rot_embed_cat
 from timm.models import list_models, list_pretrained, model_entrypoint
 
@@ -17,7 +18,7 @@ from cdl_deploy.export.selection import fix_selection
 from cdl_deploy.run.config import MethodConfig
 from cdl_deploy.run.record import BackboneInfo
 from cdl_deploy.training.backbones import build_backbone
-from cdl_deploy.training.backbones.loading import check_family
+from cdl_deploy.training.backbones.loading import check_family, load_weights_file
 from cdl_deploy.training.backbones.protocol import BlockPrompt, TokenLayout
 from cdl_deploy.training.backbones.refusals import OURS
 from cdl_deploy.training.distillation.features import TokenMatch
@@ -136,6 +137,17 @@ def test_tokens_are_compared_by_patches_where_one_network_has_no_class_token():
         "tokens are compared by their patches alone: one of the networks has no class token",
     ]
     assert TokenMatch(teacher, teacher).notes() == []
+
+
+@pytest.mark.parametrize("name", ["vit_small_patch16_dinov3", "vit_small_patch16_rope_ape_224"])
+def test_timms_own_files_fit_at_another_image_size(name, tmp_path):
+    file, source, target = tmp_path / "a.safetensors", member(name), member(name, seed=1, img_size=64)
+    save_file({key: value.contiguous() for key, value in source.state_dict().items()}, file)
+    load_weights_file(target, file)
+    with torch.no_grad():
+        source.set_input_size((64, 64))
+        images = torch.randn(1, 3, 64, 64)
+        torch.testing.assert_close(target.forward_features(images), source.forward_features(images))
 
 
 def test_what_is_read_is_said():

@@ -22,6 +22,7 @@ from cdl_deploy.training.backbones import BACKBONES, Backbone, build_backbone, h
 from cdl_deploy.training.backbones.refusals import refusal, refuse_others
 from cdl_deploy.training.backbones.weights_file import PATCHES, read_weights
 
+ViT = VisionTransformer | Eva
 MISMATCHES_NAMED = 3
 OWN_MODELS = (*mini.MINI_MODELS, *small.SMALL_MODELS, *patch14.PATCH14_MODELS)
 """Names that this package registers with timm."""
@@ -116,9 +117,9 @@ def check_family(model: str, image_size: int) -> None:
         raise WeightsError(refusal(model, str(error))) from None
 
 
-def create_vit(model: str, image_size: int) -> VisionTransformer:
+def create_vit(model: str, image_size: int) -> ViT:
     """The bare network without a classifier, randomly initialised. Raises WeightsError where the size cannot be."""
-    return cast(VisionTransformer, _create(model, image_size))  # `build_backbone` refuses what is none
+    return cast(ViT, _create(model, image_size))  # `build_backbone` refuses what is none
 
 
 def _create(model: str, image_size: int) -> nn.Module:
@@ -130,7 +131,7 @@ def _create(model: str, image_size: int) -> nn.Module:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise WeightsError(f"model '{model}' cannot be built for {image_size}x{image_size} images: {reason}") from None
     patch = getattr(getattr(network, "patch_embed", None), "patch_size", None)
-    if isinstance(patch, tuple) and isinstance(network, VisionTransformer | Eva) and image_size % patch[0]:
+    if isinstance(patch, tuple) and isinstance(network, ViT) and image_size % patch[0]:
         near = sorted({max(1, image_size // patch[0]) * patch[0], -(-image_size // patch[0]) * patch[0]})
         raise WeightsError(
             f"model '{model}' cannot be built for {image_size}x{image_size} images: its patches are "
@@ -139,7 +140,7 @@ def _create(model: str, image_size: int) -> nn.Module:
     return network
 
 
-def load_weights_file(vit: VisionTransformer, file: Path) -> None:
+def load_weights_file(vit: ViT, file: Path) -> None:
     """Fill `vit` from a safetensors or timm-format checkpoint; a classifier in the file is left out.
 
     Position embeddings of another image size are resampled, as timm does. Raises WeightsError naming the first few
@@ -148,7 +149,7 @@ def load_weights_file(vit: VisionTransformer, file: Path) -> None:
     fill(vit, read_weights(file).tensors, file)
 
 
-def fill(vit: VisionTransformer, state: dict[str, Tensor], file: Path) -> None:
+def fill(vit: ViT, state: dict[str, Tensor], file: Path) -> None:
     """Fill `vit` with the weights that were read from `file`; see `load_weights_file`."""
     state = {name: value for name, value in state.items() if not name.startswith(("head.", "head_dist."))}
     found_shapes = {name: tuple(value.shape) for name, value in state.items()}
@@ -176,7 +177,7 @@ def fill(vit: VisionTransformer, state: dict[str, Tensor], file: Path) -> None:
     vit.load_state_dict({name: state[name].float() for name in wanted})
 
 
-def weights_hash(vit: VisionTransformer) -> str:
+def weights_hash(vit: ViT) -> str:
     """SHA-256 over names and float32 values of every tensor of the network, in the order of their names."""
     digest = hashlib.sha256()
     for name, value in sorted(vit.state_dict().items()):
@@ -185,7 +186,7 @@ def weights_hash(vit: VisionTransformer) -> str:
     return digest.hexdigest()
 
 
-def _with_pretrained(model: str, image_size: int) -> VisionTransformer:
+def _with_pretrained(model: str, image_size: int) -> ViT:
     options: dict[str, Any] = {"num_classes": 0, **_size(model, image_size)}
     if hub.on_the_hub(model) and (reason := hub.unreachable()):
         cached = hub.cached_weights(model)
@@ -199,7 +200,7 @@ def _with_pretrained(model: str, image_size: int) -> VisionTransformer:
         with warnings.catch_warnings(), hub.quiet():
             warnings.simplefilter("ignore")
             network = timm.create_model(model, pretrained=True, **options)
-            return cast(VisionTransformer, network)  # `build_backbone` refuses what is none
+            return cast(ViT, network)  # `build_backbone` refuses what is none
     except Exception as error:  # noqa: BLE001  hub, network and disk errors have no common base
         reason = " ".join(str(error).split())[:200]
         raise WeightsError(

@@ -124,7 +124,8 @@ class Backbone(nn.Module, ABC):
     key_bias_can_be_dropped: bool = True
     """Whether a key's bias adds the same to all scores of a query: not where keys are normalised or rotated."""
     keys_and_values_can_be_absorbed: bool = True
-    """Whether keys are plain products of tokens, so that few queries can be brought to the tokens instead."""
+    """Whether keys are plain products of tokens, so that few queries can be brought to the tokens instead. Values
+    always are, and `gathered_is_projected` says whether they may stay uncomputed."""
     scale_can_be_folded: bool = True
     """Whether `position` of a multiple of a query is that multiple: not where queries are normalised."""
     gathered_is_projected: bool = True

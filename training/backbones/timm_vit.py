@@ -49,7 +49,6 @@ class TimmViT(Backbone):
         self.key_bias_can_be_dropped = self.keys_and_values_can_be_absorbed = plain_keys
         self.scale_can_be_folded = isinstance(attentions[0].q_norm, nn.Identity)
         self.gathered_is_projected = isinstance(_gathered_norm(attentions[0]), nn.Identity)
-        self.keys_and_values_can_be_absorbed &= self.gathered_is_projected
         self.packed: dict[tuple[int, int], PackedLinear] = {}
         """Projections to query, and to key and value, by block and first row, while the layers are packed."""
 
