@@ -117,7 +117,9 @@ def register(name: str) -> None:
         shape = {"img_size": 32, **SMALL, **FAMILIES[name], **given}
         shape.pop("pretrained_cfg", None), shape.pop("pretrained_cfg_overlay", None)
         network = timm.create_model(name, pretrained=False, **shape)
-        network.pretrained_cfg = timm.get_pretrained_cfg(small_name(name)).to_dict()
+        config = timm.get_pretrained_cfg(small_name(name))
+        assert config is not None
+        network.pretrained_cfg = config.to_dict()
         return network
 
     build.__name__, build.__module__ = small_name(name), __name__
@@ -147,12 +149,15 @@ def measure(name: str, folder: Path) -> dict[str, Any]:
     )  # fmt: skip
     found: dict[str, Any] = {"pooling": build_backbone(member(name), (0.5,) * 3, (0.5,) * 3).pooling}
     record = train(config, folder / "run")
-    found["accuracy"] = record.results("student").final_average_accuracy
+    results = record.results("student")
+    assert results is not None
+    found["accuracy"] = results.final_average_accuracy
     options = ExportOptions(teacher=False, latency=False, shrink=Shrink(kinds=("int8",), max_drop=100))
     float_, int8 = export_run(folder / "run", folder / "out", options)
-    found["parity"] = float_.bundle.parity.max_abs_logit_difference
-    found["same_answers"] = float_.bundle.parity.top1_agreement
-    quantised = int8.bundle.quantization
+    parity, quantised = float_.bundle.parity, int8.bundle.quantization
+    assert parity is not None and quantised is not None
+    found["parity"], found["same_answers"] = parity.max_abs_logit_difference, parity.top1_agreement
+    assert quantised.accuracy_before is not None and quantised.accuracy_after is not None
     found["int8_drop"] = quantised.accuracy_before - quantised.accuracy_after
     return found
 
@@ -200,7 +205,9 @@ def page(found: dict[str, Any]) -> str:
     ]
     for title, name in REFUSED.items():
         try:
-            check_family(name, timm.get_pretrained_cfg(name).input_size[-1])
+            config = timm.get_pretrained_cfg(name)
+            assert config is not None
+            check_family(name, config.input_size[-1])
             raise SystemExit(f"{name} is not refused any more: move it into the first table")
         except CdlError as error:
             reason = str(error).partition("cannot be a backbone here: ")[2].partition("; the nearest")[0]

@@ -95,7 +95,8 @@ def _blocks(backbone: Backbone, tokens: Tensor, before: dict[int, Rows], after: 
         batch, count, width = tokens.shape
 
         def by_head(rows: Tensor, heads: int = attention.num_heads, batch: int = batch) -> Tensor:
-            return rows.unflatten(-1, (heads, -1)).transpose(1, 2).expand(batch, -1, -1, -1)
+            split: Tensor = rows.unflatten(-1, (heads, -1)).transpose(1, 2)
+            return split.expand(batch, -1, -1, -1)
 
         weight, bias = rows_of(attention, 0, 3)
         query, key, value = map(by_head, F.linear(block.norm1(tokens), weight, bias).chunk(3, dim=-1))

@@ -66,4 +66,4 @@ def tiny_pair(folder: Path, depth: int) -> ModelConfig:
     """Teacher and student with the weights in `folder`. CODA-Prompt and DualPrompt need a depth of 5."""
     teacher, student = f"tiny_teacher_{depth}", f"tiny_student_{depth}"
     files = [str(folder / f"{name}.safetensors") for name in (teacher, student)]
-    return ModelConfig(teacher, student, *files)
+    return ModelConfig(teacher, student, files[0], files[1])

@@ -107,17 +107,17 @@ class ModelConfig(Options):
     """Weights file of the teacher, instead of the hub's."""
     student_weights: str | None = option(None, "Weights of the student.", metavar="FILE", default_text="from the hub")
     """Weights file of the student, instead of the hub's."""
-    teacher_image_size: int | None = option(
-        None, "Side of the images that the teacher sees.", metavar="PIXELS", low=8, default_text="the student's"
-    )
-    """Side of the square image the teacher sees, in pixels, where it is not the student's: both are made from the same
-    decoded image, and in training of the same part of it, each resized as its own weights want it."""
     teacher_run: str | None = option(
         None, "Take the teacher of this run, task by task, instead of teaching one.", metavar="RUN"
     )
     """Run whose teacher is taken over, task by task, instead of teaching one: same tasks, method and backbones."""
     pixel_range: str = option("model", "Pixels by the weights' mean and std, or in 0 to 1.", choices=PIXEL_RANGES)
     """Pixels are normalised with the weights' own mean and std, or left in [0, 1] (`unit`), as in the paper."""
+    teacher_image_size: int | None = option(
+        None, "Side of the images that the teacher sees.", metavar="PIXELS", low=8, default_text="the student's"
+    )
+    """Side of the square image the teacher sees, in pixels, where it is not the student's: both are made from the same
+    decoded image, and in training of the same part of it, each resized as its own weights want it."""
 
 
 @dataclass(frozen=True)

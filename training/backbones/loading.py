@@ -160,7 +160,7 @@ def fill(vit: ViT, state: dict[str, Tensor], file: Path) -> None:
             f"{wanted_patches[2]}x{wanted_patches[3]}: choose the model they were made for"
         )
     try:
-        state = checkpoint_filter_fn(state, vit)
+        state = checkpoint_filter_fn(state, cast(VisionTransformer, vit))  # of Eva it looks at the same names
     except (RuntimeError, KeyError, AssertionError, ValueError, TypeError):
         state = {name: state[name] for name in state}  # the comparison below says what does not fit
     wanted = vit.state_dict()

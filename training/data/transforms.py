@@ -19,7 +19,7 @@ from torchvision.transforms import InterpolationMode, v2
 from cdl_deploy.data.images import ByteArray, to_crop
 from cdl_deploy.data.preprocessing import ResizeCrop, Views
 
-PixelTransform = Callable[[Image.Image], UInt8[Tensor, "3 height width"] | UInt8[Tensor, " both"]]
+PixelTransform = Callable[[Image.Image], UInt8[Tensor, "*seen"]]
 
 
 CROPS = {"photo": ((0.08, 1.0), (3 / 4, 4 / 3), True), "gentle": ((0.75, 1.0), (0.85, 1.18), False)}
