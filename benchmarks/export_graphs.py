@@ -3,6 +3,7 @@
     python benchmarks/export_graphs.py --work /tmp/graphs --build-only      # about 5 minutes, once
     python benchmarks/export_graphs.py --work /tmp/graphs                   # every graph, batch 1 and 8
     python benchmarks/export_graphs.py --work /tmp/graphs --graphs full,block4 --seconds 60 --json found.json
+    python benchmarks/export_graphs.py --graphs dinov3-full,dinov3-task,dinov3-block4,dinov3-block4-int8
     python benchmarks/export_graphs.py cpu --work /tmp/graphs               # where other programs cannot be kept away
     python benchmarks/export_graphs.py profile --work /tmp/graphs --graphs block4-int8
     python benchmarks/export_graphs.py photographs --work /tmp/graphs
@@ -11,7 +12,8 @@
 ViT-S/16 at 224, CODA-Prompt and KDP, 10 tasks of 10 classes, random weights (`random_exports.py`). The unit is a plain
 timm ViT-S exported the ordinary way, which gets a normalised tensor; ours get uint8 pixels and preprocess them inside
 the measured time. `cdl_deploy.bench` measures: each model in a process of its own, taking turns in short bursts in
-random order; a ratio is the median over the rounds of (time of the graph / time of its unit).
+random order; a ratio is the median over the rounds of (time of the graph / time of its unit). What begins with `dinov3`
+is the same of DINOv3's ViT-S/16, against timm's own.
 
 `cpu` compares processor time of single-threaded runs at batch 1 instead, also in processes of their own that take
 turns: what other programs do to the clock does not enter, nor does what two threads share. It prints no verdicts.
@@ -57,6 +59,14 @@ TIME_BARS: dict[str, float | None] = {
     "task-int8": None,
 }
 """× the unit, at batch 1 and 8."""
+ROTARY_UNIT = "dinov3-plain"
+ROTARY_BARS: dict[str, float | None] = {
+    "dinov3-full": 1.85,
+    "dinov3-task": 0.95,
+    "dinov3-block4": 0.97,
+    "dinov3-block4-int8": 0.45,
+}
+"""× timm's DINOv3 ViT-S/16, which turns its queries and keys as well."""
 SIZE_BARS = {
     "full": 1.12, "task": 1.12, "block4": 1.12,
     "full-int8": 0.32, "full-int8-dynamic": 0.32, "block4-int8": 0.32, "block4-int8-dynamic": 0.32, "task-int8": 0.32,
@@ -68,7 +78,12 @@ MORE_TASKS = {"full-100-tasks": "full", "block4-100-tasks": "block4"}
 LARGE = "vit_base_patch16_224"
 LARGE_SECONDS, LARGE_BYTES = 120, 8e9
 KINDS = ("latency", "cpu", "profile", "photographs", "large")
-NAMES = [UNIT, *TIME_BARS, *MORE_TASKS]
+NAMES = [UNIT, *TIME_BARS, *MORE_TASKS, ROTARY_UNIT, *ROTARY_BARS]
+
+
+def unit_of(name: str) -> str:
+    """What a graph is compared with."""
+    return ROTARY_UNIT if name in (ROTARY_UNIT, *ROTARY_BARS) else MORE_TASKS.get(name, UNIT)
 
 
 # ---- latency and size ------------------------------------------------------------------------------------------------
@@ -76,28 +91,33 @@ NAMES = [UNIT, *TIME_BARS, *MORE_TASKS]
 
 def measure(names: list[str], folder: Path, batches: tuple[int, ...], threads: int, seconds: float, seed: int) -> Any:
     """Rows of the table."""
-    names = [*[name for name in names if name != UNIT], UNIT]  # the last one is what the others are compared with
+    names = with_units(names)
     models = [ModelSpec(folder / f"{name}.onnx", name) for name in names]
     report = bench_latency(models, BenchOptions(batches, (threads,), time_limit=seconds, precision=0.5, seed=seed))
     rows = []
     for batch in batches:
         found = {m.model: m for m in report.measurements if m.batch == batch}
         for name in names:
-            against = MORE_TASKS.get(name, UNIT)
+            against = unit_of(name)
             ratio = ratio_of(report, name, against, batch) if against in found else None
-            bar = TASKS_BAR if name in MORE_TASKS else TIME_BARS.get(name)
+            bar = TASKS_BAR if name in MORE_TASKS else {**TIME_BARS, **ROTARY_BARS}.get(name)
             rows.append(
                 {"what": "latency", "graph": name, "batch": batch, "value": found[name].p50_ms, "unit": "ms",
                  "rounds": found[name].rounds, "against": against, "ratio": ratio, "bar": bar}
             )  # fmt: skip
-    unit = (folder / f"{UNIT}.onnx").stat().st_size
     for name in [name for name in names if name not in MORE_TASKS]:
-        size = (folder / f"{name}.onnx").stat().st_size
+        size, unit = ((folder / f"{it}.onnx").stat().st_size for it in (name, unit_of(name)))
         rows.append(
-            {"what": "file", "graph": name, "batch": None, "value": size / 1e6, "unit": "MB", "against": UNIT,
+            {"what": "file", "graph": name, "batch": None, "value": size / 1e6, "unit": "MB", "against": unit_of(name),
              "ratio": size / unit, "bar": SIZE_BARS.get(name)}
         )  # fmt: skip
     return rows, report
+
+
+def with_units(names: list[str]) -> list[str]:
+    """With what they are compared with, which come last."""
+    units = [unit for unit in (UNIT, ROTARY_UNIT) if unit in map(unit_of, names)]
+    return [*[name for name in names if name not in units], *units]
 
 
 def ratio_of(report: BenchReport, name: str, against: str, batch: int) -> float:
@@ -133,7 +153,7 @@ def cpu_times(names: list[str], folder: Path, rounds: int, seed: int) -> list[di
     """Median milliseconds of processor time of one image on one thread, and ratios over the unit's, round by round."""
     import random
 
-    names = [*[name for name in names if name != UNIT], UNIT]
+    names = with_units(names)
     order, workers = random.Random(seed), {name: start_worker(folder / f"{name}.onnx") for name in names}
     try:
         found: dict[str, list[float]] = {name: [] for name in names}
@@ -146,7 +166,7 @@ def cpu_times(names: list[str], folder: Path, rounds: int, seed: int) -> list[di
             worker.communicate()
     rows = []
     for name in names:
-        against = MORE_TASKS.get(name, UNIT)
+        against = unit_of(name)
         ratio = median(a / b for a, b in zip(found[name], found[against], strict=True)) if against in found else None
         rows.append(
             {"what": "processor time", "graph": name, "batch": 1, "value": 1e3 * median(found[name]), "unit": "ms",
@@ -337,7 +357,7 @@ def main() -> int:
             found["large"] = large = export_large(a.seed)
             missed += print_large(large)
         else:
-            needed = {"photographs": ["block4"], "profile": names}.get(a.what, [UNIT, *names])
+            needed = {"photographs": ["block4"], "profile": names}.get(a.what, with_units(names))
             from benchmarks.random_exports import build
 
             for name in dict.fromkeys(needed):

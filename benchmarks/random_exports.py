@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -26,7 +26,8 @@ from cdl_deploy.export.quantise import calibrate, prepare, quantise_dynamic, qua
 from cdl_deploy.export.selection import Select, fix_selection
 from cdl_deploy.run.config import MethodConfig
 from cdl_deploy.runtime.bundle import Bundle, Method, RunOrigin, Weights, encode_metadata
-from cdl_deploy.training.backbones.plain import PlainViT
+from cdl_deploy.training.backbones import build_backbone
+from cdl_deploy.training.backbones.loading import create_vit
 from cdl_deploy.training.backbones.protocol import Backbone
 from cdl_deploy.training.distillation.kdp import KDPrompts
 from cdl_deploy.training.methods.coda import CodaPrompt
@@ -36,6 +37,7 @@ from cdl_deploy.training.models.teacher_student import TeacherStudent, build_tea
 
 SIZE, CLASSES = 224, 10
 MODEL = "vit_small_patch16_224"
+ROTARY = "vit_small_patch16_dinov3"
 HALF = (0.5, 0.5, 0.5)
 
 
@@ -48,6 +50,7 @@ class Recipe:
     tasks: int = 10
     select: str = "in-graph"
     quantise: str | None = None
+    model: str = MODEL
 
 
 RECIPES = {
@@ -63,6 +66,11 @@ RECIPES = {
     "block4-int8-dynamic": Recipe(query="block:4", quantise="int8-dynamic"),
     "full-100-tasks": Recipe(tasks=100),
     "block4-100-tasks": Recipe(query="block:4", tasks=100),
+    "dinov3-plain": Recipe("plain", model=ROTARY),
+    "dinov3-full": Recipe(model=ROTARY),
+    "dinov3-task": Recipe(select="task:3", model=ROTARY),
+    "dinov3-block4": Recipe(query="block:4", model=ROTARY),
+    "dinov3-block4-int8": Recipe(query="block:4", quantise="int8", model=ROTARY),
 }
 
 
@@ -75,22 +83,21 @@ def build(name: str, folder: Path, seed: int = 0) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     recipe = RECIPES[name]
     if recipe.kind == "plain":
-        export_as_is(plain_vit(seed), path)
+        export_as_is(plain_vit(recipe.model, seed), path)
     elif recipe.kind == "reference":
         pair = random_pair(recipe.query, recipe.tasks, MODEL, seed)
         export_as_is(AsTheReference(pair).eval(), path)
         images = random_images(2, seed)
         check(path, pair, pair.student, None, images, ((images.float() / 255 - 0.5) / 0.5).numpy())
     else:
-        export_student(recipe, path, MODEL, seed)
+        export_student(recipe, path, recipe.model, seed)
     return path
 
 
 def random_backbone(model: str, seed: int) -> Backbone:
     """A frozen ViT; biases and scales, which start as zeros and ones, are moved as well."""
     torch.manual_seed(seed)
-    vit = cast(Any, timm.create_model(model, pretrained=False, num_classes=0))
-    backbone = PlainViT(vit, HALF, HALF)
+    backbone = build_backbone(create_vit(model, SIZE), HALF, HALF)
     for parameter in backbone.parameters():
         parameter.data.add_(0.02 * torch.randn_like(parameter))
     return backbone.requires_grad_(False)
@@ -182,10 +189,10 @@ def as_pixels(images: Tensor) -> np.ndarray:
 # ---- the two that nothing was done for -------------------------------------------------------------------------------
 
 
-def plain_vit(seed: int) -> nn.Module:
+def plain_vit(model: str, seed: int) -> nn.Module:
     """The classifier somebody would use who learns nothing continually: timm's, with 100 classes."""
     torch.manual_seed(seed)
-    return timm.create_model(MODEL, pretrained=False, num_classes=10 * CLASSES).eval()
+    return timm.create_model(model, pretrained=False, num_classes=10 * CLASSES, img_size=SIZE).eval()
 
 
 def export_as_is(module: nn.Module, path: Path) -> None:

@@ -13,12 +13,16 @@ that losses and gradients can be compared. What it does that is not needed:
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
+from timm.layers import apply_rot_embed_cat
 from torch import Tensor
 from torch.optim import Optimizer
 
 from cdl_deploy.training.backbones.protocol import Backbone
+from cdl_deploy.training.backbones.timm_vit import rows_of
 from cdl_deploy.training.losses import distillation_loss, masked_cross_entropy
 from cdl_deploy.training.methods.coda import CodaPrompt
 from cdl_deploy.training.models.learner import Learner, Role
@@ -85,26 +89,38 @@ def _forward(pair: TeacherStudent, learner: Learner, images: Tensor) -> tuple[Te
 def _blocks(backbone: Backbone, tokens: Tensor, before: dict[int, Rows], after: dict[int, Rows]) -> Tensor:
     """Tokens [B, N, D] through all blocks."""
     correlations = []
+    rope: Any = getattr(backbone.vit, "rope", None)
     for index in range(backbone.depth):
         block, attention = backbone.vit.blocks[index], backbone.vit.blocks[index].attn
         batch, count, width = tokens.shape
-        normalised = block.norm1(tokens)
-        query, key, value = attention.qkv(normalised).chunk(3, dim=-1)
+
+        def by_head(rows: Tensor, heads: int = attention.num_heads, batch: int = batch) -> Tensor:
+            split: Tensor = rows.unflatten(-1, (heads, -1)).transpose(1, 2)
+            return split.expand(batch, -1, -1, -1)
+
+        weight, bias = rows_of(attention, 0, 3)
+        query, key, value = map(by_head, F.linear(block.norm1(tokens), weight, bias).chunk(3, dim=-1))
+        if rope is not None:  # as timm turns them, block by block
+            query, key = (_turned(rows, rope, attention, backbone) for rows in (query, key))
         keys, values = [key], [value]
         if index in before:
-            keys.insert(0, before[index][0].expand(batch, -1, -1))
-            values.insert(0, before[index][1].expand(batch, -1, -1))
+            keys.insert(0, by_head(before[index][0]))
+            values.insert(0, by_head(before[index][1]))
         if index in after:
-            keys.append(after[index][0].expand(batch, -1, -1))
-            values.append(after[index][1].expand(batch, -1, -1))
-        heads = [
-            part.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
-            for part in (query, torch.cat(keys, dim=1), torch.cat(values, dim=1))
-        ]
-        scores = (heads[0] @ heads[1].transpose(-2, -1)) * attention.scale
-        mixed = scores.softmax(dim=-1) @ heads[2]
-        tokens = tokens + attention.proj(mixed.transpose(1, 2).reshape(batch, count, width))
-        tokens = tokens + block.mlp(block.norm2(tokens))
+            keys.append(by_head(after[index][0]))
+            values.append(by_head(after[index][1]))
+        scores = (query @ torch.cat(keys, dim=2).transpose(-2, -1)) * attention.scale
+        mixed = scores.softmax(dim=-1) @ torch.cat(values, dim=2)
+        output = attention.proj(mixed.transpose(1, 2).reshape(batch, count, width))
+        tokens = backbone.mlp(index, backbone.add_attention(index, tokens, output))
         directions = F.normalize(tokens, dim=-1)
         correlations.append(directions @ directions.transpose(-2, -1))
     return tokens
+
+
+def _turned(rows: Tensor, rope: Any, attention: Any, backbone: Backbone) -> Tensor:
+    """Queries or keys [B, H, N, d] with those of the patches rotated."""
+    first, end = backbone.layout.first_patch, backbone.layout.count
+    table = rope.get_embed(shape=list(backbone.layout.grid))
+    turned = apply_rot_embed_cat(rows[:, :, first:end], table, half=attention.rotate_half)
+    return torch.cat([rows[:, :, :first], turned, rows[:, :, end:]], dim=2)

@@ -2,6 +2,7 @@
 
     python benchmarks/training_step.py                  # everything; about 15 minutes on 2 cores
     python benchmarks/training_step.py --part speed --role student --batch 16
+    python benchmarks/training_step.py --part speed --role student --models dinov3
 
 ViT-B/16 teacher and ViT-S/16 student at 224, random weights, CODA-Prompt and KDP, in the second of two tasks with ten
 classes each. `reference_step.py` says what the reference's way is; before anything is measured, its losses and
@@ -54,8 +55,8 @@ from benchmarks.reference_step import (  # noqa: E402  found once the line above
 )
 from cdl_deploy.process_memory import peak_memory  # noqa: E402
 from cdl_deploy.run.config import DataConfig, MethodConfig, OptimConfig, RunConfig  # noqa: E402
+from cdl_deploy.training.backbones import build_backbone  # noqa: E402
 from cdl_deploy.training.backbones.loading import create_vit  # noqa: E402
-from cdl_deploy.training.backbones.plain import PlainViT  # noqa: E402
 from cdl_deploy.training.backbones.protocol import Backbone  # noqa: E402
 from cdl_deploy.training.loop import add_task, train  # noqa: E402
 from cdl_deploy.training.machine import in_precision  # noqa: E402
@@ -65,7 +66,12 @@ from cdl_deploy.training.preparation import Addition  # noqa: E402
 from cdl_deploy.training.processes import Processes  # noqa: E402
 from cdl_deploy.training.step import make_optimizer, stage_losses, take_step  # noqa: E402
 
-MODELS: dict[Role, str] = {"teacher": "vit_base_patch16_224", "student": "vit_small_patch16_224"}
+MODELS: dict[str, dict[Role, str]] = {
+    "plain": {"teacher": "vit_base_patch16_224", "student": "vit_small_patch16_224"},
+    "dinov3": {"teacher": "vit_base_patch16_dinov3", "student": "vit_small_patch16_dinov3"},
+}
+"""What `--models` names."""
+chosen = {"models": "plain"}
 ROLES: tuple[Role, ...] = ("teacher", "student")
 REFERENCE, FULL, EARLY = "the reference's way", "full query", "block:4"
 SPEED_BARS = {"cpu": {FULL: 1.5, EARLY: 1.9}, "cuda": {FULL: 3.0, EARLY: 3.0}}
@@ -80,9 +86,9 @@ PARTS = ("all", "agreement", "speed", "memory", "task-steps", "whole-tasks")
 def make_pair(query: str, tasks: int, classes: int, device: str) -> TeacherStudent:
     """Both learners in the last of `tasks` tasks, backbones and all with random values."""
     backbones: dict[Role, Backbone] = {}
-    for role, name in MODELS.items():
+    for role, name in MODELS[chosen["models"]].items():
         torch.manual_seed(0)
-        backbones[role] = PlainViT(create_vit(name, 224), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+        backbones[role] = build_backbone(create_vit(name, 224), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     pair = build_teacher_student(backbones, MethodConfig(query=query), seed=0)
     for _ in range(tasks):
         pair.begin_task(classes, seed=0)
@@ -160,6 +166,7 @@ class Worker:
 
     def __init__(self, **task: Any) -> None:
         command = [sys.executable, self.script, "--worker", json.dumps(task)]
+        command += ["--models", chosen["models"]] if chosen["models"] != "plain" else []
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.answer()
 
@@ -376,6 +383,7 @@ def whole_task(what: str, data: str, run: str, tasks: str, threads: str, epochs:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", choices=PARTS, default="all")
+    parser.add_argument("--models", choices=tuple(MODELS), default="plain", help="ViTs at 224: augreg's, or DINOv3's")
     parser.add_argument("--role", choices=ROLES, help="one learner only")
     parser.add_argument("--batch", type=int, help="images a step for speed; default 16, and 64 on a GPU")
     parser.add_argument("--memory-batch", type=int, default=64)
@@ -388,6 +396,7 @@ def main() -> None:
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--whole-task", nargs=6, help=argparse.SUPPRESS)
     a = parser.parse_args()
+    chosen["models"] = a.models
     if a.worker:
         work(json.loads(a.worker))
         return

@@ -3,7 +3,7 @@
     scale   the query's rows are multiplied by it beforehand
     bₖ      adds the same to every score of a query, which a softmax does not see: left out, and taken off prompts
     bᵥ      shares add up to 1, so it comes out of the mixture as it is: Wₚ bᵥ + bₚ is the projection's bias, and it is
-            taken off prompts
+            taken off prompts; where the mixture is normalised before it is projected, it stays where it is
 
 Query, key and value have a matrix each. Together in one product, as the training model has them, they would have to be
 moved apart again, which takes longer than three products instead of one.
@@ -50,17 +50,20 @@ class FoldedAttention(nn.Module):
         super().__init__()
         self.heads, weights = backbone.heads, backbone.attention_weights(index)
         self.position = partial(backbone.position, index)
+        self.gathered = None if backbone.gathered_is_projected else partial(backbone.gathered, index)
         self.can_be_absorbed = backbone.keys_and_values_can_be_absorbed
         scale = weights.scale if backbone.scale_can_be_folded else 1.0
         self.later_scale = weights.scale / scale
         self.q = Product(weights.query * scale, weights.query_bias * scale)
         dropped = backbone.key_bias_can_be_dropped
         self.k = Product(weights.key, None if dropped else weights.key_bias)
-        self.v = Product(weights.value)
+        zeros = torch.zeros_like(weights.key_bias)
+        value_bias = weights.value_bias if backbone.gathered_is_projected else zeros
+        self.v = Product(weights.value, None if backbone.gathered_is_projected else weights.value_bias)
         own = 0 if weights.output_bias is None else weights.output_bias
-        self.proj = Product(weights.output, own + weights.output @ weights.value_bias)
-        left_out = weights.key_bias if dropped else torch.zeros_like(weights.key_bias)
-        for name, shift in (("key_shift", left_out), ("value_shift", weights.value_bias)):
+        self.proj = Product(weights.output, own + weights.output @ value_bias)
+        left_out = weights.key_bias if dropped else zeros
+        for name, shift in (("key_shift", left_out), ("value_shift", value_bias)):
             self.register_buffer(name, shift.view(1, self.heads, 1, -1).clone(), persistent=False)
 
     def shifted(self, rows: HeadRows) -> HeadRows:
@@ -84,7 +87,8 @@ class FoldedAttention(nn.Module):
 
     def output(self, mixed: Float[Tensor, "B H n d"]) -> Float[Tensor, "B n D"]:
         """The projection of what was gathered."""
-        return self.proj(mixed.transpose(1, 2).flatten(2))
+        rows = mixed.transpose(1, 2).flatten(2)
+        return self.proj(rows if self.gathered is None else self.gathered(rows))
 
 
 def fold_attentions(backbone: Backbone) -> dict[int, FoldedAttention]:

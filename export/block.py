@@ -61,11 +61,27 @@ def run_block(
     if output_tokens is not None and few is not None:
         mixed = few(attention, backbone.norm(index, tokens), prefix, constant, output_tokens)
     else:
-        query, key, value = projected or attention.project(backbone.norm(index, tokens))
-        query = query if output_tokens is None else select_tokens(query.transpose(1, 2), output_tokens).transpose(1, 2)
+        query, key, value = projected or project(backbone, attention, index, tokens, output_tokens)
+        if projected and output_tokens is not None:
+            query = select_tokens(query.transpose(1, 2), output_tokens).transpose(1, 2)
         key, value = surround(key, 0, chosen[0], constant), surround(value, 1, chosen[1], constant)
         mixed = (query @ key.transpose(2, 3)).softmax(dim=-1) @ value
     return backbone.mlp(index, backbone.add_attention(index, kept, attention.output(mixed)))
+
+
+def project(
+    backbone: Backbone,
+    attention: FoldedAttention,
+    index: int,
+    tokens: Float[Tensor, "B N D"],
+    output_tokens: tuple[int, ...] | None,
+) -> Projected:
+    """Keys and values of all tokens, and queries of those that are read."""
+    normed = backbone.norm(index, tokens)
+    if output_tokens is None:
+        return attention.project(normed)
+    asking = attention.queries(select_tokens(normed, output_tokens), output_tokens)
+    return asking, attention.keys(normed), attention.values(normed)
 
 
 class AbsorbedKVAttention(nn.Module):
@@ -75,15 +91,18 @@ class AbsorbedKVAttention(nn.Module):
 
     head by head. That is 2·n·H products of the tokens with a vector, where keys and values would be 2·D of them. Prompt
     rows are keys and values already and stay beside the tokens.
+
+    Where keys are rotated or normalised they are no product of the tokens and are computed; values always are one.
     """
 
-    key: Tensor
+    key: Tensor | None
     value: Tensor
 
     def __init__(self, attention: FoldedAttention) -> None:
         super().__init__()
         self.heads = attention.heads
-        self.register_buffer("key", attention.k.weight.T.unflatten(0, (self.heads, -1)).contiguous())  # [H, d, D]
+        key = attention.k.weight.T.unflatten(0, (self.heads, -1)).contiguous()  # [H, d, D]
+        self.register_buffer("key", key if attention.can_be_absorbed else None)
         value = attention.v.weight.unflatten(1, (self.heads, -1)).transpose(0, 1)
         self.register_buffer("value", value.contiguous())  # [H, D, d]
 
@@ -98,8 +117,11 @@ class AbsorbedKVAttention(nn.Module):
         """What the tokens at the positions `output_tokens` gather."""
         query = attention.queries(select_tokens(normed, output_tokens), output_tokens)  # [B, H, n, d]
         count = (self.heads, len(output_tokens))
-        vectors = (query @ self.key).flatten(1, 2)  # [B, H·n, D]
-        scores = (vectors @ normed.transpose(1, 2)).unflatten(1, count)  # [B, H, n, N]
+        if self.key is None:
+            scores = query @ attention.keys(normed).transpose(2, 3)
+        else:
+            vectors = (query @ self.key).flatten(1, 2)  # [B, H·n, D]
+            scores = (vectors @ normed.transpose(1, 2)).unflatten(1, count)  # [B, H, n, N]
         shift = constant.pair("cls_bias") if constant else None
         if shift is not None:
             scores = torch.cat([scores[..., :1] + query @ shift[0].transpose(2, 3), scores[..., 1:]], dim=3)

@@ -52,7 +52,9 @@ class FoldedEmbedding(nn.Module):
         tokens = self.norm(patches.flatten(2).transpose(1, 2))
         if self.position is not None:
             tokens = tokens + self.position
-        return self.norm_pre(torch.cat([self.prefix.expand(image.shape[0], -1, -1), tokens], dim=1))
+        if self.prefix.shape[1]:
+            tokens = torch.cat([self.prefix.expand(image.shape[0], -1, -1), tokens], dim=1)
+        return self.norm_pre(tokens)
 
 
 class PlainEmbedding(nn.Module):

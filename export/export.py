@@ -25,6 +25,7 @@ from cdl_deploy.export.ort_file import write_ort
 from cdl_deploy.export.parity import check_features, check_parity, trained_logits
 from cdl_deploy.export.preprocessing import check_filter
 from cdl_deploy.export.selection import BATCH, Select, check_select, fix_selection, load_images
+from cdl_deploy.export.two_views import behind_preprocessing, query_view
 from cdl_deploy.export.updates import MadeUpdate, make_updates, older_models
 from cdl_deploy.export.variants import Shrink, write_variants
 from cdl_deploy.files import write_json
@@ -153,7 +154,10 @@ def export_run(
         samples = _samples(select, record, images, labels)
         fixed = {it.role: fix_selection(it, pair.encoder, select.task, samples) for it in learners}
     if options.input == "image":
-        check_filter(record.preprocessing.interpolation)
+        for learner in learners:
+            check_filter(record.preprocessing.of(learner.role).interpolation)
+    for learner in learners:
+        query_view(record, learner, learner.method.uses_query and select.in_graph, options.input)
     older = older_models(options.update_from, [learner.role for learner in learners])
     if out.exists() and not out.is_dir():
         raise RunError(f"--out {out} is a file, expected a folder: choose another")
@@ -248,7 +252,11 @@ def _export_learner(
     bundle = describe(record, learner, path, options, graph, fixed)
     if sums:
         bundle = replace(bundle, features=sums.features(""))
-    model = export_onnx(graph, bundle, options.opset)
+    view = query_view(record, learner, graph.uses_query, options.input)
+    more = {} if view is None else {"query_view": view}
+    model = export_onnx(graph, bundle, options.opset, **more)
+    seen = learner.backbone.own_pixels(images)
+    run_images = None if view is None else behind_preprocessing(model, pair.encoder, learner, images)
     prompts = fixed.prompts if fixed else None
     if sums:
         features = sums.features(features_hash(model))
@@ -268,10 +276,11 @@ def _export_learner(
     on_step(f"{role}: comparing with the trained model on {len(images)} held-out images")
     expected = trained_logits(pair.encoder, learner, images, prompts)
     expected = expected if known is None else expected[:, known]
-    parity = check_parity(path, bundle.preprocessing, expected, images, solved=learner.closed_form is not None)
+    solved = learner.closed_form is not None
+    parity = check_parity(path, bundle.preprocessing, expected, seen, solved, run_images)
     bundle = replace(bundle, parity=parity)
     if sums:
-        check_features(path, bundle.preprocessing, read, far, images)
+        check_features(path, bundle.preprocessing, read, far, seen, run_images)
     save_onnx(model, path, encode_metadata(bundle))
     write_json(description_file(path), description(bundle))
     exported = [Exported(bundle, file_size(path), len(model.graph.node))]
@@ -312,7 +321,7 @@ def describe(
     role, select = learner.role, options.selection
     matrix = record.matrices[role]
     info = record.backbones[role]
-    preprocessing = record.preprocessing
+    preprocessing = record.preprocessing.of(role)
     uses_query = graph.uses_query
     known = set(record.known_classes)
     return Bundle(
@@ -321,8 +330,8 @@ def describe(
         classes=tuple(record.known_classes),
         tasks=tuple(tuple(name for name in task.classes if name in known) for task in record.tasks),
         preprocessing=Preprocessing(
-            height=preprocessing.size,
-            width=preprocessing.size,
+            height=preprocessing.height,
+            width=preprocessing.width,
             resize=preprocessing.resize,
             interpolation=preprocessing.interpolation,
             mean=info.mean,

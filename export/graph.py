@@ -84,12 +84,16 @@ class ExportGraph(nn.Module):
         self.shared_entry = SharedEntry(own, self.attentions[0], learner.distillation) if own_pass else None
         self.constants = nn.ModuleDict({str(i): ConstantPrompt(p, self.attentions[i]) for i, p in constants.items()})
 
-    def forward(self, image: Float[Tensor, "B 3 height width"]) -> tuple[Tensor, ...]:
+    def forward(
+        self, image: Float[Tensor, "B 3 height width"], query_image: Float[Tensor, "B 3 h w"] | None = None
+    ) -> tuple[Tensor, ...]:
+        """`query_image`: what the query sees, where that is of another size."""
         tokens = self.embedding(image)
         for index in range(self.first_block):
             tokens = run_block(self.backbone, self.attentions[index], index, tokens)
         entry = enter(self.backbone, self.attentions[0], tokens) if self.shared_entry else None
-        prompts, task_scores = self.selection(self.query(image, tokens, entry) if self.uses_query else None)
+        seen = image if query_image is None else query_image
+        prompts, task_scores = self.selection(self.query(seen, tokens, entry) if self.uses_query else None)
         tokens = self.token(tokens)
         projected = self.shared_entry.with_token(entry) if self.shared_entry and entry else None
         last = self.backbone.depth - 1
@@ -132,8 +136,8 @@ class ExportGraph(nn.Module):
 
 
 def last_block(attention: FoldedAttention) -> AbsorbedKVAttention | None:
-    """Not where keys are more than a product of the tokens."""
-    return AbsorbedKVAttention(attention) if attention.can_be_absorbed else None
+    """Not where what is gathered is normalised with the value's bias in it."""
+    return AbsorbedKVAttention(attention) if attention.gathered is None else None
 
 
 def enter(

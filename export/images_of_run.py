@@ -26,7 +26,7 @@ from cdl_deploy.run.record import RunRecord
 from cdl_deploy.runtime.bundle import INPUT_NAME
 from cdl_deploy.training.checkpoint import load_heldout
 from cdl_deploy.training.data.task_data import TaskData
-from cdl_deploy.training.data.transforms import evaluation_transform
+from cdl_deploy.training.data.transforms import evaluation_transform, in_views
 from cdl_deploy.training.run_directory import RunDirectory
 
 CALIBRATION_IMAGES = 128
@@ -88,6 +88,7 @@ def calibration_images(
     if items:
         return CalibrationImages(items, preprocessing, f"training images of {', '.join(_places(record))}")
     images, labels = load_heldout(root, record)
+    images = in_views(images, record.preprocessing.views)[0]
     kept = [image for image, label in zip(images, labels.tolist(), strict=True) if label in known]
     chosen = [image.permute(1, 2, 0).numpy() for image in spread(kept, CALIBRATION_IMAGES)]
     return CalibrationImages(
@@ -96,7 +97,8 @@ def calibration_images(
 
 
 def held_out_images(root: Path, record: RunRecord, preprocessing: Preprocessing) -> HeldOut:
-    """All held-out images, up to 1,000, where their folders are still there; otherwise those that the run keeps.
+    """What the student sees of all held-out images, up to 1,000, where their folders are still there; otherwise of
+    those that the run keeps.
 
     Without those of forgotten classes; labels are columns of the exported file.
     """
@@ -113,7 +115,7 @@ def held_out_images(root: Path, record: RunRecord, preprocessing: Preprocessing)
         if test.pixels is None:
             pixels = torch.stack([transform(load_image(test.items[i])) for i in positions])
         else:
-            pixels = test.pixels[positions]
+            pixels = in_views(test.pixels[positions], record.preprocessing.views)[0]
         tasks.append((graph_input(pixels, preprocessing), [column[test.labels[i]] for i in positions]))
     return HeldOut(tasks)
 

@@ -19,9 +19,10 @@ import torch
 from onnx.external_data_helper import set_external_data
 from torch import Tensor, nn
 
+from cdl_deploy.data.preprocessing import ResizeCrop
 from cdl_deploy.errors import OptionError
 from cdl_deploy.export.labels import label_graph, label_outputs
-from cdl_deploy.export.preprocessing import PIXELS_NAME, image_input, preprocessing_graph
+from cdl_deploy.export.preprocessing import PIXELS_NAME, QUERY_PIXELS_NAME, image_input, preprocessing_graph
 from cdl_deploy.files import write_atomic
 from cdl_deploy.runtime.bundle import (
     DISTANCE_NAME,
@@ -56,32 +57,45 @@ def check_opset(opset: int) -> None:
         )
 
 
-def export_onnx(module: nn.Module, bundle: Bundle, opset: int = OPSET) -> onnx.ModelProto:
+def export_onnx(
+    module: nn.Module, bundle: Bundle, opset: int = OPSET, query_view: ResizeCrop | None = None
+) -> onnx.ModelProto:
     """`module` with what `bundle` says about input and classes around it, as one model.
 
-    `module` takes [B, 3, height, width]: pixels from 0 to 255, or what the bundle's `"tensor"` is.
+    `module` takes [B, 3, height, width]: pixels from 0 to 255, or what the bundle's `"tensor"` is. With `query_view` it
+    takes pixels of that size as well, behind the others.
     """
     size = bundle.preprocessing
     input_name = PIXELS_NAME if size.input == "image" else INPUT_NAME
     example = torch.zeros(EXAMPLE_BATCH, 3, size.height, size.width)
-    core = export_core(module, example, input_name, opset, with_features=bundle.features is not None)
-    return assemble(core, bundle)
+    second = None if query_view is None else torch.zeros(EXAMPLE_BATCH, 3, query_view.height, query_view.width)
+    core = export_core(module, example, input_name, opset, bundle.features is not None, second)
+    return assemble(core, bundle, query_view)
 
 
 def export_core(
-    module: nn.Module, example: Tensor, input_name: str, opset: int = OPSET, with_features: bool = False
+    module: nn.Module,
+    example: Tensor,
+    input_name: str,
+    opset: int = OPSET,
+    with_features: bool = False,
+    second: Tensor | None = None,
 ) -> onnx.ModelProto:
-    """Trace `module` with an example [2, 3, height, width]. `with_features`: it gives features and distance as well."""
+    """Trace `module` with an example [2, 3, height, width]. `with_features`: it gives features and distance as well.
+
+    `second`: an example of a second input, `query_pixels`.
+    """
+    examples = (example,) if second is None else (example, second)
     more = [FEATURES_NAME, DISTANCE_NAME] if with_features else []
     batch = torch.export.Dim("batch")
     with torch.no_grad(), _quiet():
         program = torch.onnx.export(
             module.eval(),
-            (example,),
+            examples,
             dynamo=True,
-            input_names=[input_name],
+            input_names=[input_name, QUERY_PIXELS_NAME][: len(examples)],
             output_names=[LOGITS_NAME, PROBABILITIES_NAME, TASK_SCORES_NAME, *more],
-            dynamic_shapes=({0: batch},),
+            dynamic_shapes=tuple({0: batch} for _ in examples),
             opset_version=opset,
             external_data=False,
             verbose=False,
@@ -94,7 +108,7 @@ def export_core(
     return model
 
 
-def assemble(core: onnx.ModelProto, bundle: Bundle) -> onnx.ModelProto:
+def assemble(core: onnx.ModelProto, bundle: Bundle, query_view: ResizeCrop | None = None) -> onnx.ModelProto:
     """The core with what `bundle` says about input and classes around it. It is `core`, changed in place.
 
     Checked by onnx, shapes inferred strictly: onnxruntime-web refuses a declared shape that is not the inferred one.
@@ -103,9 +117,11 @@ def assemble(core: onnx.ModelProto, bundle: Bundle) -> onnx.ModelProto:
     nodes, after = list(graph.node), label_graph(bundle)
     parts = [after]
     if bundle.preprocessing.input == "image":
-        before = preprocessing_graph(bundle.preprocessing)
-        parts.insert(0, before)
-        nodes = before.nodes + nodes
+        before = [preprocessing_graph(bundle.preprocessing)]
+        if query_view is not None:
+            before.append(preprocessing_graph(query_view, QUERY_PIXELS_NAME))
+        parts = [*before, *parts]
+        nodes = [node for part in before for node in part.nodes] + nodes
         del graph.input[:]
         graph.input.append(image_input())
     del graph.node[:]

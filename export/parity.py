@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,23 +21,36 @@ from cdl_deploy.training.shapes import Logits, Pixels
 
 TOLERANCE = 1e-4
 BATCHES = (1, 2, 5, 64)
+Run = Callable[[Sequence[str]], list[np.ndarray]]
+"""From names of outputs to their values for all held-out images."""
 
 
 def check_parity(
-    path: Path, preprocessing: Preprocessing, expected: Logits, images: Pixels, solved: bool = False
+    path: Path,
+    preprocessing: Preprocessing,
+    expected: Logits,
+    images: Pixels,
+    solved: bool = False,
+    run: Run | None = None,
 ) -> Parity:
     """Compare the file's logits for held-out images with `expected` [n, C], those of the trained model.
 
     The images are cut into batches of 1, 2, 5 and 64 in turn, so that a graph with a frozen batch cannot pass.
     `solved`: the logits are a closed-form head's, which are as large as the classes are far apart.
+    `run`: how to get outputs for these images, where the file's own input cannot show them.
     Raises ParityError above 1e-4 (solved: or 1e-5 of the largest logit) or for any other top-1.
     """
-    (found,) = run_file(path, [LOGITS_NAME], graph_input(images, preprocessing))
+    (found,) = (run or run_on(path, images, preprocessing))([LOGITS_NAME])
     return compare(expected.numpy(), found, path.name, solved)
 
 
 def check_features(
-    path: Path, preprocessing: Preprocessing, features: FloatArray, distance: NDArray[np.float64], images: Pixels
+    path: Path,
+    preprocessing: Preprocessing,
+    features: FloatArray,
+    distance: NDArray[np.float64],
+    images: Pixels,
+    run: Run | None = None,
 ) -> None:
     """Compare the file's `features` [n, F] and `distance` [n] with those of the trained model and its sums.
 
@@ -44,7 +58,7 @@ def check_features(
     nearest class in units of directions that hardly vary.
     """
     names = [FEATURES_NAME, DISTANCE_NAME]
-    found = run_file(path, names, graph_input(images, preprocessing))
+    found = (run or run_on(path, images, preprocessing))(names)
     wanted: tuple[np.ndarray, ...] = (features, distance)
     for name, own, expected, allowed in zip(names, found, wanted, (TOLERANCE, 10 * TOLERANCE), strict=True):
         off = float(np.abs(own - expected).max() / max(np.abs(expected).max(), 1e-6))
@@ -53,6 +67,11 @@ def check_features(
                 f"{path.name} differs from the trained model: {name} by {off:.2g} of the largest value, at most "
                 f"{allowed:g} allowed; nothing was written"
             )
+
+
+def run_on(path: Path, images: Pixels, preprocessing: Preprocessing) -> Run:
+    """The file itself, fed so that it sees just these images."""
+    return lambda names: run_file(path, list(names), graph_input(images, preprocessing))
 
 
 def run_file(path: Path, names: list[str], feed: np.ndarray) -> list[np.ndarray]:

@@ -27,27 +27,30 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from cdl_deploy.data.preprocessing import Preprocessing
+from cdl_deploy.data.preprocessing import ResizeCrop
 from cdl_deploy.errors import OptionError
 from cdl_deploy.export.nodes import Nodes
 from cdl_deploy.runtime.bundle import INPUT_NAME
 
 PIXELS_NAME = "pixels"
+QUERY_PIXELS_NAME = "query_pixels"
+"""What the query sees, where a teacher sees images at another size."""
 
 
-def preprocessing_graph(preprocessing: Preprocessing) -> Nodes:
-    """Nodes from `image` to `pixels`. Raises OptionError for a filter they do not have."""
+def preprocessing_graph(preprocessing: ResizeCrop, name: str = PIXELS_NAME) -> Nodes:
+    """Nodes from `image` to `name`. Raises OptionError for a filter they do not have."""
     check_filter(preprocessing.interpolation)
-    g = Nodes("preprocessing")
+    prefix = "preprocessing" if name == PIXELS_NAME else f"preprocessing/{name}"
+    g = Nodes(prefix)
     sides = g("Shape", INPUT_NAME, start=1, end=3)
     ready = g("Equal", g("ReduceMin", sides, keepdims=0), g.constant(preprocessing.resize, np.int64))
-    g("If", ready, name=PIXELS_NAME, then_branch=_cropped(preprocessing), else_branch=_resized(preprocessing))
+    g("If", ready, name=name, then_branch=_cropped(preprocessing, prefix), else_branch=_resized(preprocessing, prefix))
     return g
 
 
-def _cropped(preprocessing: Preprocessing) -> onnx.GraphProto:
+def _cropped(preprocessing: ResizeCrop, prefix: str) -> onnx.GraphProto:
     """The middle of an image that need not be resized."""
-    g, size = Nodes("preprocessing/cropped"), (preprocessing.height, preprocessing.width)
+    g, size = Nodes(f"{prefix}/cropped"), (preprocessing.height, preprocessing.width)
     counts = g.integers(*size)
     first = _offset(g, g("Shape", INPUT_NAME, start=1, end=3), counts)
     part = g("Slice", INPUT_NAME, first, g("Add", first, counts), g.integers(1, 2))
@@ -55,9 +58,9 @@ def _cropped(preprocessing: Preprocessing) -> onnx.GraphProto:
     return _branch(g, g("Reshape", planes, g.integers(-1, 3, *size)), size)  # so that the sizes are known beforehand
 
 
-def _resized(preprocessing: Preprocessing) -> onnx.GraphProto:
+def _resized(preprocessing: ResizeCrop, prefix: str) -> onnx.GraphProto:
     """Any other image, resized, and of that the middle."""
-    g = Nodes("preprocessing/resized")
+    g = Nodes(f"{prefix}/resized")
     rows, columns = g("Shape", INPUT_NAME, start=1, end=2), g("Shape", INPUT_NAME, start=2, end=3)
     shorter = g("Min", rows, columns)
     first_row, last_row, rows_weights = _axis(g, rows, shorter, preprocessing.height, preprocessing)
@@ -86,7 +89,7 @@ def check_filter(interpolation: str) -> None:
         )
 
 
-def _axis(g: Nodes, size: str, shorter: str, crop: int, preprocessing: Preprocessing) -> tuple[str, str, str]:
+def _axis(g: Nodes, size: str, shorter: str, crop: int, preprocessing: ResizeCrop) -> tuple[str, str, str]:
     """First input pixel that is read, the one behind the last, and the weights [crop, pixels read] of one axis."""
     reach, filter_of = FILTERS[preprocessing.interpolation]
     one, two, count = g.integers(1), g.integers(2), g.integers(crop)

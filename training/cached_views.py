@@ -184,7 +184,7 @@ def fingerprint_of(run: Run, task: Task, stage: Stage) -> str:
     decides = {
         "stage": [stage.task, stage.role, stage.batch_size],
         "images": [fingerprint(images.items), list(images.labels)],
-        "preprocessing": asdict(record.preprocessing),
+        "preprocessing": record.preprocessing.to_dict(),
         "backbones": {role: info.sha256 for role, info in record.backbones.items()},
         "method": asdict(run.config.method),
         "optim": [optim.seed, optim.precision, optim.compile, optim.resident],

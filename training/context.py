@@ -43,7 +43,7 @@ class Run:
         record = self.record
         self.config, self.plans = record.config, record.plans
         self.data = TaskData(self.plans, record.tasks, self.sources, self.directory.load_heldout, record.skipped_images)
-        self.preprocessing = record.preprocessing.resize_crop
+        self.preprocessing = record.preprocessing.views
         self.tests_on_device: dict[int, TaskImages] = {}
         positions = {name: i for i, name in enumerate(record.classes)}
         self.forgotten_positions = {positions[name] for name in record.forgotten}

@@ -96,7 +96,7 @@ class Plan:
             "parameters": self.parameters,
             "estimate": asdict(self.estimate),
             "config": record.config.to_dict(),
-            "preprocessing": asdict(record.preprocessing),
+            "preprocessing": record.preprocessing.to_dict(),
             "backbones": record.recorded_backbones(),
             "skipped_images": record.skipped_images,
         }
@@ -188,7 +188,7 @@ class Measurement:
     ) -> None:
         self.pair, self.processes, self.stop = pair, processes, stop
         self.optim = replace(optim, batch_size=task.batch_size)
-        self.preprocessing = record.preprocessing.resize_crop
+        self.preprocessing = record.preprocessing.views
         self.augmentation = record.preprocessing.augmentation
 
     def learning(self, role: Role, images: TaskImages) -> tuple[int, float]:

@@ -32,7 +32,7 @@ class Frozen(NamedTuple):
 
 @torch.no_grad()
 def compute_frozen(pair: TeacherStudent, role: Role, images: Tensor) -> Frozen:
-    """Of pixels [B, 3, height, width] uint8. The query is computed once and serves teacher and student."""
+    """Of pixels uint8. The query is computed once and serves teacher and student."""
     learner = pair.learners[role]
     seen = pair.encoder(images, learner.method.uses_query)
     full_query = pair.encoder.full_query(seen) if pair.query_regulariser else None
@@ -57,7 +57,7 @@ def as_rows(pair: TeacherStudent, role: Role, images: Tensor) -> dict[str, Tenso
     if learner.first_block:
         rows["tokens"] = learner.backbone.run_blocks(frozen.tokens, frozen.entry, learner.first_block)
     else:
-        rows["pixels"] = images
+        rows["pixels"] = learner.backbone.own_pixels(images)
     if frozen.teacher is not None:
         rows |= {"teacher/class_logits": frozen.teacher.class_logits, "teacher/features": frozen.teacher.features}
         rows |= {f"{HIDDEN}{index}": tokens for index, tokens in enumerate(frozen.teacher.hidden)}
@@ -91,5 +91,4 @@ def row_bytes(pair: TeacherStudent, role: Role, classes: int) -> int:
 
 def _token_numbers(backbone: Backbone) -> int:
     """In the tokens of an image."""
-    layout = backbone.layout
-    return (1 + layout.registers + layout.grid[0] * layout.grid[1]) * backbone.width
+    return backbone.layout.count * backbone.width

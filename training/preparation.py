@@ -13,9 +13,9 @@ from cdl_deploy.data.sources import ImageSource, OnCheck, located, located_label
 from cdl_deploy.errors import DataError, OptionError, RunError, nearest
 from cdl_deploy.printable import as_typed
 from cdl_deploy.run.config import OptimConfig, RunConfig, check_name
-from cdl_deploy.run.record import BackboneInfo, RecordedPreprocessing, RunRecord, TaskPlan
+from cdl_deploy.run.record import BackboneInfo, RecordedPreprocessing, RunRecord, TaskPlan, TeacherView
 from cdl_deploy.training.backbones.loading import load_backbone
-from cdl_deploy.training.backbones.protocol import Backbone
+from cdl_deploy.training.backbones.protocol import POOLED, Backbone
 from cdl_deploy.training.data.task_data import with_fingerprint
 from cdl_deploy.training.data.tasks import make_tasks
 from cdl_deploy.training.distillation import DISTILLATIONS, has_teacher
@@ -66,11 +66,12 @@ def prepare(config: RunConfig, processes: Processes, progress: Progress, stop: S
     config = replace(config, optim=resolve_auto(optim, processes.device, in_memory(source), processes.count_here))
     record = RunRecord(
         config=config,
-        preprocessing=resolve_preprocessing(config, infos["student"], source),
+        preprocessing=resolve_preprocessing(config, infos, source),
         backbones=dict(infos),
         plans=list(plans),
         skipped_images=list(source.skipped),
         left_out=source.others.to_dict(),
+        notes=notes_on(pair, infos),
     )
     return PreparedRun(record, source, plans, backbones, pair, open_precomputed_teacher(config, record))
 
@@ -101,16 +102,33 @@ def checking(progress: Progress, stop: Stop, processes: Processes) -> OnCheck:
 
 
 def load_backbones(config: RunConfig) -> tuple[dict[Role, Backbone], dict[Role, BackboneInfo]]:
-    """The student's backbone and, where there is one, the teacher's, for images of one size."""
+    """The student's backbone and, where there is one, the teacher's, each for images of its size."""
     models = config.models
     student, info = load_backbone(models.student, models.student_weights, config.data.image_size, models.pixel_range)
     backbones: dict[Role, Backbone] = {"student": student}
     infos: dict[Role, BackboneInfo] = {"student": info}
     if has_teacher(config):
         backbones["teacher"], infos["teacher"] = load_backbone(
-            models.teacher, models.teacher_weights, info.image_size, models.pixel_range
+            models.teacher, models.teacher_weights, models.teacher_image_size or info.image_size, models.pixel_range
+        )
+    elif models.teacher_image_size is not None:
+        raise OptionError(
+            f"--teacher-image-size {models.teacher_image_size}: there is no teacher with --distill "
+            f"{config.method.distill}: leave it out"
         )
     return backbones, infos
+
+
+def notes_on(pair: TeacherStudent, infos: dict[Role, BackboneInfo]) -> list[str]:
+    """What stands for an image in networks that have no class token, or several, and how tokens are compared."""
+    found = []
+    for role, info in infos.items():
+        pooling = pair.learners[role].backbone.pooling
+        if pooling is not None:
+            found.append(f"query and heads of the {role} read {POOLED.get(pooling, pooling)}, not a class token")
+        if "radio" in info.model:
+            found.append(f"the {role} {info.model} has several class tokens: the first is read")
+    return [*found, *pair.student.distillation.notes()]
 
 
 def in_memory(source: ImageSource) -> bool:
@@ -118,13 +136,21 @@ def in_memory(source: ImageSource) -> bool:
     return not any(isinstance(item, Path) for item in source.train.items)
 
 
-def resolve_preprocessing(config: RunConfig, student: BackboneInfo, source: ImageSource) -> RecordedPreprocessing:
-    """The evaluation transform, from the student's own data configuration, and the training augmentation."""
+def resolve_preprocessing(
+    config: RunConfig, infos: dict[Role, BackboneInfo], source: ImageSource
+) -> RecordedPreprocessing:
+    """The evaluation transform, from the student's own data configuration, and the training augmentation.
+
+    A teacher that sees images of another size has a transform from its own configuration.
+    """
+    student, teacher, view = infos["student"], infos.get("teacher"), None
     size = student.image_size
+    if teacher is not None and teacher.image_size != size:
+        view = TeacherView(teacher.image_size, int(teacher.image_size / teacher.crop_pct), teacher.interpolation)
     chosen = config.data.augmentation
     if chosen == "auto":
         chosen = "photo" if source.photographs else "gentle"
-    return RecordedPreprocessing(size, int(size / student.crop_pct), student.interpolation, chosen)
+    return RecordedPreprocessing(size, int(size / student.crop_pct), student.interpolation, chosen, view)
 
 
 FIXED = ("seed",)

@@ -17,7 +17,9 @@ Query = Float[Tensor, "B Q"]
 PromptVectors = Float[Tensor, "b p D"]  # b is B, or 1 where every image gets the same rows
 Logits = Float[Tensor, "B C"]
 Labels = Int64[Tensor, "B"]
-Pixels = UInt8[Tensor, "B 3 height width"]
+Pixels = UInt8[Tensor, "B *seen"]
+"""[B, 3, height, width]; or, where teacher and student see sizes of their own, the pixels of both, flat: the
+student's first."""
 Similarities = Float[Tensor, "B M"]
 Scalar = Float[Tensor, ""]
 

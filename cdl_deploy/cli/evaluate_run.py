@@ -108,10 +108,12 @@ def evaluate_run(
     record = latest_record(run)
     if not record.tasks:
         raise RunError(f"{run} has no finished task yet: continue it with cdl train {as_typed(run)} --resume")
-    with require_extra("cdl evaluate RUN", "train"):  # scikit-learn, where the run learned from its digits
-        tests = _own_tests(run, record) if images is None else _given_tests(run, record, images, skip_unknown)
     both: tuple[Role, ...] = ("student", "teacher")
     roles = [role for role in both if role in record.matrices and (teacher or role == "student")]
+    with require_extra("cdl evaluate RUN", "train"):  # scikit-learn, where the run learned from its digits
+        given = None if images is None else _given_tests(run, record, images, skip_unknown)
+        shown = {role: given or _own_tests(run, record, role) for role in roles}
+    tests = shown["student"]
     result = RunEvaluation(
         run,
         "the run's own test images" if images is None else images.source,
@@ -130,7 +132,7 @@ def evaluate_run(
                 doing = f"task {number}/{len(tests)}: testing the {role}"
                 row, unreadable = accuracy_row(
                     Classifier(bundle / f"{role}.onnx", threads=1),
-                    tests[:number],
+                    shown[role][:number],
                     batch_size,
                     threads,
                     lambda done, doing=doing, total=total: on_step(doing, done, total),  # type: ignore[misc]
@@ -141,9 +143,10 @@ def evaluate_run(
     return result
 
 
-def _own_tests(run: Path, record: RunRecord) -> list[TaskTest]:
-    """What training tested on: all test images where they still are what they were, otherwise those the run keeps."""
+def _own_tests(run: Path, record: RunRecord, role: Role) -> list[TaskTest]:
+    """What training tested a learner on: all test images where they still are what they were, otherwise those kept."""
     from cdl_deploy.training.data.task_data import TaskData
+    from cdl_deploy.training.data.transforms import in_views
     from cdl_deploy.training.run_directory import RunDirectory
 
     directory = RunDirectory(run)
@@ -153,7 +156,8 @@ def _own_tests(run: Path, record: RunRecord) -> list[TaskTest]:
         test = data.test(number)
         items: Sequence[Item] = test.items
         if test.pixels is not None:
-            items = [surrounded(pixels, record.preprocessing.resize) for pixels in test.pixels.numpy()]
+            seen = in_views(test.pixels, record.preprocessing.views)[0 if role == "student" else -1]
+            items = [surrounded(pixels, record.preprocessing.of(role).resize) for pixels in seen.numpy()]
         tests.append(_without_forgotten(record, number, TaskTest(items, test.labels, kept=test.pixels is not None)))
     return tests
 

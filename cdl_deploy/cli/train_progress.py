@@ -78,6 +78,7 @@ def notes_on(record: RunRecord) -> Iterator[str]:
                 f"{info.source} does not say with which mean and deviation the {role}'s weights were trained: "
                 f"{list(info.mean)} and {list(info.std)} of timm's {info.model} assumed; give the model with its tag"
             )
+    yield from map(printable, record.notes)
 
 
 class TrainingProgress(Progress):

@@ -41,6 +41,10 @@ class ResizeCrop:
         return ResizeCrop(size, size, resize, interpolation)
 
 
+Views = ResizeCrop | tuple[ResizeCrop, ResizeCrop]
+"""What two networks see of an image: the same, or the first's and the second's own."""
+
+
 @dataclass(frozen=True)
 class Preprocessing(ResizeCrop):
     """From a decoded image to the input of an exported graph; who does it is `input`: see `cdl_deploy.data.images`."""

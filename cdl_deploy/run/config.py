@@ -82,7 +82,7 @@ class DataConfig(Options):
     image_size: int | None = option(
         None, "Side of the images.", metavar="PIXELS", low=8, default_text="the student's own"
     )
-    """Side of the square image both models see, in pixels."""
+    """Side of the square image that the student sees, and the teacher where it has no size of its own, in pixels."""
     skip_bad: bool = option(False, "Go on without unreadable images.")
     """Go on without unreadable images and report them."""
 
@@ -99,7 +99,7 @@ class ModelConfig(Options):
 
     group = "Models"
 
-    teacher: str = option("mini_teacher", "A plain ViT by its timm tag.", metavar="MODEL")
+    teacher: str = option("mini_teacher", "A ViT by its timm tag: docs/backbones.md.", metavar="MODEL")
     """timm name of the teacher's ViT, with its tag."""
     student: str = option("mini_student", "The same, smaller.", metavar="MODEL")
     """timm name of the student's ViT, with its tag."""
@@ -119,6 +119,11 @@ class ModelConfig(Options):
     """Train the teacher beside a student that learns nothing from it, to compare with."""
     pixel_range: str = option("model", "Pixels by the weights' mean and std, or in 0 to 1.", choices=PIXEL_RANGES)
     """Pixels are normalised with the weights' own mean and std, or left in [0, 1] (`unit`), as in the paper."""
+    teacher_image_size: int | None = option(
+        None, "Side of the images that the teacher sees.", metavar="PIXELS", low=8, default_text="the student's"
+    )
+    """Side of the square image the teacher sees, in pixels, where it is not the student's: both are made from the same
+    decoded image, and in training of the same part of it, each resized as its own weights want it."""
 
 
 @dataclass(frozen=True)

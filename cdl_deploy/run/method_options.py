@@ -222,8 +222,9 @@ class KDPConfig(DeiTConfig):
         "KDP: how the KD token starts; without one the KD head reads the class token.",
         choices=KD_TOKEN_STARTS,
     )
-    """The KD token starts as the backbone's class token, or `uniform` in [0, 1) as in the paper. With `none` there is
-    no such token, and the KD head reads the class token: the extra head alone."""
+    """The KD token starts as the backbone's class token (as an average patch where there is none), or `uniform` in
+    [0, 1) as in the paper. With `none` there is no such token, and the KD head reads the class token: the extra head
+    alone."""
 
 
 # ---- heads -----------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from cdl_deploy.data.preprocessing import ResizeCrop
+from cdl_deploy.data.preprocessing import ResizeCrop, Views
 from cdl_deploy.documents import parse_json
 from cdl_deploy.errors import OptionError, RunError
 from cdl_deploy.files import write_json
@@ -34,6 +34,18 @@ Matrix = list[list[float]]
 
 
 @dataclass(frozen=True)
+class TeacherView:
+    """What the teacher sees of an image where that is not what the student sees."""
+
+    size: int
+    resize: int
+    interpolation: str
+
+    def __str__(self) -> str:
+        return f"{self.size} pixels ({self.interpolation})"
+
+
+@dataclass(frozen=True)
 class RecordedPreprocessing:
     """What both learners see of an image."""
 
@@ -45,11 +57,33 @@ class RecordedPreprocessing:
     """PIL's name: `bicubic`, `bilinear`, …; always antialiased."""
     augmentation: str
     """Of training images: what `--augmentation auto` resolved to."""
+    teacher: TeacherView | None = None
+    """With `--teacher-image-size`."""
 
     @property
     def resize_crop(self) -> ResizeCrop:
-        """Which pixels are seen."""
+        """Which pixels the student sees, and the teacher where it has no view of its own."""
         return ResizeCrop.square(self.size, self.resize, self.interpolation)
+
+    @property
+    def views(self) -> Views:
+        """Which pixels are seen: the same by both learners, or the student's and the teacher's."""
+        if self.teacher is None:
+            return self.resize_crop
+        return self.resize_crop, self.of("teacher")
+
+    def of(self, role: Role) -> ResizeCrop:
+        """Which pixels a learner sees."""
+        if role == "student" or self.teacher is None:
+            return self.resize_crop
+        return ResizeCrop.square(self.teacher.size, self.teacher.resize, self.teacher.interpolation)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        values = dataclasses.asdict(self)
+        if self.teacher is None:
+            del values["teacher"]
+        return values
 
 
 @dataclass(frozen=True)
@@ -226,6 +260,8 @@ class RunRecord:
     unrecorded: frozenset[tuple[str, str]] = frozenset()
     """Section and name of options that the version which began the run did not have. They have their defaults and stay
     unwritten, so that the run's fingerprint stays what it is."""
+    notes: list[str] = field(default_factory=list, compare=False, repr=False)
+    """What one has to know of the networks of a run that begins, a line each; not kept."""
     read_results: dict[Role, Results] = field(default_factory=dict, compare=False, repr=False)
     """What the file says of the metrics; empty for a record that was not read from one."""
 
@@ -290,7 +326,7 @@ class RunRecord:
             "tasks": [task.to_dict() for task in self.tasks],
             "plans": [plan.to_dict() for plan in self.plans],
             "config": self.recorded_config(),
-            "preprocessing": dataclasses.asdict(self.preprocessing),
+            "preprocessing": self.preprocessing.to_dict(),
             "backbones": self.recorded_backbones(),
             "skipped_images": list(self.skipped_images),
             **({"left_out": self.left_out} if self.left_out else {}),

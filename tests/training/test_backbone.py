@@ -71,7 +71,6 @@ def test_frozen_and_in_eval_mode_whatever_is_asked():
         ("resnet10t", "is a ResNet, expected a plain timm VisionTransformer"),
         ("deit_tiny_distilled_patch16_224", "is a VisionTransformerDistilled"),
         ("vit_small_patch16_36x1_224", None),
-        ("vit_base_patch16_siglip_224", "no class token"),
         ("vit_small_patch16_18x2_224", "blocks are ParallelThings"),
     ],
 )

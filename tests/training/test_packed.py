@@ -82,7 +82,7 @@ def test_what_is_not_packed(monkeypatch):
         assert not small.packed
     assert not can_pack(torch.device("meta"))
     pair = make_pair()
-    monkeypatch.setattr("cdl_deploy.training.backbones.plain.SMALLEST_WIDTH", 1)
+    monkeypatch.setattr("cdl_deploy.training.backbones.timm_vit.SMALLEST_WIDTH", 1)
     backbones = [learner.backbone for learner in pair.learners.values()]
     with in_precision(pair, "fp32"):
         assert all(backbone.packed for backbone in backbones)
@@ -111,7 +111,7 @@ def test_without_the_operators_training_goes_on_unpacked(missing, monkeypatch):
                 raise AttributeError(f"'_OpNamespace' 'mkldnn' object has no attribute '{name}'")
             return lambda weight, *rest: weight
 
-    monkeypatch.setattr("cdl_deploy.training.backbones.plain.SMALLEST_WIDTH", 1)
+    monkeypatch.setattr("cdl_deploy.training.backbones.timm_vit.SMALLEST_WIDTH", 1)
     pair = make_pair()
     images, labels = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8), torch.tensor([2, 3, 4, 2])
     plain = {name: value.item() for name, value in stage_losses(pair, "student", images, labels).items()}

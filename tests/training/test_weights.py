@@ -144,10 +144,10 @@ def test_patches_of_another_size_are_refused(student_file):
         load_weights_file(vit, student_file[0])
 
 
-@pytest.mark.parametrize("model", ["resnet18", "vit_tiny_r_s16_p8_224", "vit_base_patch16_siglip_224"])
+@pytest.mark.parametrize("model", ["resnet18", "vit_tiny_r_s16_p8_224", "vit_base_patch16_xp_224"])
 def test_what_is_no_plain_vit_is_refused_before_its_weights_are_fetched(model, monkeypatch):
     monkeypatch.setattr("cdl_deploy.training.backbones.loading._with_pretrained", lambda *_: pytest.fail("fetched"))
-    with pytest.raises(WeightsError, match="choose"):
+    with pytest.raises(WeightsError, match="the nearest that can, with weights, is"):
         load_backbone(model, None, None)
 
 

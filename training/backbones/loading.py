@@ -11,18 +11,21 @@ import safetensors.torch
 import timm
 import torch
 from timm.models import is_model, list_models
+from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from cdl_deploy.errors import WeightsError, nearest
 from cdl_deploy.regular_file import open_regular
 from cdl_deploy.run.record import BackboneInfo
-from cdl_deploy.training.backbones import Backbone, build_backbone, hub, mini, patch14, small
+from cdl_deploy.training.backbones import BACKBONES, Backbone, build_backbone, hub, mini, patch14, small
+from cdl_deploy.training.backbones.refusals import refusal, refuse_others
 from cdl_deploy.training.backbones.weights_files.described import differences
 from cdl_deploy.training.backbones.weights_files.filling import fill
 from cdl_deploy.training.backbones.weights_files.fits import find_fits
 from cdl_deploy.training.backbones.weights_files.weights import Weights, read_weights
 
+ViT = VisionTransformer | Eva
 OWN_MODELS = (*mini.MINI_MODELS, *small.SMALL_MODELS, *patch14.PATCH14_MODELS)
 """Names that this package registers with timm."""
 
@@ -111,14 +114,19 @@ def known_model(model: str, with_weights: bool = True) -> str:
 
 def check_family(model: str, image_size: int) -> None:
     """Raise WeightsError for a network that no family takes, or that cannot be so large, before weights are fetched."""
+    if not BACKBONES.others():  # a family of another package may take what ours do not
+        refuse_others(model)
     with torch.device("meta"):  # no memory, and no time for random values
         network = _create(model, image_size)
-    build_backbone(network, (0.0,) * 3, (1.0,) * 3)
+    try:
+        build_backbone(network, (0.0,) * 3, (1.0,) * 3)
+    except WeightsError as error:
+        raise WeightsError(refusal(model, str(error))) from None
 
 
-def create_vit(model: str, image_size: int) -> VisionTransformer:
+def create_vit(model: str, image_size: int) -> ViT:
     """The bare network without a classifier, randomly initialised. Raises WeightsError where the size cannot be."""
-    return cast(VisionTransformer, _create(model, image_size))  # `build_backbone` refuses what is none
+    return cast(ViT, _create(model, image_size))  # `build_backbone` refuses what is none
 
 
 def _create(model: str, image_size: int) -> nn.Module:
@@ -130,7 +138,7 @@ def _create(model: str, image_size: int) -> nn.Module:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise WeightsError(f"model '{model}' cannot be built for {image_size}x{image_size} images: {reason}") from None
     patch = getattr(getattr(network, "patch_embed", None), "patch_size", None)
-    if isinstance(patch, tuple) and isinstance(network, VisionTransformer) and image_size % patch[0]:
+    if isinstance(patch, tuple) and isinstance(network, ViT) and image_size % patch[0]:
         near = sorted({max(1, image_size // patch[0]) * patch[0], -(-image_size // patch[0]) * patch[0]})
         raise WeightsError(
             f"model '{model}' cannot be built for {image_size}x{image_size} images: its patches are "
@@ -139,7 +147,7 @@ def _create(model: str, image_size: int) -> nn.Module:
     return network
 
 
-def load_weights_file(vit: VisionTransformer, file: Path) -> None:
+def load_weights_file(vit: ViT, file: Path) -> None:
     """Fill `vit` from a safetensors or timm-format checkpoint; a classifier in the file is left out.
 
     Position embeddings of another image size are resampled, as timm does. Raises WeightsError naming the first few
@@ -148,7 +156,7 @@ def load_weights_file(vit: VisionTransformer, file: Path) -> None:
     fill(vit, read_weights(file).tensors, file)
 
 
-def _fill_or_name_another(vit: VisionTransformer, weights: Weights, model: str) -> None:
+def _fill_or_name_another(vit: ViT, weights: Weights, model: str) -> None:
     """Fill the network; where the weights do not fit, the error names the timm model that they are of."""
     try:
         fill(vit, weights.tensors, weights.file)
@@ -161,13 +169,13 @@ def _fill_or_name_another(vit: VisionTransformer, weights: Weights, model: str) 
         raise WeightsError(f"weights {weights.file} are of another network than {model}: {'; '.join(wrong)}")
 
 
-def _how_read(weights: Weights, vit: VisionTransformer) -> str | None:
+def _how_read(weights: Weights, vit: ViT) -> str | None:
     """What a user has to know of how the weights were read, and how they differ from timm's."""
     _, slight = differences(weights, vit)
     return "; ".join(filter(None, (weights.words(), *slight))) or None
 
 
-def weights_hash(vit: VisionTransformer) -> str:
+def weights_hash(vit: ViT) -> str:
     """SHA-256 over names and float32 values of every tensor of the network, in the order of their names."""
     digest = hashlib.sha256()
     for name, value in sorted(vit.state_dict().items()):
@@ -176,7 +184,7 @@ def weights_hash(vit: VisionTransformer) -> str:
     return digest.hexdigest()
 
 
-def _with_pretrained(model: str, image_size: int) -> VisionTransformer:
+def _with_pretrained(model: str, image_size: int) -> ViT:
     options: dict[str, Any] = {"num_classes": 0, **_size(model, image_size)}
     if hub.on_the_hub(model) and (reason := hub.unreachable()):
         cached = hub.cached_weights(model)
@@ -190,7 +198,7 @@ def _with_pretrained(model: str, image_size: int) -> VisionTransformer:
         with warnings.catch_warnings(), hub.quiet():
             warnings.simplefilter("ignore")
             network = timm.create_model(model, pretrained=True, **options)
-            return cast(VisionTransformer, network)  # `build_backbone` refuses what is none
+            return cast(ViT, network)  # `build_backbone` refuses what is none
     except Exception as error:  # noqa: BLE001  hub, network and disk errors have no common base
         reason = " ".join(str(error).split())[:200]
         raise WeightsError(

@@ -10,11 +10,14 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from cdl_deploy.training.features import Feature, in_order
 from cdl_deploy.training.shapes import Pixels, PromptVectors, Tokens
+
+POOLED = {"avg": "the mean of its patches", "map": "what its attention pooling makes of all tokens"}
+"""What stands for an image where it is not the class token, by timm's name."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,18 @@ class TokenLayout:
     registers: int
     grid: tuple[int, int]
     """Patches in a column and in a row of the image."""
+    class_token: bool = True
+    """Whether there is one."""
+
+    @property
+    def first_patch(self) -> int:
+        """Its position, which is the number of tokens before it."""
+        return int(self.class_token) + self.registers
+
+    @property
+    def count(self) -> int:
+        """All tokens, without any that are appended."""
+        return self.first_patch + self.grid[0] * self.grid[1]
 
 
 @dataclass(frozen=True)
@@ -40,6 +55,8 @@ class NetworkShape:
     """Prompts that sit in block b for a full query sit in block b + first_block (method, section 9)."""
     layout: TokenLayout = TokenLayout(registers=0, grid=(0, 0))
     """Only distillations that compare tokens look at it."""
+    pooling: str | None = None
+    """`Backbone.pooling`."""
 
 
 @dataclass(frozen=True)
@@ -96,8 +113,8 @@ AnyBackbone = TypeVar("AnyBackbone", bound="Backbone")
 class Backbone(nn.Module, ABC):
     """A frozen ViT with its own pixel statistics. Subclasses are registered in `backbones/__init__.py`.
 
-    Never trains: no parameter asks for a gradient, always in eval mode. The tokens are the class token, registers,
-    patches row by row, and whatever is appended to them.
+    Never trains: no parameter asks for a gradient, always in eval mode. The tokens are the class token, where there is
+    one, registers, patches row by row, and whatever is appended to them.
     """
 
     vit: Any
@@ -107,9 +124,15 @@ class Backbone(nn.Module, ABC):
     key_bias_can_be_dropped: bool = True
     """Whether a key's bias adds the same to all scores of a query: not where keys are normalised or rotated."""
     keys_and_values_can_be_absorbed: bool = True
-    """Whether keys are plain products of tokens, so that few queries can be brought to the tokens instead."""
+    """Whether keys are plain products of tokens, so that few queries can be brought to the tokens instead. Values
+    always are, and `gathered_is_projected` says whether they may stay uncomputed."""
     scale_can_be_folded: bool = True
     """Whether `position` of a multiple of a query is that multiple: not where queries are normalised."""
+    gathered_is_projected: bool = True
+    """Whether what the heads gathered goes into the projection as it is, so that a value's bias can be part of that
+    projection's: not where it is normalised first."""
+    pooling: str | None = None
+    """How one feature is made of all tokens, where it is not the class token that query and heads read."""
 
     def __init__(
         self,
@@ -129,6 +152,8 @@ class Backbone(nn.Module, ABC):
         """Whether matrix products run in bf16 (autocast). What comes out, and every parameter, is fp32 all the same."""
         self.compiled = False
         """Whether the blocks are compiled."""
+        self.first_pixel = 0
+        """Where its own pixels begin among those of two networks; see `own_pixels`."""
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
@@ -166,9 +191,13 @@ class Backbone(nn.Module, ABC):
         """Queries, or keys, of all tokens or of those at `output_tokens`, as scores are computed of them: normalised,
         rotated, or as they are."""
 
+    def gathered(self, index: int, mixed: Float[Tensor, "B n D"]) -> Float[Tensor, "B n D"]:
+        """What the heads gathered, as it enters the projection: as it is, or normalised."""
+        return mixed
+
     @abstractmethod
     def attention_output(self, index: int, mixed: Float[Tensor, "B n D"]) -> Float[Tensor, "B n D"]:
-        """The projection of what the heads gathered."""
+        """The projection of what the heads gathered, `gathered` included."""
 
     @abstractmethod
     def add_attention(
@@ -215,8 +244,8 @@ class Backbone(nn.Module, ABC):
         if wanted is not None:
             return self.final_norm(tokens if tokens.shape[1] == len(wanted) else pick(tokens, wanted))
         normed = self.final_norm(tokens)
-        first, count = 1 + self.layout.registers, self.layout.grid[0] * self.layout.grid[1]
-        found = {"class": normed[:, 0], "patches": normed[:, first : first + count].mean(dim=1), "kd": normed[:, -1]}
+        patches = normed[:, self.layout.first_patch : self.layout.count]
+        found = {"class": normed[:, 0], "patches": patches.mean(dim=1), "kd": normed[:, -1]}
         return torch.stack([found[name] for name in in_order(features)], dim=1)
 
     # what holds for all
@@ -226,17 +255,29 @@ class Backbone(nn.Module, ABC):
         return super().train(False)
 
     def embed(self, images: Pixels) -> Tokens:
-        """Pixels [B, 3, height, width] uint8 → tokens before block 0."""
-        return self.embed_normalised((images.float() / 255 - self.mean) / self.std)
+        """Pixels uint8, its own or those of two networks → tokens before block 0."""
+        return self.embed_normalised((self.own_pixels(images).float() / 255 - self.mean) / self.std)
+
+    def own_pixels(self, images: Pixels) -> UInt8[Tensor, "B 3 height width"]:
+        """What it sees of images: all of it, or its part where two networks see them at sizes of their own."""
+        if images.dim() == 4:
+            return images
+        height, width = self.image_size
+        first = self.first_pixel
+        return images[:, first : first + 3 * height * width].unflatten(1, (3, height, width))
 
     @torch.no_grad()
     def class_token(self, block: int = 0) -> Float[Tensor, "1 D"]:
         """The class token as it enters `block`, position embedding included.
 
         It is the same for every image before block 0; before a later block, that of an image of the mean colour.
+        A network without one has the mean of the patches of such an image in its place.
         """
         tokens = self.embed_normalised(torch.zeros(1, 3, *self.image_size, device=self.mean.device))
-        return self.run_blocks(tokens, 0, block)[0, :1].clone()
+        entering = self.run_blocks(tokens, 0, block)[0]
+        if not self.layout.class_token:
+            return entering[self.layout.first_patch :].mean(dim=0, keepdim=True)
+        return entering[:1].clone()
 
     def run_block(
         self, index: int, tokens: Tokens, prompt: BlockPrompt | None = None, output_tokens: OutputTokens = None

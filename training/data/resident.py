@@ -15,11 +15,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cdl_deploy.data.labelled import Item, LabelledImages
-from cdl_deploy.data.preprocessing import ResizeCrop
+from cdl_deploy.data.preprocessing import Views
 from cdl_deploy.run.config import OptimConfig
 from cdl_deploy.training.data.loading import LoadedImages, SeededBatches, Share, TrainingImages, load_known
 from cdl_deploy.training.data.task_data import TaskImages
-from cdl_deploy.training.data.transforms import CROPS, evaluation_transform, training_transform
+from cdl_deploy.training.data.transforms import CROPS, evaluation_transform, in_views, training_transform
 from cdl_deploy.training.seeds import derive_seed
 
 
@@ -29,7 +29,7 @@ class ResidentImages(TrainingImages):
     def __init__(
         self,
         images: TaskImages | LabelledImages,
-        preprocessing: ResizeCrop,
+        preprocessing: Views,
         device: torch.device,
         augmentation: str = "none",
     ) -> None:
@@ -39,7 +39,7 @@ class ResidentImages(TrainingImages):
         def decode(item: Item) -> Tensor:
             return transform(load_known(item))
 
-        self.items, self.augmentation = images.items, augmentation
+        self.items, self.augmentation, self.preprocessing = images.items, augmentation, preprocessing
         with ThreadPoolExecutor() as pool:
             self.pixels = torch.stack(list(pool.map(decode, images.items))).to(device)
         self.labels = torch.as_tensor(images.labels, device=device)
@@ -62,7 +62,8 @@ class ResidentImages(TrainingImages):
             chosen = torch.tensor([index for index, _ in keys], device=self.pixels.device)
             pixels = self.pixels[chosen]
             if self.augmentation != "none":
-                pixels = augment(pixels, chance[chosen], self.augmentation)
+                seen = [augment(it, chance[chosen], self.augmentation) for it in in_views(pixels, self.preprocessing)]
+                pixels = seen[0] if len(seen) == 1 else torch.cat([it.flatten(1) for it in seen], dim=1)
             yield pixels, self.labels[chosen]
 
     def as_task_images(self) -> TaskImages:
@@ -71,7 +72,7 @@ class ResidentImages(TrainingImages):
 
 
 def training_images(
-    images: TaskImages, preprocessing: ResizeCrop, augmentation: str, optim: OptimConfig, device: torch.device
+    images: TaskImages, preprocessing: Views, augmentation: str, optim: OptimConfig, device: torch.device
 ) -> TrainingImages:
     """A task's images where `optim`, which is resolved, wants them: on the device, or loaded when they are due."""
     if optim.resident:

@@ -37,6 +37,9 @@ class FitNets(KD):
     def build(cls, networks: Networks, config: FitNetsConfig, generator: torch.Generator) -> FitNets:
         return cls(networks.student, networks.teacher, config, generator)
 
+    def notes(self) -> list[str]:
+        return self.match.notes()
+
     def losses(
         self,
         cross_entropy: Tensor,

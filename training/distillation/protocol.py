@@ -74,6 +74,10 @@ class Distillation(nn.Module):
         """The distillation before any task, as its `Config` says; initial values are drawn from `generator`."""
         return cls()
 
+    def notes(self) -> list[str]:
+        """What one has to know of how it compares these two networks, a line each."""
+        return []
+
     def begin_task(self, new_classes: int, generator: torch.Generator, known: Sequence[int] = ()) -> None:
         """Make room for the classes of one more task; `known`: earlier classes it brings new images of."""
 

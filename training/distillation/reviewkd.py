@@ -51,6 +51,9 @@ class ReviewKD(KD):
     def build(cls, networks: Networks, config: ReviewKDConfig, generator: torch.Generator) -> ReviewKD:
         return cls(networks.student, networks.teacher, config, generator)
 
+    def notes(self) -> list[str]:
+        return self.match.notes()
+
     def losses(
         self,
         cross_entropy: Tensor,

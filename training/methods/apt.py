@@ -13,8 +13,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from cdl_deploy.errors import OptionError
 from cdl_deploy.run.method_options import APTConfig
-from cdl_deploy.training.backbones.protocol import BlockPrompt, NetworkShape
+from cdl_deploy.training.backbones.protocol import POOLED, BlockPrompt, NetworkShape
 from cdl_deploy.training.heads import Head
 from cdl_deploy.training.heads.cosine import CosineHead
 from cdl_deploy.training.methods.protocol import ContinualMethod, Phase, PromptSelection
@@ -48,6 +49,13 @@ class AdditivePrompts(ContinualMethod):
 
     @classmethod
     def build(cls, shape: NetworkShape, config: APTConfig, generator: torch.Generator) -> AdditivePrompts:
+        if shape.pooling is not None:
+            has = "has a class token, but none is read" if shape.layout.class_token else "has no class token"
+            raise OptionError(
+                f"--method apt shifts the class token's keys and values, and a network here {has}: heads read "
+                f"{POOLED.get(shape.pooling, 'pooled tokens')}; take another --method, or a model that reads its class "
+                "token"
+            )
         return cls(shape, generator, config.merge_share)
 
     def begin_task(self, generator: torch.Generator) -> None:

@@ -79,9 +79,12 @@ def build_teacher_student(backbones: dict[Role, Backbone], config: MethodConfig,
     check_name("--method", config.method, tuple(METHODS))  # a run may be of a package that is not installed here
     check_name("--distill", config.distill, tuple(DISTILLATIONS))
     student, teacher = backbones["student"], backbones.get("teacher")
+    if teacher is not None and teacher.image_size != student.image_size:
+        teacher.first_pixel = 3 * student.image_size[0] * student.image_size[1]
     first_block = config.query_block
     shapes = {
-        role: NetworkShape(b.width, b.depth, student.width, first_block, b.layout) for role, b in backbones.items()
+        role: NetworkShape(b.width, b.depth, student.width, first_block, b.layout, b.pooling)
+        for role, b in backbones.items()
     }
     methods = {
         role: build_method(shape, config, generator(seed, "method", "initial", role)) for role, shape in shapes.items()
@@ -116,7 +119,14 @@ def build_closed_form(
     if kind == "learned":
         return None
     has_kd = distillation.extra_tokens() is not None
-    wanted = config.features or ("class+patches+kd" if has_kd else "class+patches")
+    averaged = backbone.pooling == "avg"  # then the mean of its patches is what `class` is
+    usual = "class" if averaged else "class+patches"
+    wanted = config.features or (f"{usual}+kd" if has_kd else usual)
+    if averaged and "patches" in wanted.split("+"):
+        raise OptionError(
+            f"--features {wanted}: the {role} reads the mean of its patches and no class token, so class and patches "
+            "are the same: leave patches out"
+        )
     names = tuple(name for name in POSITIONS if name in wanted.split("+"))
     if role == "teacher":
         names = tuple(name for name in names if name != "kd") or ("class",)
