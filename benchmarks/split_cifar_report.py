@@ -33,10 +33,10 @@ FULL_EPOCHS = 20
 
 
 def read_paper(folder: Path) -> dict[tuple[str, str], float]:
-    """Final average accuracy of the paper's ViT-S students (teacher ViT-B), by method and distillation."""
+    """Final average accuracy of the paper's ViT-S students (teacher ViT-B) on CIFAR-100, by method and distillation."""
     with (folder / "paper.csv").open() as lines:
-        rows = [row for row in csv.DictReader(lines) if row["student"] == "vit_small"]
-    return {(row["method"], row["distillation"]): float(row["final_average_accuracy"]) for row in rows}
+        rows = [row for row in csv.DictReader(lines) if (row["dataset"], row["student"]) == ("cifar100", "vit_small")]
+    return {(row["cl_method"], row["distillation"]): float(row["final_average_accuracy"]) for row in rows}
 
 
 def spread(found: list[float]) -> str:

@@ -62,7 +62,13 @@ class CachedViews(TrainingImages):
         return len(self.images)
 
     def batches(
-        self, batch_size: int, seed: int, scope: tuple[str | int, ...], skip: int = 0, share: Share = lambda keys: keys
+        self,
+        batch_size: int,
+        seed: int,
+        scope: tuple[str | int, ...],
+        skip: int = 0,
+        share: Share = lambda keys: keys,
+        drop_last: bool = False,
     ) -> Iterator[tuple[Rows, Tensor]]:
         """Rows and labels, in the order of `SeededBatches`; `scope` ends with the epoch.
 
@@ -72,7 +78,7 @@ class CachedViews(TrainingImages):
         view = int(epoch) % self.views
         if view not in self.opened:
             self.opened[view] = View(self._parts(view), self._order(batch_size, seed, (*place, view)))
-        for keys in SeededBatches(len(self), batch_size, seed, scope, True, skip, share):
+        for keys in SeededBatches(len(self), batch_size, seed, scope, True, skip, share, drop_last):
             rows = self.opened[view].rows([index for index, _ in keys])
             labels = rows.pop(LABELS)
             yield rows, labels

@@ -17,7 +17,7 @@ from cdl_deploy.process_memory import peak_memory
 from cdl_deploy.run.config import OptimConfig, RunConfig, default_batch_size
 from cdl_deploy.run.record import RunRecord
 from cdl_deploy.training.cached_views import check_views, compute_rows
-from cdl_deploy.training.data.loading import Batch, TrainingImages, to_device
+from cdl_deploy.training.data.loading import Batch, TrainingImages, steps_of, to_device
 from cdl_deploy.training.data.resident import training_images
 from cdl_deploy.training.data.task_data import TaskData, TaskImages
 from cdl_deploy.training.data.transforms import evaluation_transform
@@ -124,7 +124,8 @@ def plan_run(config: RunConfig, out: Path | None = None, progress: Progress | No
         for number, plan in enumerate(plans, start=1):
             images, tests = len(data.train(number).items), len(data.test(number).items)
             size = optim.batch_size or default_batch_size(images)
-            tasks.append(PlannedTask(number, list(plan.classes), images, tests, size, -(-images // size)))
+            steps_an_epoch = steps_of(images, size, optim.drop_last)
+            tasks.append(PlannedTask(number, list(plan.classes), images, tests, size, steps_an_epoch))
         measured = max(tasks, key=lambda task: task.train_images)
         pair.begin_task(len(measured.classes), optim.seed)
         for learner in pair.learners.values():
@@ -237,7 +238,7 @@ def endless_batches(images: TrainingImages, optim: OptimConfig, role: Role) -> I
     """Batches as the run would load them, epoch after epoch."""
     assert optim.batch_size is not None
     for epoch in count():
-        yield from images.batches(optim.batch_size, optim.seed, ("dry run", role, epoch))
+        yield from images.batches(optim.batch_size, optim.seed, ("dry run", role, epoch), drop_last=optim.drop_last)
 
 
 def _as_first_task(images: TaskImages) -> TaskImages:

@@ -39,6 +39,7 @@ from cdl_deploy.training.evaluation import evaluate
 from cdl_deploy.training.fitting import fit_task
 from cdl_deploy.training.machine import compile_blocks, in_precision
 from cdl_deploy.training.models.learner import Role
+from cdl_deploy.training.models.teacher_student import TeacherStudent
 from cdl_deploy.training.plots import PICTURES, plot_run
 from cdl_deploy.training.precomputed_teacher import open_precomputed_teacher
 from cdl_deploy.training.preparation import Addition, checking, never, prepare, prepare_task, task_optim
@@ -101,6 +102,7 @@ def resume(
                 check_planned(record, sources)
                 pair = rebuild_teacher_student(directory, record)
                 position = load_last(directory, record, pair)
+                check_learns(record, pair)
                 check_views(record, pair, sources, processes, out)
                 precomputed = open_precomputed_teacher(record.config, record)
             run = Run(directory, record, pair, sources, processes, progress, stop, precomputed, position)
@@ -127,12 +129,19 @@ def add_task(root: Path, addition: Addition, progress: Progress | None = None, s
                     complete(directory, before)
                 record, sources = prepared.record, {prepared.plan.source_key: prepared.source}
                 pair = load_task(directory, record)
+                check_learns(record, pair)
                 check_views(record, pair, sources, processes, root)
             run = Run(directory, record, pair, sources, processes, progress, stop)
             run.position.begun = len(record.tasks)
             run.save()  # from here on the task is the run's, come what may
             directory.write_record(record)
             return learn(run)
+
+
+def check_learns(record: RunRecord, pair: TeacherStudent) -> None:
+    """Raise RunError where a task is left to train, and what an earlier version trained cannot go on."""
+    if any(record.config.method.trains_in(number) for number in range(len(record.tasks) + 1, len(record.plans) + 1)):
+        pair.student.distillation.check_learns()
 
 
 def learn(run: Run) -> RunRecord:
@@ -152,7 +161,14 @@ def learn(run: Run) -> RunRecord:
                     continue
                 images = images_to_learn(run, task, role)
                 stage = Stage(
-                    number, len(run.plans), role, task.epochs, len(images), task.batch_size, len(task.images.items)
+                    number,
+                    len(run.plans),
+                    role,
+                    task.epochs,
+                    len(images),
+                    task.batch_size,
+                    len(task.images.items),
+                    task.optim.drop_last,
                 )
                 images = with_cached_views(run, task, stage, images)
                 optimizer = make_optimizer(learner, task.optim.lr)
@@ -183,7 +199,8 @@ def learn_epoch(
     lr = set_learning_rate(optimizer, task.optim, epoch)
     if not first:
         run.progress.epoch_started(stage, epoch, lr)
-    batches = images.batches(size, task.optim.seed, (task.number, stage.role, epoch), first, processes.share)
+    scope = (task.number, stage.role, epoch)
+    batches = images.batches(size, task.optim.seed, scope, first, processes.share, stage.drop_last)
     log = LossLog(stage, epoch, device, partial(run.progress.step, stage, epoch))
     for step, (pixels, labels) in enumerate(batches, start=first):
         pixels, labels = to_device(pixels, device), to_device(labels, device)

@@ -34,8 +34,8 @@ def in_precision(pair: TeacherStudent, precision: str) -> Iterator[None]:
     """While it lasts, the matrix products of both backbones run in `precision`, `fp32` or `bf16`; in fp32 on a CPU with
     packed weights, unless they are compiled.
 
-    Selection, heads, losses and parameters are fp32 in any case: they are small, and the last digits can decide which
-    prompt is chosen.
+    The comparison of query and keys, heads, losses and parameters are fp32 in any case: they are small. The query comes
+    out of a backbone: in bf16, 1 % of L2P's choices are others.
     """
     backbones = [learner.backbone for learner in pair.learners.values()]
     with ExitStack() as stack:

@@ -12,10 +12,11 @@ from cdl_deploy.data.left_out import LeftOut
 from cdl_deploy.data.sources import ImageSource, OnCheck, located, located_labels, open_source
 from cdl_deploy.errors import DataError, OptionError, RunError, nearest
 from cdl_deploy.printable import as_typed
-from cdl_deploy.run.config import OptimConfig, RunConfig, check_name
+from cdl_deploy.run.config import MethodConfig, OptimConfig, RunConfig, check_name
 from cdl_deploy.run.record import BackboneInfo, RecordedPreprocessing, RunRecord, TaskPlan, TeacherView
 from cdl_deploy.training.backbones.loading import load_backbone
 from cdl_deploy.training.backbones.protocol import POOLED, Backbone
+from cdl_deploy.training.data.shape import check_benchmark, check_last_batch, check_whole
 from cdl_deploy.training.data.task_data import with_fingerprint
 from cdl_deploy.training.data.tasks import make_tasks
 from cdl_deploy.training.distillation import DISTILLATIONS, has_teacher
@@ -56,10 +57,15 @@ def prepare(config: RunConfig, processes: Processes, progress: Progress, stop: S
     config = located_config(config)
     data = config.data
     source = open_source(data.data, data.holdout, data.skip_bad, data.labels, checking(progress, stop, processes))
+    check_benchmark(data, source)
     plans = [
         with_fingerprint(TaskPlan(classes, data.data, data.holdout, data.skip_bad, labels=data.labels), source)
         for classes in make_tasks(source.classes, data, config.optim.seed)
     ]
+    check_whole(data.crop, source, source.classes)
+    for number, plan in enumerate(plans, start=1):
+        check_last_batch(number, plan.classes, source, config.method, config.optim)
+    config = replace(config, method=laid_out(config.method, len(plans)))
     backbones, infos = load_backbones(config)
     pair = build_teacher_student(backbones, config.method, config.optim.seed)
     optim = replace(config.optim, device=processes.device_name)
@@ -139,18 +145,41 @@ def in_memory(source: ImageSource) -> bool:
 def resolve_preprocessing(
     config: RunConfig, infos: dict[Role, BackboneInfo], source: ImageSource
 ) -> RecordedPreprocessing:
-    """The evaluation transform, from the student's own data configuration, and the training augmentation.
+    """The evaluation transform, from the student's own data configuration or as it is asked for, and the training
+    augmentation.
 
-    A teacher that sees images of another size has a transform from its own configuration.
+    A teacher that sees images of another size has a transform from its own configuration, or of the same part of the
+    image as the student's where that is asked for.
     """
     student, teacher, view = infos["student"], infos.get("teacher"), None
-    size = student.image_size
+    data, size = config.data, student.image_size
+    resize = size if data.crop == "none" else data.resize or int(size / student.crop_pct)
+    if resize < size:
+        raise OptionError(
+            f"--resize is {resize}, less than the {size} pixels that are cropped from it: give at least {size}, or a "
+            "smaller --image-size"
+        )
     if teacher is not None and teacher.image_size != size:
-        view = TeacherView(teacher.image_size, int(teacher.image_size / teacher.crop_pct), teacher.interpolation)
-    chosen = config.data.augmentation
+        own = int(teacher.image_size / teacher.crop_pct)
+        if data.crop == "none" or data.resize:
+            own = resize * teacher.image_size // size
+        view = TeacherView(teacher.image_size, own, data.interpolation or teacher.interpolation)
+    chosen = data.augmentation
     if chosen == "auto":
         chosen = "photo" if source.photographs else "gentle"
-    return RecordedPreprocessing(size, int(size / student.crop_pct), student.interpolation, chosen, view)
+    return RecordedPreprocessing(size, resize, data.interpolation or student.interpolation, chosen, view)
+
+
+def laid_out(method: MethodConfig, tasks: int) -> MethodConfig:
+    """What follows from the number of tasks: CODA's components, where so many are shared out among them, and how many
+    entries DualPrompt has from the beginning. Raises OptionError for fewer components than tasks."""
+    if method.method == "coda" and method.components is not None:
+        if method.components < tasks:
+            raise OptionError(f"--components {method.components} are fewer than the {tasks} tasks: ask for more")
+        method = replace(method, components_per_task=method.components // tasks)
+    if method.method == "dualprompt" and method.unseen_keys == "chosen" and method.entries is None:
+        method = replace(method, entries=tasks)
+    return method
 
 
 FIXED = ("seed",)
@@ -207,6 +236,8 @@ def prepare_task(
     source = open_source(data, holdout, addition.skip_bad, labels, checking(progress, stop, processes))
     new, known = split_classes(source, record, addition)
     changed = {name: value for name, value in addition.optim.items() if value != getattr(record.config.optim, name)}
+    check_whole(record.config.data.crop, source, (*known, *new), "this run cannot learn it")
+    check_last_batch(len(record.plans) + 1, (*known, *new), source, record.config.method, optim)
     plan = TaskPlan(new, data, holdout, addition.skip_bad, known, changed, added=True, labels=labels)
     plan = with_fingerprint(plan, source)
     left_out = LeftOut.of(record.left_out)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from cdl_deploy.run.record import RunRecord
+from cdl_deploy.training.data.loading import steps_of
 from cdl_deploy.training.models.learner import Role
 
 Stop = Callable[[], bool]
@@ -30,11 +31,13 @@ class Stage:
     batch_size: int
     task_images: int = 0
     """Training images of the task, those held out from this learner among them."""
+    drop_last: bool = False
+    """Whether an epoch has whole batches only."""
 
     @property
     def steps(self) -> int:
         """Of an epoch."""
-        return -(-self.images // self.batch_size)
+        return steps_of(self.images, self.batch_size, self.drop_last)
 
 
 class Progress:

@@ -42,14 +42,19 @@ def make_optimizer(learner: Learner, lr: float) -> torch.optim.Adam:
 
 
 def learning_rate(lr: float, epoch: int, epochs: int, schedule: str = "cosine") -> float:
-    """Cosine per epoch, from `lr` in epoch 0 towards 0 after the last.
+    """Per epoch; `epoch` counts from 0, late = max(0, epoch − 1).
 
-    Differs: the reference is one epoch late (`cosine-late`): epochs 0 and 1 both get `lr`, the lowest rate is never
-    reached.
+        cosine                 lr · (1 + cos(π · epoch / epochs)) / 2            towards 0 after the last epoch
+        quarter-cosine-late    lr · cos(99π · late / (200 (epochs − 1)))
+        cosine-late            lr · (1 + cos(π · late / epochs)) / 2
+
+    Differs: the reference has `quarter-cosine-late`: epochs 0 and 1 both get `lr`, the lowest rate is never reached.
+    `cosine-late` is what runs of earlier versions had in its place; they go on as they were.
     """
-    if schedule == "cosine-late":
-        epoch = max(0, epoch - 1)
-    return lr * 0.5 * (1 + math.cos(math.pi * epoch / epochs))
+    late = max(0, epoch - 1)
+    if schedule == "quarter-cosine-late":
+        return lr * math.cos(99 * math.pi * late / (200 * max(1, epochs - 1)))
+    return lr * 0.5 * (1 + math.cos(math.pi * (late if schedule == "cosine-late" else epoch) / epochs))
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, config: OptimConfig, epoch: int) -> float:

@@ -62,7 +62,9 @@ Out = Annotated[Path | None, _option("The run directory to write.", RUN, "--out"
 Preset = Annotated[
     str | None,
     _option(
-        "Start from these values; a file and options go before them. Default: default.", RUN, metavar="default|paper"
+        "Start from these values; a file and options go before them. Default: default.",
+        RUN,
+        metavar="default|kdp|paper",
     ),
 ]
 Config = Annotated[

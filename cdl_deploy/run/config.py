@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from cdl_deploy.data.preprocessing import MAX_SIDE
 from cdl_deploy.errors import OptionError
 from cdl_deploy.run import plugins
 from cdl_deploy.run.method_options import (
@@ -29,9 +30,14 @@ from cdl_deploy.run.method_options import (
 )
 from cdl_deploy.run.options import Declared, Options, check_name, option, options_of, refuse_unknown
 
+BENCHMARKS = ("cifar100", "imagenet-r")
 CLASS_ORDERS = ("shuffled", "natural")
+INTERPOLATIONS = ("bilinear", "bicubic")
+"""Those that an exported graph can do as well."""
+CROPS = ("centre", "none")
+LAST_BATCHES = ("keep", "drop")
 PRECISIONS = ("auto", "fp32", "bf16")
-SCHEDULES = ("cosine", "cosine-late")
+SCHEDULES = ("cosine", "quarter-cosine-late", "cosine-late")
 PIXEL_RANGES = ("model", "unit")
 AUGMENTATIONS = ("auto", "photo", "gentle", "none")
 LOGS = ("none", "tensorboard", "wandb")
@@ -72,9 +78,14 @@ class DataConfig(Options):
     )
     """Share of every class held out for testing where the folder has no test/ or val/."""
     class_order: str = option(
-        "shuffled", "Order in which classes are learned.", choices=CLASS_ORDERS, default_text="shuffled, by the seed"
+        "shuffled",
+        "Order in which classes are learned: shuffled, natural, or a file that lists all of them (one a line, YAML or "
+        "JSON).",
+        metavar="shuffled|natural|FILE",
+        default_text="shuffled, by the seed",
     )
-    """`shuffled` by the seed, or `natural` (alphabetical)."""
+    """`shuffled` by the seed, `natural` (alphabetical, 2 before 10), or a file of all classes: its name has a dot or a
+    slash."""
     augmentation: str = option(
         "auto", "Random crops and flips.", choices=AUGMENTATIONS, default_text="auto, by the data"
     )
@@ -83,11 +94,49 @@ class DataConfig(Options):
         None, "Side of the images.", metavar="PIXELS", low=8, default_text="the student's own"
     )
     """Side of the square image that the student sees, and the teacher where it has no size of its own, in pixels."""
+    resize: int | None = option(
+        None,
+        "Shorter edge of an image before the crop in evaluation.",
+        metavar="PIXELS",
+        low=8,
+        high=MAX_SIDE,
+        default_text="the student's own",
+    )
+    """Length to which the shorter edge is resized before the centre crop, in pixels; not in training, which crops."""
+    interpolation: str | None = option(
+        None,
+        "Filter that resizes, in training and in evaluation.",
+        choices=INTERPOLATIONS,
+        default_text="the student's own",
+    )
+    """PIL's filter, of training's random crops and of evaluation."""
+    crop: str = option("centre", "Evaluate the centre, or the whole image, which must be square.", choices=CROPS)
+    """`centre`: evaluation sees the centre of an image. `none`: all of it, resized to what the model takes."""
+    benchmark: str | None = option(
+        None,
+        "With --preset paper: tasks, epochs, batch, transforms and models of the paper's runs on this data.",
+        choices=BENCHMARKS,
+    )
+    """The data set whose settings the paper's runs had: see `cdl_deploy.run.presets.BENCHMARKS`."""
     skip_bad: bool = option(False, "Go on without unreadable images.")
     """Go on without unreadable images and report them."""
 
+    @property
+    def class_order_file(self) -> str | None:
+        """The file that lists the classes, where there is one."""
+        return None if self.class_order in CLASS_ORDERS else self.class_order
+
     def check(self) -> None:
-        """Tasks can be dealt out in one way only."""
+        """Tasks can be dealt out in one way only, and so can an image be cropped."""
+        if not set(self.class_order) & set("./\\"):
+            check_name("--class-order", self.class_order, (*CLASS_ORDERS, "FILE"))
+        if self.crop == "none" and self.resize is not None:
+            raise OptionError(
+                f"--crop none resizes the whole image to what the model takes, not to --resize {self.resize}: "
+                "leave it out, or give --crop centre"
+            )
+        if self.class_order_file is not None and self.task_file is not None:
+            raise OptionError("--class-order FILE and --task-file exclude each other: give one of them")
         chosen = [self.tasks is not None, self.classes_per_task is not None, self.task_file is not None]
         if sum(chosen) > 1:
             raise OptionError("--tasks, --classes-per-task and --task-file exclude each other: give one of them")
@@ -278,7 +327,13 @@ class OptimConfig(Options):
     )  # fmt: skip
     """Adam's learning rate at the start of every stage; a cosine over the epochs takes it to zero."""
     schedule: str = option("cosine", "Learning rate over the epochs.", choices=SCHEDULES)
-    """`cosine`, or `cosine-late`, one epoch behind, as in the paper."""
+    """`cosine`; `quarter-cosine-late`, as in the paper: a quarter of a period over the epochs, one epoch behind; or
+    `cosine-late`, a cosine one epoch behind, which is kept for runs that have it."""
+    last_batch: str = option(
+        "keep", "Learn from the last, smaller batch of an epoch, or leave it out.", choices=LAST_BATCHES
+    )
+    """`keep`: every image trains in every epoch. `drop`: what is left over when an epoch is cut into whole batches does
+    not, in each epoch other images, as in the paper."""
     cache_views: int = option(
         0,
         "Learn from V fixed views of an image, and compute once, on disk, what training does not change. "
@@ -301,7 +356,8 @@ class OptimConfig(Options):
         group="Machine",
     )
     """Of the matrix products in forward passes: `fp32`, or `bf16` (autocast), by default on GPUs that have it.
-    Parameters, selection of prompts, losses, Adam and evaluation are always fp32."""
+    Parameters, the comparison of query and keys, losses, Adam and evaluation are always fp32; the query itself comes
+    out of a forward pass."""
     compile: bool = option(False, "Compile the backbones: slow to start, then faster.", group="Machine")
     """Compile the backbones' blocks with `torch.compile`: minutes at the start, faster steps afterwards."""
     resident: bool = option(
@@ -331,6 +387,11 @@ class OptimConfig(Options):
     )
     """Where the curves of the run go as well: `tensorboard`, `wandb`, both with a comma between, or `none`. What is
     learned does not depend on it."""
+
+    @property
+    def drop_last(self) -> bool:
+        """Whether an epoch has whole batches only."""
+        return self.last_batch == "drop"
 
     @property
     def trackers(self) -> tuple[str, ...]:

@@ -9,13 +9,13 @@ from typing import Any
 from cdl_deploy.documents import parse_json, parse_yaml
 from cdl_deploy.errors import OptionError
 from cdl_deploy.regular_file import read_regular
-from cdl_deploy.run.config import SECTIONS, RunConfig, option_sections
-from cdl_deploy.run.options import Declared, check_name
-from cdl_deploy.run.presets import DEFAULT, FROZEN, PRESETS, Sections, asks_for_more
+from cdl_deploy.run.config import SECTIONS, ChoiceOptions, RunConfig, option_sections
+from cdl_deploy.run.options import Declared, check_name, flag
+from cdl_deploy.run.presets import BENCHMARKS, DEFAULT, FROZEN, PRESETS, Sections, asks_for_more, paper_models
 from cdl_deploy.typed_json import short
 
-EXCLUSIVE = ("tasks", "classes_per_task", "task_file")
-"""One of them displaces all of them in the layers below."""
+EXCLUSIVE = (("tasks", "classes_per_task", "task_file"), ("components", "components_per_task"))
+"""One of each group displaces all of it in the layers below."""
 
 MAX_BYTES = 1 << 20
 """Of a file for --config or --task-file."""
@@ -32,20 +32,53 @@ def layered_config(preset: str | None, file: Path | None, given: Sections) -> Ru
     """
     preset = "default" if preset is None else preset
     check_name("--preset", preset, tuple(PRESETS))
-    layers: list[Sections] = [PRESETS[preset]]
-    if file is not None:
-        layers.append(read_config_file(file))
+    of_file: Sections = {} if file is None else read_config_file(file)
+    benchmark = _benchmark(preset, of_file, given)
+    layers: list[Sections] = [PRESETS[preset], *([BENCHMARKS[benchmark].sections] if benchmark else []), of_file]
     if preset == "default" and not any(asks_for_more(layer) for layer in (*layers, given)):
         layers.insert(0, FROZEN)
+    _refuse_both("components", "components_per_task", given)
     merged: Sections = {}
     for layer in (*layers, given):
         for name, values in layer.items():
             section = merged.setdefault(name, {})
-            if any(values.get(key) is not None for key in EXCLUSIVE):
-                for key in EXCLUSIVE:
-                    section.pop(key, None)
+            for key in _displaced(values):
+                section.pop(key, None)
             section.update(values)
+    if benchmark:
+        distils = merged.get("method", {}).get("distill", ChoiceOptions.distill) != "none"
+        models, batch = paper_models(merged.get("models", {}), distils)
+        merged.setdefault("models", {}).update(models)
+        if batch and not any("batch_size" in layer.get("optim", {}) for layer in (of_file, given)):
+            merged["optim"]["batch_size"] = batch
     return RunConfig.from_dict(merged)
+
+
+def _displaced(values: Mapping[str, Any]) -> list[str]:
+    """What does not go with some of a layer's values, where it comes from a layer below."""
+    keys = [key for group in EXCLUSIVE if any(values.get(one) is not None for one in group) for key in group]
+    keys += ["crop"] if values.get("resize") is not None else []
+    keys += ["resize"] if values.get("crop") == "none" else []
+    keys += ["entries"] if values.get("unseen_keys") == "masked" else []
+    return keys
+
+
+def _benchmark(preset: str, of_file: Sections, given: Sections) -> str | None:
+    """The benchmark that is asked for. A run's own configuration as a file names one and has all that it sets."""
+    name: str | None = given.get("data", {}).get("benchmark")
+    if name is None:
+        name = of_file.get("data", {}).get("benchmark")
+    elif preset != "paper":
+        raise OptionError(f"--benchmark {name} sets what the paper's runs had: give --preset paper with it")
+    if name is not None:
+        check_name("--benchmark", name, tuple(BENCHMARKS))
+    return name
+
+
+def _refuse_both(name: str, other: str, given: Sections) -> None:
+    method = given.get("method", {})
+    if method.get(name) is not None and method.get(other) is not None:
+        raise OptionError(f"{flag(name)} and {flag(other)} exclude each other: give one of them")
 
 
 def read_config_file(path: Path) -> Sections:

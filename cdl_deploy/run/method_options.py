@@ -18,6 +18,9 @@ KD_PROMPT_STARTS = ("uniform", "orthogonal")
 KD_TOKEN_STARTS = ("class-token", "uniform", "none")
 HEADS = ("learned", "slda", "ridge", "ncm")
 ADAPT = ("all", "first", "none")
+UNSEEN_KEYS = ("masked", "chosen")
+COMPONENT_STARTS = ("exact", "one-pass")
+APT_TEACHERS = ("trained", "merged")
 PRIORS = ("uniform", "observed")
 FEATURES = ("class", "patches", "kd")
 REHEAD_OPTIONS = (
@@ -88,6 +91,25 @@ class DualPromptConfig(KeyOptions):
         was="shared_prompt_rows",
     )
     """Length for the keys, and as much for the values, of the prompts that all tasks share."""
+    unseen_keys: str = option(
+        "masked", "DualPrompt: keys of tasks to come cannot be chosen, or can.", choices=UNSEEN_KEYS, teacher=True
+    )
+    """`masked`: an image gets the entry of a task that has come. `chosen`: of any, as in the paper; the entries of
+    tasks to come are there from the beginning, as they were drawn."""
+    entries: int | None = option(
+        None,
+        "DualPrompt: entries there from the beginning, with --unseen-keys chosen.",
+        metavar="N",
+        low=1,
+        default_text="one a task",
+        teacher=True,
+    )
+    """How many tasks have an entry from the beginning where keys of tasks to come can be chosen."""
+
+    def check(self) -> None:
+        """Entries of tasks to come are of use only where they can be chosen."""
+        if self.entries is not None and self.unseen_keys == "masked":
+            raise OptionError("--entries is of --unseen-keys chosen: give it as well, or leave --entries out")
 
 
 @dataclass(frozen=True)
@@ -96,6 +118,23 @@ class CodaConfig(PromptOptions):
 
     components_per_task: int = option(10, "CODA: components a task.", metavar="N", low=1, teacher=True)
     """Components each task brings (the paper's 100 over 10 tasks)."""
+    components: int | None = option(
+        None,
+        "CODA: components shared out among the tasks, rounded down, in place of --components-per-task.",
+        metavar="N",
+        low=1,
+        teacher=True,
+    )
+    """Components of all planned tasks together. `components_per_task` follows from it when a run begins; tasks that are
+    added later bring as many."""
+    component_start: str = option(
+        "exact",
+        "CODA: new components orthogonal to all before, or less their projections on each, once.",
+        choices=COMPONENT_STARTS,
+        teacher=True,
+    )
+    """`exact`: orthogonal to the span of all earlier ones. `one-pass`, as in the paper: less its projection on each of
+    them, as if these were orthogonal to one another, which they are no longer once trained."""
     orthogonality: float = option(
         0.0,
         "CODA: weight of keeping components orthogonal.",
@@ -114,6 +153,14 @@ class APTConfig(Options):
         0.7, "APT: what merged prompts keep of earlier tasks.", metavar="SHARE", low=0, high=1, teacher=True
     )
     """e, what the merged prompts keep of themselves when a task ends; the rest is what the task has learned."""
+    apt_teacher: str = option(
+        "trained",
+        "APT: the teacher distils with the prompts it has trained, or with those merged before the task.",
+        choices=APT_TEACHERS,
+        teacher=True,
+    )
+    """`trained`: what the teacher has just learned. `merged`, as in the paper: the average up to the task before, in
+    the first task zeros."""
 
 
 # ---- distillations ---------------------------------------------------------------------------------------------------

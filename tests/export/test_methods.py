@@ -61,6 +61,19 @@ def test_the_folded_graph_gives_the_learners_logits(method, query, distill, role
     torch.testing.assert_close(logits, learner_logits(pair.encoder, learner, images), atol=1e-4, rtol=0)
 
 
+@torch.no_grad()
+def test_keys_of_tasks_to_come_are_in_the_graph():
+    """Two of six entries are of tasks that have come: what the others choose belongs to no task."""
+    pair = make("dualprompt", "none", unseen_keys="chosen", entries=6)
+    learner, images = pair.student, pixels(5)
+    logits, _, scores, *_ = ExportGraph(pair, learner)(inputs(learner, images))
+    torch.testing.assert_close(logits, learner_logits(pair.encoder, learner, images), atol=1e-4, rtol=0)
+    torch.testing.assert_close(scores, torch.full((5, 2), 0.5))
+    fixed = learner.method.fix_selection(torch.randn(7, 24), None, 2)
+    assert fixed.task_scores is None
+    assert sorted(fixed.prompts) == [0, 1, 2, 3, 4]
+
+
 @pytest.mark.parametrize(("method", "query", "distill", "depth"), FILES)
 @torch.no_grad()
 def test_the_file_gives_the_learners_logits_at_any_batch(method, query, distill, depth):
@@ -106,7 +119,7 @@ def trained(root, **method):
     write_images(root / "photos/train", dict.fromkeys(COLOURS, 4))
     write_images(root / "photos/test", dict.fromkeys(COLOURS, 2), seed=1)
     config = RunConfig(
-        DataConfig(str(root / "photos"), tasks=2, class_order="natural"),
+        DataConfig(str(root / "photos"), tasks=2, class_order="natural", resize=36, interpolation="bilinear"),
         ModelConfig(student="mini_student"),
         MethodConfig(distill="none", **method),
         OptimConfig(epochs=1, batch_size=8, device="cpu"),
@@ -130,3 +143,5 @@ def test_a_bundle_without_a_query_says_so_and_counts_what_it_holds(tmp_path):
     assert bundle.parameters == backbone + 6 * 2 * 64 + 4 * (64 + 1)
     assert bundle.parity.max_abs_logit_difference <= 1e-4
     assert bundle.parity.top1_agreement == 1.0
+    seen = bundle.preprocessing
+    assert (seen.height, seen.resize, seen.interpolation) == (32, 36, "bilinear"), "as the run was asked to see it"

@@ -146,12 +146,12 @@ def test_what_is_one_group_and_what_tells_groups_apart(tmp_path, changes, names)
 
 def test_a_preset_stands_for_the_settings_it_brings():
     """Where groups differ in three of them or more; one that a user has changed makes them all worth telling."""
-    paper = {"class_order": "natural", "schedule": "cosine-late", "key_loss_weight": 2.0, "head_start": "linear"}
-    plain = {"class_order": "shuffled", "schedule": "cosine", "key_loss_weight": 1.0, "head_start": "zeros"}
+    paper = {"class_order": "natural", "last_batch": "drop", "key_loss_weight": 2.0, "head_start": "linear"}
+    plain = {"class_order": "shuffled", "last_batch": "keep", "key_loss_weight": 1.0, "head_start": "zeros"}
     assert preset_of({**paper, "method": "l2p", "epochs": 5}) == ("paper", set(paper))
     assert preset_of(plain) == ("default", set(plain))
     assert preset_of({**paper, "key_loss_weight": 1.5}) == (None, set())
-    assert preset_of({"class_order": "natural", "schedule": "cosine-late"}) == (None, set())
+    assert preset_of({"class_order": "natural", "last_batch": "drop"}) == (None, set())
 
 
 def test_a_run_named_twice_counts_once(tmp_path, monkeypatch):

@@ -203,6 +203,8 @@ def test_an_epoch_has_its_order_and_its_view(stage, monkeypatch, resident, part_
     assert watch.computed == ALL, "a view is computed once"
     skipped = list(views.batches(4, 0, (2, "student", 3), 2))
     assert equal([skipped[0][0]], [stage.epoch(views, 3)[2][0]])
+    dropped = [rows for rows, _ in views.batches(4, 0, (2, "student", 3), drop_last=True)]
+    assert equal(dropped, [rows for rows, _ in stage.epoch(views, 3)[:2]])
 
 
 @pytest.mark.parametrize(("calls", "left"), [(1, ALL), (3, ALL[2:]), (5, ALL[4:])])

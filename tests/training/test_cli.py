@@ -123,7 +123,27 @@ ERRORS = [
     (["--preset", "papre"], "--preset 'papre' is unknown, expected one of default, kdp, paper; did you mean 'paper'?"),
     (["--config", "gone.yaml"], "cannot read --config gone.yaml: No such file"),
     (["--pixel-range", "units"], "--pixel-range 'units' is unknown, expected one of model, unit; did you mean 'unit'?"),
-    (["--schedule", "cosin"], "--schedule 'cosin' is unknown, expected one of cosine, cosine-late; did you mean"),
+    (
+        ["--schedule", "cosin"],
+        "--schedule 'cosin' is unknown, expected one of cosine, quarter-cosine-late, cosine",
+    ),
+    (["--benchmark", "cifar100"], "--benchmark cifar100 sets what the paper's runs had: give --preset paper with it"),
+    (
+        ["--preset", "paper", "--benchmark", "cifar100"],
+        "--benchmark cifar100 has 100 classes, and ",
+    ),
+    (
+        ["--preset", "paper", "--batch-size", "7"],
+        "--last-batch drop: task 1 has 6 images to learn from, fewer than a batch of 7, and would learn nothing: "
+        "give --batch-size 6 or less, or --last-batch keep",
+    ),
+    (["--components", "1"], "--components 1 are fewer than the 4 tasks: ask for more"),
+    (["--components", "20", "--components-per-task", "2"], "--components and --components-per-task exclude each other"),
+    (["--resize", "31"], "--resize is 31, less than the 32 pixels that are cropped from it: give at least 32"),
+    (["--crop", "none", "--resize", "40"], "--crop none resizes the whole image to what the model takes, not to"),
+    (["--interpolation", "lanczos"], "--interpolation 'lanczos' is unknown, expected one of bilinear, bicubic"),
+    (["--class-order", "gone.txt"], "cannot read --class-order gone.txt: No such file"),
+    (["--method", "dualprompt", "--entries", "3"], "--entries is of --unseen-keys chosen: give it as well, or leave"),
     (["--student", "vit_smal_patch16_224"], "did you mean 'vit_small_patch16_224'?"),
     (["--tasks", "5"], "--tasks 5 is more than the 4 classes there are: ask for 4 or fewer"),
     (["--tasks", "two"], "Invalid value for '--tasks'"),

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cdl_deploy.errors import OptionError
+from cdl_deploy.run.method_options import CodaConfig
 from cdl_deploy.training.backbones.protocol import NetworkShape
-from cdl_deploy.training.methods.coda import CodaPrompt, orthonormal_rows
+from cdl_deploy.training.methods.coda import CodaPrompt, orthonormal_rows, rows_in_one_pass
 from tests.training.naive import naive_coda_weights
 
 SHAPE = NetworkShape(width=24, depth=6, query_width=16)
@@ -60,6 +61,42 @@ def test_new_rows_are_orthonormal_to_all_earlier_ones(earlier, new, dimensions, 
     rows = orthonormal_rows(before, torch.randn(new, dimensions, generator=random))
     torch.testing.assert_close(rows @ rows.T, torch.eye(new), atol=1e-5, rtol=0)
     torch.testing.assert_close(rows @ before.T, torch.zeros(new, earlier), atol=1e-4, rtol=0)
+
+
+def test_one_pass_by_hand():
+    """(1, 2, 3) less 1·(1, 0, 0) less 3/2·(1, 1, 0): (−3/2, 1/2, 3), not orthogonal to either; exactly, (0, 0, 1)."""
+    earlier, drawn = torch.tensor([[1.0, 0, 0], [1, 1, 0]]), torch.tensor([[1.0, 2, 3]])
+    left = torch.tensor([[-1.5, 0.5, 3.0]])
+    torch.testing.assert_close(rows_in_one_pass(earlier, drawn), left / left.norm())
+    torch.testing.assert_close(orthonormal_rows(earlier, drawn).abs(), torch.tensor([[0.0, 0, 1]]))
+
+
+def test_one_pass_is_gram_schmidt_until_rows_are_trained():
+    """The second drawn row meets the first new one, too. After training, cosines remain."""
+    random = torch.Generator().manual_seed(0)
+    first, drawn = torch.zeros(0, 16), torch.randn(4, 16, generator=random)
+    new = rows_in_one_pass(first, drawn)
+    torch.testing.assert_close(new, orthonormal_rows(first, drawn), atol=1e-6, rtol=0)
+    trained = new + 0.1 * torch.randn(4, 16, generator=random)
+    later = rows_in_one_pass(trained, torch.randn(4, 16, generator=random))
+    torch.testing.assert_close(later.norm(dim=1), torch.ones(4))
+    cosines = (later @ trained.T) / trained.norm(dim=1)
+    assert 0.01 < cosines.abs().max() < 0.5
+
+
+def test_the_option_reaches_every_component():
+    shape, drawn = NetworkShape(24, 6, 16), [torch.Generator().manual_seed(0) for _ in range(2)]
+    config = [CodaConfig(components_per_task=2, component_start=start) for start in ("exact", "one-pass")]
+    exact, one_pass = (CodaPrompt.build(shape, it, torch.Generator()) for it in config)
+    for method, generator in zip((exact, one_pass), drawn, strict=True):
+        method.begin_task(generator)
+        for value in method.parameters():
+            torch.nn.init.normal_(value, generator=torch.Generator().manual_seed(value.numel()))
+        method.begin_task(torch.Generator().manual_seed(1))
+    for part in ("keys", "attentions", "prompts"):
+        ours, theirs = (getattr(method.own_blocks()[0], part) for method in (exact, one_pass))
+        assert torch.equal(ours.frozen, theirs.frozen)
+        assert not torch.allclose(ours.trainable, theirs.trainable, atol=1e-3)
 
 
 def test_learning_goes_on_when_the_query_has_no_direction_left():

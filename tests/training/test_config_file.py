@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 
 from cdl_deploy.cli import main
 from cdl_deploy.errors import OptionError
@@ -14,6 +15,7 @@ from cdl_deploy.run.config import DataConfig, OptimConfig, RunConfig
 from cdl_deploy.run.config_file import layered_config, read_config_file
 from cdl_deploy.run.presets import PRESETS
 from cdl_deploy.training.backbones.loading import load_backbone
+from tests.training.conftest import write_images
 from tests.training.test_cli import QUICK
 
 
@@ -29,7 +31,14 @@ def test_the_paper_preset_is_what_the_table_says():
     assert (default.method.kd_lr_scale, paper.method.kd_lr_scale) == (0.1, 1.0)
     assert (default.method.head_start, paper.method.head_start) == ("zeros", "linear")
     assert (default.optim.batch_size, paper.optim.batch_size) == (None, 64)
-    assert (default.optim.schedule, paper.optim.schedule) == ("cosine", "cosine-late")
+    assert (default.optim.schedule, paper.optim.schedule) == ("cosine", "quarter-cosine-late")
+    assert (default.optim.last_batch, paper.optim.last_batch) == ("keep", "drop")
+    assert (default.optim.precision, paper.optim.precision) == ("auto", "fp32")
+    assert (default.data.interpolation, paper.data.interpolation) == (None, "bilinear")
+    assert (default.method.components, paper.method.components) == (None, 100)
+    assert (default.method.component_start, paper.method.component_start) == ("exact", "one-pass")
+    assert (default.method.unseen_keys, paper.method.unseen_keys) == ("masked", "chosen")
+    assert (default.method.apt_teacher, paper.method.apt_teacher) == ("trained", "merged")
     changed = {
         (section, key)
         for section, values in paper.to_dict().items()
@@ -72,7 +81,7 @@ def test_what_comes_later_wins(name, tmp_path):
     file.write_text(json.dumps(content))  # JSON is YAML, too
     found = layered_config("paper", file, {"method": {"reviewkd_weight": 0.9}, "optim": {"epochs": 4}})
     assert found.method.kd_lr_scale == 1.0  # preset
-    assert found.optim.schedule == "cosine-late"
+    assert found.optim.schedule == "quarter-cosine-late"
     assert found.method.fitnets_weight == 0.7  # file over preset
     assert found.optim.batch_size == 16
     assert found.method.reviewkd_weight == 0.9  # command line over both
@@ -93,6 +102,53 @@ def test_another_way_to_deal_out_tasks_displaces_the_files(tmp_path):
     found = layered_config(None, file, {"data": {"classes_per_task": 2}})
     assert (found.data.tasks, found.data.classes_per_task, found.data.data) == (None, 2, "photos")
     assert layered_config(None, file, {}).data.tasks == 3
+
+
+SMALL, BASE, LARGE = (f"vit_{size}_patch16_224.augreg_in21k_ft_in1k" for size in ("small", "base", "large"))
+
+
+@pytest.mark.parametrize(
+    ("models", "distill", "student", "teacher", "batch"),
+    [
+        ({}, "kdp", SMALL, BASE, 64),
+        ({"student": "vit_base"}, "kdp", BASE, LARGE, 32),
+        ({"student": "vit_base_patch16_224"}, "none", BASE, LARGE, 64),
+        ({"student": "vit_base", "train_teacher": True}, "none", BASE, LARGE, 32),
+        ({"student": "vit_large"}, "none", LARGE, BASE, 32),
+        (
+            {"student": "vit_base", "teacher": "vit_small_patch16_224.dino"},
+            "kd",
+            BASE,
+            "vit_small_patch16_224.dino",
+            64,
+        ),
+        ({"student": "vit_base", "student_weights": "own.bin"}, "kd", "vit_base_patch16_224", LARGE, 32),
+    ],
+)
+def test_a_benchmark_names_its_models_in_full(models, distill, student, teacher, batch):
+    given = {"data": {"benchmark": "cifar100"}, "models": models, "method": {"distill": distill}}
+    found = layered_config("paper", None, given)
+    assert (found.models.student, found.models.teacher, found.optim.batch_size) == (student, teacher, batch)
+    given["optim"] = {"batch_size": 16}
+    assert layered_config("paper", None, given).optim.batch_size == 16
+
+
+def test_a_benchmark_is_what_the_paper_says_of_its_data(tmp_path):
+    """CIFAR: 20 epochs, the whole test image; ImageNet-R: 35, 256 pixels cropped. Ten tasks each; options win."""
+    cifar, imagenet = (layered_config("paper", None, {"data": {"benchmark": n}}) for n in ("cifar100", "imagenet-r"))
+    for found in (cifar, imagenet):
+        assert (found.data.tasks, found.data.augmentation, found.data.interpolation) == (10, "photo", "bilinear")
+        assert (found.data.class_order, found.optim.schedule) == ("natural", "quarter-cosine-late")
+    assert (cifar.optim.epochs, cifar.data.crop, cifar.data.resize) == (20, "none", None)
+    assert (imagenet.optim.epochs, imagenet.data.crop, imagenet.data.resize) == (35, "centre", 256)
+    more = {"data": {"benchmark": "cifar100", "classes_per_task": 5, "resize": 248}, "optim": {"epochs": 3}}
+    found = layered_config("paper", None, more)
+    assert (found.data.tasks, found.data.classes_per_task, found.optim.epochs) == (None, 5, 3)
+    assert (found.data.crop, found.data.resize) == ("centre", 248)
+    found = layered_config("paper", None, {"method": {"components_per_task": 7, "unseen_keys": "masked"}})
+    assert (found.method.components, found.method.components_per_task) == (None, 7)
+    (tmp_path / "c.json").write_text(json.dumps(cifar.to_dict()))
+    assert layered_config(None, tmp_path / "c.json", {}) == cifar, "a run's own configuration needs no preset"
 
 
 @pytest.mark.parametrize(
@@ -135,7 +191,7 @@ def test_the_command_line_layers_them(photos, tmp_path, capsys):
     """`cdl train` as typed; the run stores what came out, and its pixel statistics."""
     file = tmp_path / "c.yaml"
     file.write_text(f"data: {{data: {photos}, tasks: 1}}\nmethod: {{distill: none, alpha: 0.25}}\n")
-    options = ["--preset", "paper", "--config", str(file), "--tasks", "2", "--json", *QUICK]
+    options = ["--preset", "paper", "--config", str(file), "--tasks", "2", "--crop", "none", "--json", *QUICK]
     with pytest.raises(SystemExit) as exit_:
         main(["train", *options, "--out", str(tmp_path / "run")])
     printed = capsys.readouterr()
@@ -148,6 +204,21 @@ def test_the_command_line_layers_them(photos, tmp_path, capsys):
     assert [task["classes"] for task in record["tasks"]] == [["ant", "bee"], ["cat", "dog"]]  # natural order
     assert record["backbones"]["student"]["mean"] == [0, 0, 0]
     assert record["backbones"]["student"]["std"] == [1, 1, 1]
+    assert record["preprocessing"] == {"size": 32, "resize": 32, "interpolation": "bilinear", "augmentation": "photo"}
+    assert config["optim"]["precision"] == "fp32"
+    write_images(tmp_path / "few", {"eel": 5, "fox": 4})
+    write_images(tmp_path / "wide", {"eel": 10})
+    Image.new("RGB", (20, 21)).save(tmp_path / "wide/eel/9.png")
+    for folder, message in (
+        ("few", "--last-batch drop: task 3 has 7 images to learn from, fewer than a batch of 8"),
+        ("wide", "wide/eel/9.png has 20×21 pixels, and --crop none sees square images only: this run cannot learn it"),
+    ):
+        with pytest.raises(SystemExit) as exit_:
+            main(["train", str(tmp_path / "run"), "--add", str(tmp_path / folder), "--holdout", "0.2"])
+        err = capsys.readouterr().err
+        assert (exit_.value.code, err.count("\n")) == (2, 1)
+        assert message in err
+    assert record == json.loads((tmp_path / "run/run.json").read_text())
 
 
 def test_unit_pixels_reach_the_network_as_they_are():

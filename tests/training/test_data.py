@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from torchvision.datasets import ImageFolder
+from torchvision.transforms import v2
 
 from cdl_deploy.data.images import load_image
 from cdl_deploy.data.preprocessing import ResizeCrop
@@ -19,7 +20,7 @@ from cdl_deploy.data.sources import digits, fingerprint, image_folder, open_sour
 from cdl_deploy.errors import DataError, PassingError, RunError
 from cdl_deploy.run.config import DataConfig
 from cdl_deploy.run.record import FinishedTask, TaskPlan
-from cdl_deploy.training.data.loading import LoadedImages, batches
+from cdl_deploy.training.data.loading import LoadedImages, SeededBatches, batches, steps_of
 from cdl_deploy.training.data.task_data import TaskData
 from cdl_deploy.training.data.tasks import make_tasks
 from cdl_deploy.training.data.transforms import evaluation_transform, training_transform
@@ -149,6 +150,70 @@ def test_natural_order_counts():
     names = tuple(sorted(["1", "2", "10", "11", "a", "a10", "a9b", "007"]))
     (order,) = make_tasks(names, DataConfig(tasks=1, class_order="natural"), 0)
     assert order == ("1", "2", "007", "10", "11", "a", "a9b", "a10")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("order.txt", "dog\r\n\ncat\n x: y \n"),
+        ("order.yaml", "- dog\n- cat\n- 'x: y'\n"),
+        ("order.json", '["dog", "cat", "x: y"]'),
+    ],
+)
+def test_a_file_lists_the_classes_in_their_order(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    config = DataConfig(tasks=2, class_order=str(tmp_path / name))
+    assert make_tasks(("cat", "dog", "x: y"), config, 0) == (("dog", "cat"), ("x: y",))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("o.txt", "cat\nowl\ndgo", "o.txt: no class 'dgo' in the data; did you mean 'dog'"),
+        ("o.txt", "cat\ndog\ncat\nowl", "o.txt: class 'cat' is listed twice: keep one"),
+        ("o.txt", "cat", "o.txt leaves out 'dog' and 1 more: list every class, or choose some by --task-file"),
+        ("o.txt", "cat\nowl", "o.txt leaves out 'dog': list every class"),
+        ("o.yaml", "[[cat], dog, owl]", r"o.yaml must be a list of class names, such as \[cat, dog, owl\]"),
+        ("o.yaml", "cat", "o.yaml must be a list of class names"),
+        ("o.json", "[", "o.json cannot be read: "),
+    ],
+)
+def test_a_class_order_that_does_not_fit_is_one_line(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match=message) as raised:
+        make_tasks(("cat", "dog", "owl"), DataConfig(class_order=str(tmp_path / name)), 0)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(("count", "batch", "steps"), [(9, 4, 2), (8, 4, 2), (3, 4, 0)])
+def test_the_last_smaller_batch_is_dropped(count, batch, steps):
+    """What is left out are the images that come last in the epoch's order; also after an interruption."""
+    whole = list(SeededBatches(count, batch, 7, ("x", 1), True))
+    found = SeededBatches(count, batch, 7, ("x", 1), True, drop_last=True)
+    assert list(found) == [keys for keys in whole if len(keys) == batch]
+    assert len(found) == steps == steps_of(count, batch, True)
+    if steps:
+        assert list(SeededBatches(count, batch, 7, ("x", 1), True, skip=1, drop_last=True)) == whole[1:steps]
+
+
+def test_training_and_evaluation_resize_with_the_filter_that_is_asked_for():
+    """Whole, a square image is Resize(size) and nothing else; cropped, it is the middle of Resize(resize)."""
+    random = np.random.default_rng(0)
+    square = Image.fromarray(random.integers(0, 256, (9, 9, 3), dtype=np.uint8))
+    whole = evaluation_transform(ResizeCrop.square(16, 16, "bilinear"))(square)
+    expected = np.asarray(square.resize((16, 16), Image.Resampling.BILINEAR))
+    assert torch.equal(whole, torch.from_numpy(expected.copy()).permute(2, 0, 1))
+    cropped = evaluation_transform(ResizeCrop.square(16, 20, "bilinear"))(square)
+    expected = np.asarray(square.resize((20, 20), Image.Resampling.BILINEAR))[2:18, 2:18]
+    assert torch.equal(cropped, torch.from_numpy(expected.copy()).permute(2, 0, 1))
+    views = []
+    for name in ("bilinear", "bicubic"):
+        torch.manual_seed(0)
+        views.append(training_transform(ResizeCrop.square(16, 16, name), "photo")(square))
+    torch.manual_seed(0)
+    theirs = v2.Compose([v2.RandomResizedCrop(16), v2.RandomHorizontalFlip()])(square)  # torchvision's own: bilinear
+    assert torch.equal(views[0], torch.from_numpy(np.asarray(theirs).copy()).permute(2, 0, 1))
+    assert not torch.equal(*views)
 
 
 @pytest.mark.parametrize(

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
-from cdl_deploy.training.backbones.protocol import TokenLayout
+from cdl_deploy.errors import RunError
+from cdl_deploy.run.method_options import ReviewKDConfig
+from cdl_deploy.run.record import RunRecord, TaskPlan
+from cdl_deploy.training.backbones.protocol import NetworkShape, TokenLayout
 from cdl_deploy.training.checkpoint import load_run
 from cdl_deploy.training.distillation import DISTILLATIONS
 from cdl_deploy.training.distillation.features import TokenMatch, shared_area
-from cdl_deploy.training.loop import resume, train
+from cdl_deploy.training.distillation.reviewkd import ReviewKD
+from cdl_deploy.training.loop import check_learns, resume, train
 from cdl_deploy.training.methods import METHODS
 from cdl_deploy.training.models.learner import learner_logits
 from cdl_deploy.training.models.teacher_student import TeacherStudent
@@ -155,15 +160,12 @@ def test_reviewkd_hands_tokens_down_from_the_last_block_to_the_first(teacher):
     for step in range(1, count + 1):
         fusion, predicted, mixed = fusions[count - step], [], []
         for n, token in enumerate(own[-step]):
-            x = naive_norm(fusion.reduce.weight @ token + fusion.reduce.bias, fusion.reduce_norm)
+            x = naive_norm(fusion.gate.weight @ token + fusion.gate.bias, fusion.gate_norm) * token
             if handed is not None:
-                both = torch.cat([x, handed[n]])
-                a, b = (
-                    1 / (1 + math.exp(-(both @ w + c).item())) for w, c in zip(*fusion.gate.parameters(), strict=True)
-                )
-                x = a * x + b * handed[n]
-            mixed.append(x)
-            predicted.append(naive_norm(fusion.expand.weight @ x + fusion.expand.bias, fusion.expand_norm))
+                r, gate = handed[n], fusion.handed_gate
+                x = x + naive_norm(gate.weight @ r + gate.bias, fusion.handed_gate_norm) * r
+            mixed.append(naive_norm(x, fusion.norm))
+            predicted.append(fusion.expand.weight @ mixed[-1] + fusion.expand.bias)
         handed = mixed
         differences.append(difference(torch.stack(predicted), on_the_students_grid(theirs[-step])))
     assert found == pytest.approx(0.3 * mean(differences), rel=1e-4)
@@ -214,7 +216,7 @@ def test_only_the_student_gets_gradients_whatever_the_teacher(distill, teacher):
 
 
 @pytest.mark.parametrize(
-    ("distill", "prefix", "count"), [("fitnets", "projection", 2), ("reviewkd", "fusions", 6 * 8 + 5 * 2)]
+    ("distill", "prefix", "count"), [("fitnets", "projection", 2), ("reviewkd", "fusions", 6 * 8 + 5 * 4)]
 )
 def test_projections_learn_in_every_task_and_are_carried(distill, prefix, count):
     pair = make_pair(distill, tasks=(2,))
@@ -303,12 +305,47 @@ def test_a_task_of_one_class_can_be_learned(distill):
         assert (terms["cross_entropy"].item() > 0.01) == (label > 0)
 
 
+def test_reviewkd_has_as_many_parameters_as_the_papers():
+    """ViT-S to ViT-B: 23 gates of 384² + 384, 35 norms of 2·384, 12 outputs of 384·768 + 768."""
+    small, base = NetworkShape(384, 12, 384), NetworkShape(768, 12, 384)
+    reviewkd = ReviewKD(small, base, ReviewKDConfig(), torch.Generator().manual_seed(0))
+    assert sum(value.numel() for value in reviewkd.parameters()) == 6_975_360
+
+
+def test_fusions_of_earlier_versions_are_kept_and_do_not_learn():
+    """Their finished tasks can be exported and saved again, tensor for tensor; training refuses in one line."""
+    pair, new = make_pair("reviewkd"), make_pair("reviewkd", tasks=())
+    state = {n: v for n, v in pair.trained_state().items() if ".fusions." not in n}
+    for name, shape in {"0.reduce.weight": (24, 24), "0.gate.bias": (2,), "0.expand_norm.weight": (36,)}.items():
+        state[f"student/distillation.fusions.{name}"] = torch.randn(shape)
+    new.load_trained_state(state, [2, 3])
+    again = new.trained_state()
+    assert again.keys() == state.keys()
+    assert all(torch.equal(again[name], state[name]) for name in state)
+    assert torch.equal(*(learner_logits(p.encoder, p.student, pixels(2)) for p in (pair, new)))
+    asked = config("photos", "reviewkd")
+    one_left = RunRecord(asked, None, {}, [TaskPlan(("a",), "photos"), TaskPlan(("b",), "photos")], [None])
+    check_learns(one_left, pair)
+    check_learns(replace(one_left, tasks=[None, None]), new)
+    with pytest.raises(RunError, match="this run was begun by an earlier version, whose --distill reviewkd had other"):
+        check_learns(one_left, new)
+
+
 def test_learning_rates_by_hand():
     """Cosine: (1 + cos(π·e/4)) / 2 is 1, (1 + √½)/2, 1/2, (1 − √½)/2; late, the first one comes twice."""
     half = math.sqrt(0.5) / 2
     rates = [0.2, 0.2 * (0.5 + half), 0.1, 0.2 * (0.5 - half)]
     assert [learning_rate(0.2, epoch, 4) for epoch in range(4)] == pytest.approx(rates)
     assert [learning_rate(0.2, epoch, 4, "cosine-late") for epoch in range(4)] == pytest.approx([0.2, *rates[:3]])
+
+
+def test_the_papers_learning_rates_are_those_of_its_log():
+    """K = 35 as published; with K = 2 the second epoch is as late as the first, K = 1 has no other."""
+    found = [learning_rate(1e-3, epoch, 35, "quarter-cosine-late") for epoch in range(35)]
+    assert [round(rate * 1e3, 6) for rate in found[:5]] == [1, 1, 0.998954, 0.995819, 0.990601]
+    assert found[34] == pytest.approx(1e-3 * math.cos(99 * math.pi * 33 / (200 * 34)))
+    assert [learning_rate(1e-3, epoch, 2, "quarter-cosine-late") for epoch in range(2)] == [1e-3, 1e-3]
+    assert learning_rate(1e-3, 0, 1, "quarter-cosine-late") == 1e-3
 
 
 @pytest.mark.parametrize("distill", OTHERS)

@@ -32,8 +32,8 @@ def state(run) -> dict[str, torch.Tensor]:
 
 RUNS = [
     {"method": "l2p", "query": "block:2", "query_regulariser": 0.1},
-    {"method": "dualprompt", "query": "full"},
-    {"method": "apt", "query": "full"},
+    {"method": "dualprompt", "query": "full", "unseen_keys": "chosen"},
+    {"method": "apt", "query": "full", "apt_teacher": "merged"},
 ]
 
 

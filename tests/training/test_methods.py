@@ -7,6 +7,7 @@ import torch
 
 from cdl_deploy.errors import OptionError
 from cdl_deploy.run.config import MethodConfig
+from cdl_deploy.run.method_options import APTConfig
 from cdl_deploy.training.backbones.protocol import NetworkShape
 from cdl_deploy.training.heads.cosine import CosineHead
 from cdl_deploy.training.methods import METHODS, build_head, build_method
@@ -151,6 +152,43 @@ def test_dualprompt_chooses_block_by_block_among_the_tasks_that_have_come():
             assert torch.equal(chosen[1], entries.prompts.all()[nearest, 1])
 
 
+def test_dualprompt_may_choose_keys_of_tasks_to_come():
+    """As the paper's: four tasks planned, two learned, and an image that is nearest to the third's key gets it."""
+    method = DualPrompt(SHAPE, random(), entries=4)
+    shared = DualPrompt(SHAPE, random()).shared
+    assert torch.equal(method.shared, shared), "what comes first is drawn as without"
+    drawn = {index: entries.all_keys().clone() for index, entries in method.own_entries().items()}
+    for task in range(2):
+        method.begin_task(random(task))
+    query = torch.randn(6, 16, generator=random(7))
+    chosen = {}
+    for index, entries in method.own_entries().items():
+        assert torch.equal(entries.all_keys(), drawn[index]), "nothing was trained yet"
+        torch.nn.init.normal_(entries.keys.trainable)
+        keys = [*entries.keys.all(), *entries.later.keys]
+        prompts = [*entries.prompts.all(), *entries.later.prompts]
+        assert torch.equal(torch.stack(keys[2:]), drawn[index][2:])
+        assert len(keys) == len(prompts) == 4
+        near = [[torch.cosine_similarity(q, key, dim=0).item() for key in keys] for q in query]
+        chosen[index] = [row.index(max(row)) for row in near]
+        for phase in ("test", "distil"):
+            for part, rows in enumerate(method(query, phase).prompts[index].prefix):
+                assert torch.equal(rows, torch.stack([prompts[i][part] for i in chosen[index]]))
+    assert any(i >= 2 for indices in chosen.values() for i in indices)
+    assert any(i < 2 for indices in chosen.values() for i in indices)
+    training = method(query, "train")
+    expected = 0.0
+    for index, entries in method.own_entries().items():
+        assert torch.equal(training.prompts[index].prefix[0], entries.prompts.trainable[:, 0])
+        expected += (1 - torch.cosine_similarity(query, entries.keys.trainable)).mean()
+    torch.testing.assert_close(training.losses["key_loss"], expected)
+    for task in range(2, 5):  # one more than there are entries
+        method.begin_task(random(task))
+    for index, entries in method.own_entries().items():
+        assert (len(entries.keys), len(entries.all_keys()), len(entries.later.keys)) == (5, 5, 0)
+        assert torch.equal(entries.keys.frozen[2:4], drawn[index][2:]), "a task begins with what could be chosen before"
+
+
 def test_growing_equals_preallocating_through_training():
     """A pool with room for all tasks, in which task t trains row t: the same numbers, to the bit."""
     tasks, steps = 3, 4
@@ -222,6 +260,24 @@ def test_the_teacher_distils_with_the_prompts_it_has_just_trained():
     assert distillation() == before
     torch.nn.init.normal_(pair.teacher.method.working)
     assert distillation() != before
+
+
+def test_a_teacher_may_distil_with_what_was_merged_before_the_task():
+    """As the paper's: zeros in the first task, G of the task before in every later one."""
+    method = AdditivePrompts(SHAPE, random(), merge_share=0.7, distils_merged=True)
+    for value, before in ((1.0, 0.0), (2.0, 1.0), (5.0, 1.3)):
+        torch.nn.init.constant_(method.working, value)
+        method.end_task()
+        for vector in method(None, "distil").prompts[3].cls_bias:
+            torch.testing.assert_close(vector, torch.full((24,), before))
+    assert torch.equal(method(None, "train").prompts[0].cls_bias[0], method.working[0, 0])
+    assert torch.equal(method(None, "test").prompts[0].cls_bias[0], method.merged[0, 0])
+    build = METHODS["apt"].build
+    names = [
+        set(build(SHAPE, MethodConfig(method="apt", apt_teacher=name).part(APTConfig), random()).state_dict())
+        for name in ("trained", "merged")
+    ]
+    assert names[1] - names[0] == {"before"}, "runs without the option have what they had"
 
 
 def test_apt_runs_no_query_pass():

@@ -64,6 +64,7 @@ class SeededBatches(Sampler[list[Key]]):
 
     The last batch may be smaller.
     Differs: the reference drops the last partial batch, so a task with fewer images than a batch trains on nothing.
+    With `drop_last` so does this one; such a task is refused by `cdl_deploy.training.data.shape`.
     """
 
     def __init__(
@@ -75,24 +76,31 @@ class SeededBatches(Sampler[list[Key]]):
         shuffle: bool,
         skip: int = 0,
         share: Share = lambda keys: keys,
+        drop_last: bool = False,
     ) -> None:
         """`skip`: batches to leave out at the beginning, because they were learned from before an interruption.
         `share`: the part of each batch to yield, where several processes divide it among them."""
         self.count, self.batch_size, self.seed, self.scope, self.shuffle = count, batch_size, seed, scope, shuffle
-        self.skip, self.share = skip, share
+        self.skip, self.share, self.drop_last = skip, share, drop_last
 
     def __len__(self) -> int:
-        return -(-self.count // self.batch_size) - self.skip
+        return steps_of(self.count, self.batch_size, self.drop_last) - self.skip
 
     def __iter__(self) -> Iterator[list[Key]]:
         order = list(range(self.count))
         if self.shuffle:
             order = torch.randperm(self.count, generator=generator(self.seed, "order", *self.scope)).tolist()
         first = derive_seed(self.seed, "augmentation", *self.scope)
-        for start in range(self.skip * self.batch_size, self.count, self.batch_size):
+        for number in range(self.skip, self.skip + len(self)):
+            start = number * self.batch_size
             keys = [(index, (first + index) % 2**63) for index in order[start : start + self.batch_size]]
             # A process without a share runs one image that counts for nothing, so that all take the same steps.
             yield list(self.share(keys)) or keys[:1]
+
+
+def steps_of(images: int, batch_size: int, drop_last: bool = False) -> int:
+    """Batches of an epoch."""
+    return images // batch_size if drop_last else -(-images // batch_size)
 
 
 class PassAfterPass(Sampler[list[Key]]):
@@ -117,9 +125,15 @@ class TrainingImages(ABC):
 
     @abstractmethod
     def batches(
-        self, batch_size: int, seed: int, scope: tuple[str | int, ...], skip: int = 0, share: Share = lambda keys: keys
+        self,
+        batch_size: int,
+        seed: int,
+        scope: tuple[str | int, ...],
+        skip: int = 0,
+        share: Share = lambda keys: keys,
+        drop_last: bool = False,
     ) -> Iterable[tuple[Batch, Tensor]]:
-        """Every image once, with its label [B], in the order of `SeededBatches`."""
+        """Every image once, with its label [B], in the order of `SeededBatches`; `drop_last`: without a smaller one."""
 
 
 class LoadedImages(TrainingImages):
@@ -135,9 +149,15 @@ class LoadedImages(TrainingImages):
         return len(self.items)
 
     def batches(
-        self, batch_size: int, seed: int, scope: tuple[str | int, ...], skip: int = 0, share: Share = lambda keys: keys
+        self,
+        batch_size: int,
+        seed: int,
+        scope: tuple[str | int, ...],
+        skip: int = 0,
+        share: Share = lambda keys: keys,
+        drop_last: bool = False,
     ) -> Iterable[tuple[Tensor, Tensor]]:
-        order = SeededBatches(len(self.items), batch_size, seed, scope, True, skip, share)
+        order = SeededBatches(len(self.items), batch_size, seed, scope, True, skip, share, drop_last)
         if not self.workers:
             return make_loader(self.items, self.labels, self.transform, order)
         if self.loader is None or self.passes is None:

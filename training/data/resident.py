@@ -48,14 +48,20 @@ class ResidentImages(TrainingImages):
         return len(self.labels)
 
     def batches(
-        self, batch_size: int, seed: int, scope: tuple[str | int, ...], skip: int = 0, share: Share = lambda keys: keys
+        self,
+        batch_size: int,
+        seed: int,
+        scope: tuple[str | int, ...],
+        skip: int = 0,
+        share: Share = lambda keys: keys,
+        drop_last: bool = False,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Every image once, as `TrainingImages` says.
 
         An image's crop depends on the seed, the scope and the image, not on the batch or the process it is in.
         """
         count = len(self.labels)
-        order = SeededBatches(count, batch_size, seed, scope, True, skip, share)
+        order = SeededBatches(count, batch_size, seed, scope, True, skip, share, drop_last)
         draws = torch.Generator().manual_seed(derive_seed(seed, "resident", *scope))
         chance = torch.rand(count, 5, generator=draws).to(self.pixels.device)
         for keys in order:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -31,6 +32,8 @@ def make_tasks(classes: tuple[str, ...], config: DataConfig, seed: int) -> Tasks
     if config.class_order == "shuffled":
         shuffled = torch.randperm(len(order), generator=generator(seed, "class order")).tolist()
         order = [order[i] for i in shuffled]
+    elif config.class_order_file is not None:
+        order = read_class_order(Path(config.class_order_file), classes)
     else:
         order.sort(key=_natural_key)
     if config.classes_per_task is not None:
@@ -50,6 +53,44 @@ def make_tasks(classes: tuple[str, ...], config: DataConfig, seed: int) -> Tasks
         tasks.append(tuple(order[start : start + size]))
         start += size
     return tuple(tasks)
+
+
+def read_class_order(path: Path, classes: tuple[str, ...]) -> list[str]:
+    """Every class once, in the order in which they are learned: one a line, or a list in a `.yaml` or `.json` file.
+
+    Raises DataError where it is not all classes of the data, and nothing else.
+    """
+    try:
+        text = read_regular(path, MAX_BYTES).decode("utf-8-sig")
+        structured = path.suffix.lower() in (".yaml", ".yml", ".json")
+        listed = parse_yaml(text, scalars_as_text=True) if structured else text.split("\n")
+    except OSError as error:
+        raise DataError(f"cannot read --class-order {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise DataError(f"--class-order {path} cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
+        raise DataError(f"--class-order {path} must be a list of class names, such as [cat, dog, owl]")
+    named = [composed(name.strip()) for name in listed]
+    order = named if structured else [name for name in named if name]
+    _check_names(f"--class-order {path}", order, classes, set())
+    missing = [name for name in classes if name not in set(order)]
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise DataError(
+            f"--class-order {path} leaves out '{missing[0]}'{more}: list every class, or choose some by --task-file"
+        )
+    return order
+
+
+def _check_names(where: str, names: Sequence[str], classes: tuple[str, ...], seen: set[str]) -> None:
+    """Raise DataError unless each name is a class that was not `seen` before."""
+    known = set(classes)
+    for name in names:
+        if name not in known:
+            raise DataError(f"{where}: no class '{name}' in the data{nearest(name, classes)}")
+        if name in seen:
+            raise DataError(f"{where}: class '{name}' is listed twice: keep one")
+        seen.add(name)
 
 
 def _natural_key(name: str) -> list[tuple[int, str]]:
@@ -79,14 +120,7 @@ def read_task_file(path: Path, classes: tuple[str, ...]) -> Tasks:
             f"--task-file {path} has lists within a task: expected class names, such as [[cat, dog], [owl]]"
         )
     tasks = tuple(tuple(composed(name) for name in task) for task in content)
-    known, seen = set(classes), set[str]()
+    seen = set[str]()
     for number, task in enumerate(tasks, start=1):
-        for name in task:
-            if name not in known:
-                raise DataError(
-                    f"--task-file {path}, task {number}: no class '{name}' in the data{nearest(name, classes)}"
-                )
-            if name in seen:
-                raise DataError(f"--task-file {path}, task {number}: class '{name}' is listed twice: keep one")
-            seen.add(name)
+        _check_names(f"--task-file {path}, task {number}", task, classes, seen)
     return tasks

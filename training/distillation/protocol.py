@@ -78,6 +78,9 @@ class Distillation(nn.Module):
         """What one has to know of how it compares these two networks, a line each."""
         return []
 
+    def check_learns(self) -> None:
+        """Raise RunError where what a checkpoint has of it cannot be trained on."""
+
     def begin_task(self, new_classes: int, generator: torch.Generator, known: Sequence[int] = ()) -> None:
         """Make room for the classes of one more task; `known`: earlier classes it brings new images of."""
 

@@ -26,19 +26,24 @@ class AdditivePrompts(ContinualMethod):
     """P and G [L, 2, D] (block; key, value). P starts truncated normal with standard deviation 0.02.
 
     Differs: the teacher distils with P, the prompts it has just trained. The reference's teacher distils with prompts
-    merged up to the task before, which are all zeros in the first.
+    merged up to the task before, G_{t−1}, which are all zeros in the first; so does this one with `distils_merged`, and
+    keeps them as `before`.
     """
 
     Config = APTConfig
 
     uses_query = False
     head: ClassVar[type[Head]] = CosineHead
-    training_only = ("working", "merges")
+    training_only = ("working", "merges", "before")
 
     merged: Tensor
     merges: Tensor
 
-    def __init__(self, shape: NetworkShape, generator: torch.Generator, merge_share: float = 0.7) -> None:
+    before: Tensor | None
+
+    def __init__(
+        self, shape: NetworkShape, generator: torch.Generator, merge_share: float = 0.7, distils_merged: bool = False
+    ) -> None:
         """`merge_share`: e, what G keeps of itself."""
         super().__init__()
         self.merge_share = merge_share
@@ -46,6 +51,7 @@ class AdditivePrompts(ContinualMethod):
         nn.init.trunc_normal_(self.working, std=0.02, generator=generator)
         self.register_buffer("merged", torch.zeros(shape.depth, 2, shape.width))
         self.register_buffer("merges", torch.tensor(0))  # how many tasks G holds
+        self.register_buffer("before", torch.zeros(shape.depth, 2, shape.width) if distils_merged else None)
 
     @classmethod
     def build(cls, shape: NetworkShape, config: APTConfig, generator: torch.Generator) -> AdditivePrompts:
@@ -56,7 +62,7 @@ class AdditivePrompts(ContinualMethod):
                 f"{POOLED.get(shape.pooling, 'pooled tokens')}; take another --method, or a model that reads its class "
                 "token"
             )
-        return cls(shape, generator, config.merge_share)
+        return cls(shape, generator, config.merge_share, config.apt_teacher == "merged")
 
     def begin_task(self, generator: torch.Generator) -> None:
         """Nothing: P goes on learning."""
@@ -64,10 +70,14 @@ class AdditivePrompts(ContinualMethod):
     @torch.no_grad()
     def end_task(self) -> None:
         """Merge P into G."""
+        if self.before is not None:
+            self.before.copy_(self.merged)
         keep = self.merge_share if self.merges else 0.0
         self.merged.mul_(keep).add_(self.working, alpha=1 - keep)
         self.merges += 1
 
     def forward(self, query: Query | None, phase: Phase) -> PromptSelection:
         vectors = self.merged if phase == "test" else self.working
+        if phase == "distil" and self.before is not None:
+            vectors = self.before
         return PromptSelection({index: BlockPrompt(cls_bias=(pair[0], pair[1])) for index, pair in enumerate(vectors)})

@@ -9,6 +9,7 @@ No softmax and no top-k. Each task brings its own components; those of earlier t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -40,10 +41,17 @@ class CodaPrompt(ContinualMethod):
     Config = CodaConfig
 
     def __init__(
-        self, shape: NetworkShape, components_per_task: int = 10, prompt_length: int = 4, orthogonality: float = 0.0
+        self,
+        shape: NetworkShape,
+        components_per_task: int = 10,
+        prompt_length: int = 4,
+        orthogonality: float = 0.0,
+        one_pass: bool = False,
     ) -> None:
-        """`prompt_length`: p, rows for the keys and as many for the values. `orthogonality`: μ of the extra loss."""
+        """`prompt_length`: p, rows for the keys and as many for the values. `orthogonality`: μ of the extra loss.
+        `one_pass`: new components start as `rows_in_one_pass` says."""
         super().__init__()
+        self.new_rows = rows_in_one_pass if one_pass else orthonormal_rows
         self.components_per_task = components_per_task
         self.prompt_length = prompt_length
         self.orthogonality = orthogonality
@@ -52,7 +60,8 @@ class CodaPrompt(ContinualMethod):
 
     @classmethod
     def build(cls, shape: NetworkShape, config: CodaConfig, generator: torch.Generator) -> CodaPrompt:
-        return cls(shape, config.components_per_task, config.prompt_length or 4, config.orthogonality)
+        one_pass = config.component_start == "one-pass"
+        return cls(shape, config.components_per_task, config.prompt_length or 4, config.orthogonality, one_pass)
 
     def own_blocks(self) -> dict[int, CodaBlock]:
         """The components by the index of the block they prompt."""
@@ -60,7 +69,7 @@ class CodaPrompt(ContinualMethod):
 
     def begin_task(self, generator: torch.Generator) -> None:
         for block in self.own_blocks().values():
-            block.begin_task(self.components_per_task, generator)
+            block.begin_task(self.components_per_task, generator, self.new_rows)
 
     def forward(self, query: Query | None, phase: Phase) -> PromptSelection:
         assert query is not None
@@ -108,11 +117,11 @@ class CodaBlock(nn.Module):
         self.prompts = GrowingRows(2 * prompt_length, shape.width)
         self.frozen = Cached(similarity_factors)
 
-    def begin_task(self, components: int, generator: torch.Generator) -> None:
-        """New components, orthogonal to all earlier ones and of unit length."""
+    def begin_task(self, components: int, generator: torch.Generator, new_rows: Callable[..., Tensor]) -> None:
+        """New components, of unit length, from all earlier ones and what is drawn."""
         for rows in (self.keys, self.attentions, self.prompts):
             drawn = torch.randn(components, *rows.shape, generator=generator)
-            new = orthonormal_rows(rows.all().detach().cpu().flatten(1), drawn.flatten(1))
+            new = new_rows(rows.all().detach().cpu().flatten(1), drawn.flatten(1))
             rows.grow(new.view_as(drawn))
 
     def frozen_weights(self, query: Query) -> Float[Tensor, "B n"]:
@@ -216,10 +225,7 @@ def orthonormal_rows(earlier: Float[Tensor, "n d"], drawn: Float[Tensor, "m d"])
     width 64 can go on learning after its sixth task.
     """
     dimensions = drawn.shape[1]
-    if len(drawn) > dimensions:
-        raise OptionError(
-            f"{len(drawn)} components a task cannot be orthogonal in {dimensions} dimensions: ask for fewer"
-        )
+    _check_count(len(drawn), dimensions)
     new = drawn.double()
     if len(earlier) and len(earlier) + len(drawn) <= dimensions:
         new = without_span(new, earlier.double())
@@ -230,6 +236,29 @@ def orthonormal_rows(earlier: Float[Tensor, "n d"], drawn: Float[Tensor, "m d"])
                 row = row - done * (done @ row)
         rows.append(row / row.norm())
     return torch.stack(rows).float()
+
+
+def rows_in_one_pass(earlier: Float[Tensor, "n d"], drawn: Float[Tensor, "m d"]) -> Float[Tensor, "m d"]:
+    """Each drawn row v less Σ_u (v·u / u·u) u over all rows u before it, then unit length: the reference's.
+
+    That would be Gram-Schmidt if the rows u were orthogonal to one another. Earlier rows are trained and are not, so
+    what is left of v is not orthogonal to them. Where no new direction is left: as `orthonormal_rows`.
+    """
+    dimensions = drawn.shape[1]
+    _check_count(len(drawn), dimensions)
+    rows = list(earlier.double()) if len(earlier) + len(drawn) <= dimensions else []
+    old = len(rows)
+    for row in drawn.double():
+        taken = sum(((row @ done) / (done @ done) * done for done in rows if done.any()), torch.zeros_like(row))
+        rows.append((row - taken) / (row - taken).norm())
+    return torch.stack(rows[old:]).float()
+
+
+def _check_count(components: int, dimensions: int) -> None:
+    if components > dimensions:
+        raise OptionError(
+            f"{components} components a task cannot be orthogonal in {dimensions} dimensions: ask for fewer"
+        )
 
 
 def without_span(rows: Float[Tensor, "m d"], spanning: Float[Tensor, "n d"]) -> Float[Tensor, "m d"]:
