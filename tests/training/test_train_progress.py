@@ -81,8 +81,9 @@ def record(tasks: list[list[str]], roles=("student", "teacher")) -> SimpleNamesp
     """Of a run's record what the line looks at."""
     return SimpleNamespace(
         left_out={},
+        notes=[],
         planned_tasks=tasks,
-        backbones={role: SimpleNamespace(pixels=None) for role in roles},
+        backbones={role: SimpleNamespace(pixels=None, weights=None) for role in roles},
         tasks=[],
         matrices={},
         classes=["a"],
