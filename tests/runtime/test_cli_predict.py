@@ -108,7 +108,7 @@ def test_paths_on_standard_input_need_not_be_utf8(model_path, photos, tmp_path):
     Path(os.fsdecode(odd)).write_bytes(photos["red"].read_bytes())
     done = subprocess.run(
         [sys.executable, "-m", "cdl_deploy.cli", "predict", model_path, "-", "--format", "csv"],
-        input=odd + b"\n" + os.fsencode(photos["blue"]) + b"\na\0b\n",
+        input=odd + b"\n" + os.fsencode(photos["blue"]) + b"\nnowhere.png\n",
         capture_output=True,
         env=os.environ | {"LC_ALL": "C.UTF-8"},
     )

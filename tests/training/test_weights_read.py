@@ -193,6 +193,7 @@ def test_the_model_that_weights_are_of_is_named(state, tmp_path):
 def test_training_says_how_weights_were_read(state, tmp_path):
     class Record:
         left_out = None
+        notes = ()
         backbones = {  # noqa: RUF012
             "student": load_backbone("mini_student", str(save({"ema": state}, tmp_path / "a.pth")), None)[1]
         }
@@ -258,7 +259,7 @@ def test_what_is_no_weights_is_one_line(name, write, message, tmp_path, capsys):
 
 def test_a_model_that_is_refused_costs_no_reading(tmp_path, monkeypatch):
     monkeypatch.setattr("cdl_deploy.training.backbones.loading.read_weights", lambda _: pytest.fail("read"))
-    with pytest.raises(WeightsError, match="choose"):
+    with pytest.raises(WeightsError, match="cannot be a backbone here: it is a convolutional network"):
         load_backbone("resnet18", str(tmp_path / "gone.safetensors"), None)
 
 
