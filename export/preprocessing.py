@@ -8,15 +8,15 @@ Resizing is two matrix products, one an axis, and the centre crop leaves out tho
 
 for an image X of W columns resized to W′; rows of U add up to 1, and V does the same for the rows of X. f is PIL's
 filter, columns come first and each product is rounded and clipped, as in PIL: these are PIL's pixels but for the last
-bit of a tie. (Pillow 13 takes the rows first where an image is more than twice as high as wide; that makes a difference
-where the filter overshoots black or white.) U and V are worked out in the graph from the shape of the image, in whole
-numbers up to the last division, so a wide image loses nothing.
+bit of a tie. (Pillow 13 takes the rows first where an image is more than twice as high as wide, which makes a
+difference where the filter overshoots black or white; `cdl_deploy.data.images` has it take the columns first always.)
+U and V are worked out in the graph from the shape of the image, in whole numbers up to the last division, so a wide
+image loses nothing. Of an image whose shorter edge is right already they are ones and zeros, and its pixels stay what
+they are.
 
 Not the Resize operator: it resizes what the crop then throws away (a 1 × 40000 image would become 224 × 9 million),
-and rounds once where PIL rounds twice.
-
-An image whose shorter edge is as long as it should be already is only cropped; an `If` decides. Both of its branches
-stand alone, with constants of their own: tools that sort or prune a graph overlook what a branch takes from outside.
+rounds once where PIL rounds twice, and runtimes differ on it: OpenVINO, MNN and ncnn drop its antialiasing in silence,
+MNN and ncnn its cubic coefficient as well. No `If` for images that need no resizing either: few runtimes take one.
 """
 
 from __future__ import annotations
@@ -39,25 +39,6 @@ def preprocessing_graph(preprocessing: Preprocessing) -> Nodes:
     """Nodes from `image` to `pixels`. Raises OptionError for a filter they do not have."""
     check_filter(preprocessing.interpolation)
     g = Nodes("preprocessing")
-    sides = g("Shape", INPUT_NAME, start=1, end=3)
-    ready = g("Equal", g("ReduceMin", sides, keepdims=0), g.constant(preprocessing.resize, np.int64))
-    g("If", ready, name=PIXELS_NAME, then_branch=_cropped(preprocessing), else_branch=_resized(preprocessing))
-    return g
-
-
-def _cropped(preprocessing: Preprocessing) -> onnx.GraphProto:
-    """The middle of an image that need not be resized."""
-    g, size = Nodes("preprocessing/cropped"), (preprocessing.height, preprocessing.width)
-    counts = g.integers(*size)
-    first = _offset(g, g("Shape", INPUT_NAME, start=1, end=3), counts)
-    part = g("Slice", INPUT_NAME, first, g("Add", first, counts), g.integers(1, 2))
-    planes = g("Cast", g("Transpose", part, perm=[0, 3, 1, 2]), to=TensorProto.FLOAT)
-    return _branch(g, g("Reshape", planes, g.integers(-1, 3, *size)), size)  # so that the sizes are known beforehand
-
-
-def _resized(preprocessing: Preprocessing) -> onnx.GraphProto:
-    """Any other image, resized, and of that the middle."""
-    g = Nodes("preprocessing/resized")
     rows, columns = g("Shape", INPUT_NAME, start=1, end=2), g("Shape", INPUT_NAME, start=2, end=3)
     shorter = g("Min", rows, columns)
     first_row, last_row, rows_weights = _axis(g, rows, shorter, preprocessing.height, preprocessing)
@@ -67,14 +48,8 @@ def _resized(preprocessing: Preprocessing) -> onnx.GraphProto:
     part = g("Slice", INPUT_NAME, begin, end, g.integers(1, 2))
     planes = g("Cast", g("Transpose", part, perm=[0, 3, 1, 2]), to=TensorProto.FLOAT)
     narrow = _as_bytes(g, g("MatMul", planes, g("Transpose", columns_weights, perm=[1, 0])))
-    pixels = _as_bytes(g, g("MatMul", rows_weights, narrow))
-    return _branch(g, pixels, (preprocessing.height, preprocessing.width))
-
-
-def _branch(g: Nodes, output: str, size: tuple[int, int]) -> onnx.GraphProto:
-    """A graph that takes nothing of its own and gives `output` [B, 3, height, width]."""
-    value = helper.make_tensor_value_info(output, TensorProto.FLOAT, ["batch", 3, *size])
-    return helper.make_graph(g.nodes, g.prefix, [], [value], g.initializers)
+    _as_bytes(g, g("MatMul", rows_weights, narrow), PIXELS_NAME)
+    return g
 
 
 def check_filter(interpolation: str) -> None:
@@ -117,9 +92,9 @@ def _offset(g: Nodes, sizes: str, crop: str) -> str:
     return g("Add", half, g("Mul", g("Mod", spare, two), g("Mod", half, two)))
 
 
-def _as_bytes(g: Nodes, values: str) -> str:
+def _as_bytes(g: Nodes, values: str, name: str | None = None) -> str:
     """Rounded as PIL does, halves up, and clipped to 0 … 255."""
-    return g("Clip", g("Floor", g("Add", values, g.number(0.5))), g.number(0), g.number(255))
+    return g("Clip", g("Floor", g("Add", values, g.number(0.5))), g.number(0), g.number(255), name=name)
 
 
 def _bilinear(g: Nodes, t: str) -> str:
