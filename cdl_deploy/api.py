@@ -124,7 +124,7 @@ def export(
     out: AnyPath | None = None,
     *,
     teacher: bool = True,
-    input: str = "image",
+    input: str | None = None,
     select: str = "in-graph",
     int8: bool = False,
     int8_dynamic: bool = False,
@@ -132,7 +132,12 @@ def export(
     calibrate: AnyPath | None = None,
     max_drop: float = 0.5,
     ort: bool = False,
-    opset: int = 20,
+    opset: int | None = None,
+    labels: str | None = None,
+    target: str | None = None,
+    target_python: AnyPath | None = None,
+    batch: int | None = None,
+    image_size: tuple[int, int] | None = None,
     update_from: Sequence[AnyPath] = (),
     statistics: bool = True,
 ) -> list[Exported]:
@@ -148,7 +153,10 @@ def export(
     a folder (`"images:DIR"`).
     `int8`, `int8_dynamic`, `fp16`: smaller variants beside the student; `calibrate`: images for the scales of int8;
     `max_drop`: points of accuracy that a variant may lose on held-out images.
-    `ort`: each file in onnxruntime's own format as well. `opset`: 18 to 23.
+    `ort`: each file in onnxruntime's own format as well. `opset`: 17 to 23.
+    `labels`: `"none"` leaves the output of names away, for runtimes without strings.
+    `target`: the runtime that the file is for and in which it is tried, as `--target`; `target_python` has it.
+    `batch`, `image_size` (height, width): fix the shape of the input, and compute beforehand what depends on it.
     `update_from`: older exported models, or folders of them: beside each file, the update that makes it from the older.
     `statistics`: of a closed-form head, outputs `features` and `distance`, and its sums beside the file.
 
@@ -156,20 +164,20 @@ def export(
     QuantisationError where a variant loses more than `max_drop`; then nothing is written.
     """
     with require_extra("cdl_deploy.export", "export"):
-        from cdl_deploy.export import ExportOptions, Shrink, export_run
+        from cdl_deploy.export import ExportOptions, Shrink, export_run, settled
     kinds = {"int8": int8, "int8-dynamic": int8_dynamic, "fp16": fp16}
     wanted = tuple(name for name, asked in kinds.items() if asked)
     options = ExportOptions(
         teacher=teacher,
-        input=input,
         select=select,
-        opset=opset,
+        target_python=Path(target_python) if target_python is not None else None,
+        **settled(target, input=input, labels=labels, opset=opset, batch=batch, image_size=image_size, kinds=wanted),
         shrink=Shrink(wanted, Path(calibrate) if calibrate is not None else None, max_drop),
         ort=ort,
         statistics=statistics,
         update_from=tuple(Path(old) for old in update_from),
     )
-    return export_run(Path(run), Path(out) if out is not None else Path(run) / "export", options)
+    return export_run(Path(run), Path(out) if out is not None else Path(run) / "export" / (target or ""), options)
 
 
 def evaluate(

@@ -5,9 +5,11 @@ from types import ModuleType
 from typing import Any
 
 from cdl_deploy.export.export import Exported, ExportOptions, export_run, left_behind
+from cdl_deploy.export.fixed_shapes import parse_image_size
+from cdl_deploy.export.targets.settling import settled
 from cdl_deploy.export.variants import Shrink
 
-__all__ = ["ExportOptions", "Exported", "Shrink", "export_run", "left_behind"]
+__all__ = ["ExportOptions", "Exported", "Shrink", "export_run", "left_behind", "parse_image_size", "settled"]
 
 
 class _Callable(ModuleType):

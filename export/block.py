@@ -165,4 +165,7 @@ def surround(
 
 def select_tokens(tokens: Float[Tensor, "B N D"], output_tokens: tuple[int, ...]) -> Float[Tensor, "B n D"]:
     """The tokens at the positions `output_tokens`, which may be counted from the end."""
-    return torch.cat([tokens[:, i : i + 1] if i >= 0 else tokens[:, i:][:, :1] for i in output_tokens], dim=1)
+    positions = [i % tokens.shape[1] for i in output_tokens]
+    if len(positions) == 1:
+        return tokens[:, positions[0] : positions[0] + 1]
+    return tokens.index_select(1, torch.tensor(positions))  # one Gather: two slices side by side stop converters

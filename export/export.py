@@ -11,20 +11,26 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cdl_deploy.data.preprocessing import INPUTS, Preprocessing
 from cdl_deploy.errors import BundleError, OptionError, RunError, nearest
 from cdl_deploy.export.features_hash import features_hash
+from cdl_deploy.export.fixed_shapes import answers_of, check_fixed, check_same_answers, fix_shapes, of_fixed_size
 from cdl_deploy.export.graph import ExportGraph
 from cdl_deploy.export.latency import latency_ms
 from cdl_deploy.export.learned_sums import sums_of, trained_features
 from cdl_deploy.export.onnx_file import OPSET, above_limit, check_opset, export_onnx, file_size, save_onnx, weights_file
 from cdl_deploy.export.ort_file import write_ort
-from cdl_deploy.export.parity import check_features, check_parity, trained_logits
+from cdl_deploy.export.parity import check_features, check_parity, graph_input, trained_logits
 from cdl_deploy.export.preprocessing import check_filter
 from cdl_deploy.export.selection import BATCH, Select, check_select, fix_selection, load_images
+from cdl_deploy.export.targets import find_target
+from cdl_deploy.export.targets.checking import NotInstalled, Proof, is_installed, prove
 from cdl_deploy.export.two_views import behind_preprocessing, query_view
 from cdl_deploy.export.updates import MadeUpdate, make_updates, older_models
 from cdl_deploy.export.variants import Shrink, write_variants
@@ -54,6 +60,9 @@ from cdl_deploy.training.models.teacher_student import TeacherStudent
 STAGING = ".cdl-export-"
 """How the names of folders begin in which exports are prepared."""
 
+LABELS = ("graph", "none")
+"""What `--labels` can be."""
+
 OnStep = Callable[[str], None]
 """Told what is being done, in a few words."""
 
@@ -75,6 +84,8 @@ class Exported:
     """Of a smaller variant: what is computed in fp32 all the same, and why."""
     learned_from: int | None = None
     """Of an int8 variant with sums of its own: the training images that they are over."""
+    proof: Proof | NotInstalled | None = None
+    """How it answered in the runtime it is for."""
     latency_ms: float | None = None
     """Milliseconds of one image on this machine, roughly."""
     updates: tuple[MadeUpdate, ...] = ()
@@ -82,9 +93,11 @@ class Exported:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        own = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in ("bundle", "updates")}
+        apart = ("bundle", "updates", "proof")
+        own = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in apart}
         updates = [update.to_dict() for update in self.updates]
-        return {**asdict(self.bundle), "path": str(self.bundle.path), **own, "updates": updates}
+        proof = None if self.proof is None else asdict(self.proof)
+        return {**asdict(self.bundle), "path": str(self.bundle.path), **own, "updates": updates, "proof": proof}
 
     def moved(self, folder: Path) -> Exported:
         """The same, with its files in `folder`."""
@@ -108,6 +121,16 @@ class ExportOptions:
     """ONNX opset of the files."""
     shrink: Shrink = field(default_factory=Shrink)
     """Smaller variants to write beside the student."""
+    labels: str = "graph"
+    """`"graph"`: names of the best classes leave the graph, as strings. `"none"`: their positions alone."""
+    target: str | None = None
+    """The runtime that the files are for, in which they are tried: a name of `export/targets`."""
+    target_python: Path | None = None
+    """A Python that has this runtime; by default this one."""
+    batch: int | None = None
+    """Images in one run; any number by default."""
+    image_size: tuple[int, int] | None = None
+    """Height and width of the images; any by default."""
     ort: bool = False
     """Write every file in onnxruntime's own format as well."""
     latency: bool = True
@@ -123,7 +146,14 @@ class ExportOptions:
             raise OptionError(
                 f"unknown --input '{self.input}', expected {' or '.join(INPUTS)}{nearest(self.input, INPUTS)}"
             )
+        if self.labels not in LABELS:
+            raise OptionError(
+                f"unknown --labels '{self.labels}', expected {' or '.join(LABELS)}{nearest(self.labels, LABELS)}"
+            )
+        if self.target is not None:
+            find_target(self.target)
         check_opset(self.opset)
+        check_fixed(self.batch, self.image_size, self.input)
         object.__setattr__(self, "selection", Select.parse(self.select))
 
 
@@ -254,7 +284,7 @@ def _export_learner(
         bundle = replace(bundle, features=sums.features(""))
     view = query_view(record, learner, graph.uses_query, options.input)
     more = {} if view is None else {"query_view": view}
-    model = export_onnx(graph, bundle, options.opset, **more)
+    model = export_onnx(graph, bundle, options.opset, options.labels == "graph", **more)
     seen = learner.backbone.own_pixels(images)
     run_images = None if view is None else behind_preprocessing(model, pair.encoder, learner, images)
     prompts = fixed.prompts if fixed else None
@@ -289,6 +319,11 @@ def _export_learner(
             size, nodes = it.bundle.path.stat().st_size, len(it.model.graph.node)
             found = Exported(it.bundle, size, nodes, it.held_out, it.calibration, it.products, it.left_float)
             exported.append(replace(found, learned_from=it.learned_from))
+    if options.batch is not None or options.image_size is not None:
+        on_step(f"{role}: fixing the shape of the input")
+        exported = [_fixed(it, images, options) for it in exported]
+    if options.target is not None:
+        exported = [_proved(it, images, expected.numpy(), options, on_step) for it in exported]
     if options.latency:
         exported = [replace(it, latency_ms=latency_ms(it.bundle.path, it.bundle.preprocessing)) for it in exported]
     if options.ort:
@@ -298,9 +333,37 @@ def _export_learner(
     return exported
 
 
+def _fixed(item: Exported, images: Tensor, options: ExportOptions) -> Exported:
+    """The file with the shape of its input fixed, in its place, after it has answered as the file with free sizes."""
+    path, bundle = item.bundle.path, item.bundle
+    free = onnx.load(path)
+    fixed = fix_shapes(free, options.batch, options.image_size)
+    check_same_answers(free, fixed, bundle, images)
+    save_onnx(fixed, path, encode_metadata(bundle))
+    return replace(item, bytes=file_size(path), nodes=len(fixed.graph.node))
+
+
+def _proved(
+    item: Exported, images: Tensor, expected: NDArray[np.float32], options: ExportOptions, on_step: OnStep
+) -> Exported:
+    """The file with its proof in the runtime it is for: of a smaller variant, and of images of another size than those
+    that were trained with, compared with what onnxruntime makes of the same file."""
+    target = find_target(options.target or "onnxruntime")
+    if not is_installed(target, options.target_python):
+        return replace(item, proof=NotInstalled(target.name, target.install))
+    path, feed = item.bundle.path, graph_input(images, item.bundle.preprocessing)
+    on_step(f"{path.name}: running held-out images in {target.name}")
+    own = of_fixed_size(feed, options.image_size)
+    if item.bundle.quantization is not None or own.shape != feed.shape:
+        expected = answers_of(path, own, options.batch)
+    return replace(item, proof=prove(target, path, own, expected, options.batch, options.target_python))
+
+
 def check_large(path: Path, options: ExportOptions) -> None:
     """Raise OptionError for what cannot be made of a model whose weights stand in a file of their own."""
+    fixed = options.batch is not None or options.image_size is not None
     asked = {"--quantize or --fp16": options.shrink.kinds, "--ort": options.ort, "--update-from": options.update_from}
+    asked["--batch or --image-size"] = fixed
     for name, wanted in asked.items():
         if wanted:
             raise OptionError(

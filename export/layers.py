@@ -56,7 +56,7 @@ class Graph:
         for node in model.graph.node:
             for value in node.input:
                 self.consumers[value].append(node)
-        inferred = onnx.shape_inference.infer_shapes(model).graph
+        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
         self.shapes = {
             value.name: [size.dim_value for size in value.type.tensor_type.shape.dim]
             for value in (*inferred.value_info, *inferred.input, *inferred.output)
@@ -139,6 +139,9 @@ def patches_as_products(model: onnx.ModelProto) -> None:
                 nodes.append(node)
             continue
         weight, tokens, between = pattern
+        for user in graph.consumers[node.output[0]]:
+            if user.op_type == "Shape":  # of the batch alone, which is the tokens' as well
+                user.input[0] = tokens
         width, channels, size, _ = weight.shape
         written.update(between)
         prefix, weight_name = node.name, f"{node.input[1].removesuffix('.weight')}.matrix.weight"
@@ -302,7 +305,7 @@ def _patch_pattern(graph: Graph, node: onnx.NodeProto) -> tuple[npt.NDArray[np.f
     )
     path = [node.output[0]]
     for kind in ("Reshape", "Transpose"):
-        users = graph.consumers[path[-1]]
+        users = [user for user in graph.consumers[path[-1]] if user.op_type != "Shape"]
         if not plain or len(users) != 1 or users[0].op_type != kind:
             return None
         path.append(users[0].output[0])

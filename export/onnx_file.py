@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from cdl_deploy.data.preprocessing import ResizeCrop
 from cdl_deploy.errors import OptionError
 from cdl_deploy.export.labels import label_graph, label_outputs
+from cdl_deploy.export.plain_graph import lower_to_17, write_plainly
 from cdl_deploy.export.preprocessing import PIXELS_NAME, QUERY_PIXELS_NAME, image_input, preprocessing_graph
 from cdl_deploy.files import write_atomic
 from cdl_deploy.runtime.bundle import (
@@ -35,8 +36,8 @@ from cdl_deploy.runtime.bundle import (
 )
 
 OPSET = 20
-LOWEST_OPSET = 18
-"""The first opset that torch's exporter writes."""
+LOWEST_OPSET = 17
+"""The first opset with LayerNormalization."""
 HIGHEST_OPSET = 23
 """The last one that the graph is made for; the tests export and run every one."""
 LARGEST_FILE = 2_000_000_000
@@ -45,6 +46,8 @@ ALIGNMENT = 4096
 """Each weight in such a file begins at a multiple, so that it can be mapped into memory."""
 SMALL = 1024
 """Constants up to this size stay in the model: shapes and the like, which readers look at."""
+LOWEST_WRITTEN = 18
+"""The first opset that torch's exporter writes."""
 EXAMPLE_BATCH = 2  # with an example batch of 1 the exporter takes the batch for a constant
 
 
@@ -53,14 +56,14 @@ def check_opset(opset: int) -> None:
     if not LOWEST_OPSET <= opset <= HIGHEST_OPSET:
         raise OptionError(
             f"--opset {opset} is not possible, expected {LOWEST_OPSET} to {HIGHEST_OPSET}: "
-            "PyTorch's exporter writes none below, and the graph is made for none above"
+            "none below has LayerNormalization, and the graph is made for none above"
         )
 
 
 def export_onnx(
-    module: nn.Module, bundle: Bundle, opset: int = OPSET, query_view: ResizeCrop | None = None
+    module: nn.Module, bundle: Bundle, opset: int = OPSET, labels: bool = True, query_view: ResizeCrop | None = None
 ) -> onnx.ModelProto:
-    """`module` with what `bundle` says about input and classes around it, as one model.
+    """`module` with what `bundle` says about input and classes around it, as one model. `labels`: with `topk_label`.
 
     `module` takes [B, 3, height, width]: pixels from 0 to 255, or what the bundle's `"tensor"` is. With `query_view` it
     takes pixels of that size as well, behind the others.
@@ -70,7 +73,7 @@ def export_onnx(
     example = torch.zeros(EXAMPLE_BATCH, 3, size.height, size.width)
     second = None if query_view is None else torch.zeros(EXAMPLE_BATCH, 3, query_view.height, query_view.width)
     core = export_core(module, example, input_name, opset, bundle.features is not None, second)
-    return assemble(core, bundle, query_view)
+    return assemble(core, bundle, labels, query_view)
 
 
 def export_core(
@@ -96,7 +99,7 @@ def export_core(
             input_names=[input_name, QUERY_PIXELS_NAME][: len(examples)],
             output_names=[LOGITS_NAME, PROBABILITIES_NAME, TASK_SCORES_NAME, *more],
             dynamic_shapes=tuple({0: batch} for _ in examples),
-            opset_version=opset,
+            opset_version=max(opset, LOWEST_WRITTEN),
             external_data=False,
             verbose=False,
         )
@@ -105,16 +108,21 @@ def export_core(
     onnx_ir.passes.common.DeduplicateInitializersPass(size_limit=1 << 24)(program.model)
     model = program.model_proto
     _strip_traces(model)
+    write_plainly(model)
+    if opset < LOWEST_WRITTEN:
+        lower_to_17(model)
     return model
 
 
-def assemble(core: onnx.ModelProto, bundle: Bundle, query_view: ResizeCrop | None = None) -> onnx.ModelProto:
+def assemble(
+    core: onnx.ModelProto, bundle: Bundle, labels: bool = True, query_view: ResizeCrop | None = None
+) -> onnx.ModelProto:
     """The core with what `bundle` says about input and classes around it. It is `core`, changed in place.
 
     Checked by onnx, shapes inferred strictly: onnxruntime-web refuses a declared shape that is not the inferred one.
     """
     graph = core.graph
-    nodes, after = list(graph.node), label_graph(bundle)
+    nodes, after = list(graph.node), label_graph(bundle, labels)
     parts = [after]
     if bundle.preprocessing.input == "image":
         before = [preprocessing_graph(bundle.preprocessing)]
@@ -129,7 +137,7 @@ def assemble(core: onnx.ModelProto, bundle: Bundle, query_view: ResizeCrop | Non
     for part in parts:
         graph.initializer.extend(part.initializers)
     scores = next(i for i, output in enumerate(graph.output) if output.name == TASK_SCORES_NAME)
-    for offset, output in enumerate(label_outputs(bundle)):
+    for offset, output in enumerate(label_outputs(bundle, labels)):
         graph.output.insert(scores + offset, output)
     if not above_limit(core):  # otherwise `save_onnx` checks the file
         onnx.checker.check_model(core, full_check=True)
@@ -137,7 +145,14 @@ def assemble(core: onnx.ModelProto, bundle: Bundle, query_view: ResizeCrop | Non
 
 
 def save_onnx(model: onnx.ModelProto, path: Path, metadata: dict[str, str]) -> None:
-    """Write the model with `metadata` as its metadata_props; the same model gives the same bytes."""
+    """Write the model with `metadata` as its metadata_props; the same model gives the same bytes.
+
+    Of the shapes of values only those of input and outputs are written: whoever wants the others infers them, and some
+    runtimes cannot fix a batch that they name. The IR version is the lowest for the opset, so old runtimes load it.
+    """
+    shapes = list(model.graph.value_info)
+    del model.graph.value_info[:]
+    model.ir_version = onnx.helper.find_min_ir_version_for(model.opset_import)
     del model.metadata_props[:]
     for key in sorted(metadata):
         model.metadata_props.add(key=key, value=metadata[key])
@@ -145,6 +160,7 @@ def save_onnx(model: onnx.ModelProto, path: Path, metadata: dict[str, str]) -> N
     if apart:
         move_weights(model, weights_file(path))
     write_atomic(path, lambda file: file.write_bytes(model.SerializeToString(deterministic=True)))
+    model.graph.value_info.extend(shapes)
     if apart:
         onnx.checker.check_model(path, full_check=True)
 

@@ -8,19 +8,20 @@ Resizing is two matrix products, one an axis, and the centre crop leaves out tho
 
 for an image X of W columns resized to W′; rows of U add up to 1, and V does the same for the rows of X. f is PIL's
 filter, columns come first and each product is rounded and clipped, as in PIL: these are PIL's pixels but for the last
-bit of a tie. (Pillow 13 takes the rows first where an image is more than twice as high as wide; that makes a difference
-where the filter overshoots black or white.) U and V are worked out in the graph from the shape of the image, in whole
-numbers up to the last division, so a wide image loses nothing.
+bit of a tie. (Pillow 13 takes the rows first where an image is more than twice as high as wide, which makes a
+difference where the filter overshoots black or white; `cdl_deploy.data.images` has it take the columns first always.)
+U and V are worked out in the graph from the shape of the image, in whole numbers up to the last division, so a wide
+image loses nothing. They are mostly zero: outputs are cut into groups, and each is a product with the window that it
+reads. Of an image whose shorter edge is right already they are ones and zeros, and its pixels stay what they are.
 
 Not the Resize operator: it resizes what the crop then throws away (a 1 × 40000 image would become 224 × 9 million),
-and rounds once where PIL rounds twice.
-
-An image whose shorter edge is as long as it should be already is only cropped; an `If` decides. Both of its branches
-stand alone, with constants of their own: tools that sort or prune a graph overlook what a branch takes from outside.
+rounds once where PIL rounds twice, and runtimes differ on it: OpenVINO, MNN and ncnn drop its antialiasing in silence,
+MNN and ncnn its cubic coefficient as well. No `If` for images that need no resizing either: few runtimes take one.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -35,6 +36,10 @@ from cdl_deploy.runtime.bundle import INPUT_NAME
 PIXELS_NAME = "pixels"
 QUERY_PIXELS_NAME = "query_pixels"
 """What the query sees, where a teacher sees images at another size."""
+END = 2**63 - 1
+"""Behind the last one of any axis."""
+GROUP = 28
+"""Outputs of an axis that share a window of inputs, about: what they do not read is not multiplied by zero."""
 
 
 def preprocessing_graph(preprocessing: ResizeCrop, name: str = PIXELS_NAME) -> Nodes:
@@ -42,42 +47,26 @@ def preprocessing_graph(preprocessing: ResizeCrop, name: str = PIXELS_NAME) -> N
     check_filter(preprocessing.interpolation)
     prefix = "preprocessing" if name == PIXELS_NAME else f"preprocessing/{name}"
     g = Nodes(prefix)
-    sides = g("Shape", INPUT_NAME, start=1, end=3)
-    ready = g("Equal", g("ReduceMin", sides, keepdims=0), g.constant(preprocessing.resize, np.int64))
-    g("If", ready, name=name, then_branch=_cropped(preprocessing, prefix), else_branch=_resized(preprocessing, prefix))
-    return g
-
-
-def _cropped(preprocessing: ResizeCrop, prefix: str) -> onnx.GraphProto:
-    """The middle of an image that need not be resized."""
-    g, size = Nodes(f"{prefix}/cropped"), (preprocessing.height, preprocessing.width)
-    counts = g.integers(*size)
-    first = _offset(g, g("Shape", INPUT_NAME, start=1, end=3), counts)
-    part = g("Slice", INPUT_NAME, first, g("Add", first, counts), g.integers(1, 2))
-    planes = g("Cast", g("Transpose", part, perm=[0, 3, 1, 2]), to=TensorProto.FLOAT)
-    return _branch(g, g("Reshape", planes, g.integers(-1, 3, *size)), size)  # so that the sizes are known beforehand
-
-
-def _resized(preprocessing: ResizeCrop, prefix: str) -> onnx.GraphProto:
-    """Any other image, resized, and of that the middle."""
-    g = Nodes(f"{prefix}/resized")
+    height, width = preprocessing.height, preprocessing.width
     rows, columns = g("Shape", INPUT_NAME, start=1, end=2), g("Shape", INPUT_NAME, start=2, end=3)
     shorter = g("Min", rows, columns)
-    first_row, last_row, rows_weights = _axis(g, rows, shorter, preprocessing.height, preprocessing)
-    first_column, last_column, columns_weights = _axis(g, columns, shorter, preprocessing.width, preprocessing)
-    # Only what the crop is made of: of a wide photograph little more than half.
-    begin, end = g("Concat", first_row, first_column, axis=0), g("Concat", last_row, last_column, axis=0)
-    part = g("Slice", INPUT_NAME, begin, end, g.integers(1, 2))
+    row, row_weights = _axis(g, rows, shorter, height, preprocessing)
+    column, column_weights = _axis(g, columns, shorter, width, preprocessing)
+    # Only rows that the crop is made of: of a tall photograph little more than half.
+    first, behind = g("ReduceMin", row, keepdims=0), g("Add", g("ReduceMax", row, keepdims=0), g.integers(1))
+    part = g("Slice", INPUT_NAME, g("Reshape", first, g.integers(1)), behind, g.integers(1))
     planes = g("Cast", g("Transpose", part, perm=[0, 3, 1, 2]), to=TensorProto.FLOAT)
-    narrow = _as_bytes(g, g("MatMul", planes, g("Transpose", columns_weights, perm=[1, 0])))
-    pixels = _as_bytes(g, g("MatMul", rows_weights, narrow))
-    return _branch(g, pixels, (preprocessing.height, preprocessing.width))
-
-
-def _branch(g: Nodes, output: str, size: tuple[int, int]) -> onnx.GraphProto:
-    """A graph that takes nothing of its own and gives `output` [B, 3, height, width]."""
-    value = helper.make_tensor_value_info(output, TensorProto.FLOAT, ["batch", 3, *size])
-    return helper.make_graph(g.nodes, g.prefix, [], [value], g.initializers)
+    weights, parts = g("Transpose", column_weights, perm=[0, 2, 1]), []
+    for group in range(width // group_of(width)):  # slices: a Gather copies number by number where columns lie together
+        own, last = g("Gather", column, g.constant(group, np.int64), axis=0), g.integers(-1)
+        begin, end = g("Slice", own, g.integers(0), g.integers(1)), g("Slice", own, last, g.integers(END))
+        window = g("Slice", planes, begin, g("Add", end, g.integers(1)), g.integers(3))
+        parts.append(g("MatMul", window, g("Gather", weights, g.constant(group, np.int64), axis=0)))
+    narrow = g("Concat", *parts, axis=3) if len(parts) > 1 else parts[0]
+    spread = g("Gather", _as_bytes(g, narrow), g("Sub", row, first), axis=2)  # [B, 3, groups, window, width]
+    pixels = g("Reshape", g("MatMul", row_weights, spread), g.integers(-1, 3, height, width))
+    _as_bytes(g, pixels, name)
+    return g
 
 
 def check_filter(interpolation: str) -> None:
@@ -89,27 +78,38 @@ def check_filter(interpolation: str) -> None:
         )
 
 
-def _axis(g: Nodes, size: str, shorter: str, crop: int, preprocessing: ResizeCrop) -> tuple[str, str, str]:
-    """First input pixel that is read, the one behind the last, and the weights [crop, pixels read] of one axis."""
+def group_of(crop: int) -> int:
+    """How many outputs of an axis share a window of inputs: its divisor that is by ratio nearest `GROUP`."""
+    return min((it for it in range(1, crop + 1) if crop % it == 0), key=lambda it: abs(math.log(it / GROUP)))
+
+
+def _axis(g: Nodes, size: str, shorter: str, crop: int, preprocessing: ResizeCrop) -> tuple[str, str]:
+    """Of one axis, whose outputs are cut into groups: the input pixels that each group reads [groups, window], and the
+    weights of those [groups, outputs, window]."""
     reach, filter_of = FILTERS[preprocessing.interpolation]
-    one, two, count = g.integers(1), g.integers(2), g.integers(crop)
+    one, two, count = g.integers(1), g.integers(2), group_of(crop)
     new = g("Div", g("Mul", size, g.integers(preprocessing.resize)), shorter)  # torchvision: int(resize·long / short)
-    offset = _offset(g, new, count)
+    offset = _offset(g, new, g.integers(crop))
     larger = g("Max", size, new)
     margin = g("Add", g("Div", g("Mul", larger, g.integers(reach)), new), two)
-    first = g("Max", g("Sub", g("Div", g("Mul", offset, size), new), margin), g.integers(0))
-    behind = g("Div", g("Mul", g("Add", offset, count), size), new)
+    starts = g("Add", g.constant(np.arange(0, crop, count), np.int64), offset)
+    first = g("Max", g("Sub", g("Div", g("Mul", starts, size), new), margin), g.integers(0))
+    behind = g("Div", g("Mul", g("Add", starts, g.integers(count)), size), new)
     behind = g("Min", g("Add", behind, margin), size)
+    # All windows are as wide as the widest; the last ones begin earlier for it.
+    window = g("ReduceMax", g("Sub", behind, first), keepdims=0)
+    first = g("Min", first, g("Sub", size, window))
+    steps = g("Range", g.constant(0, np.int64), window, g.constant(1, np.int64))
+    read = g("Add", g("Unsqueeze", first, g.integers(-1)), steps)
     # 2·size·new times the position of the middle of every output, and of every input that is read
-    outputs = g("Add", g.constant(np.arange(crop), np.int64), offset)
+    outputs = g("Add", g.constant(np.arange(crop).reshape(-1, count, 1), np.int64), offset)
     outputs = g("Mul", g("Add", g("Mul", outputs, two), one), size)
-    inputs = g("Range", g("Squeeze", first), g("Squeeze", behind), g.constant(1, np.int64))
-    inputs = g("Mul", g("Add", g("Mul", inputs, two), one), new)
-    distance = g("Abs", g("Sub", inputs, g("Unsqueeze", outputs, g.integers(-1))))
+    inputs = g("Unsqueeze", g("Mul", g("Add", g("Mul", read, two), one), new), one)
+    distance = g("Abs", g("Sub", inputs, outputs))
     scale = g("Mul", larger, two)
     t = g("Div", g("Cast", distance, to=TensorProto.FLOAT), g("Cast", scale, to=TensorProto.FLOAT))
     weights = filter_of(g, t)
-    return first, behind, g("Div", weights, g("ReduceSum", weights, g.integers(-1), keepdims=1))
+    return read, g("Div", weights, g("ReduceSum", weights, g.integers(-1), keepdims=1))
 
 
 def _offset(g: Nodes, sizes: str, crop: str) -> str:
@@ -120,9 +120,9 @@ def _offset(g: Nodes, sizes: str, crop: str) -> str:
     return g("Add", half, g("Mul", g("Mod", spare, two), g("Mod", half, two)))
 
 
-def _as_bytes(g: Nodes, values: str) -> str:
+def _as_bytes(g: Nodes, values: str, name: str | None = None) -> str:
     """Rounded as PIL does, halves up, and clipped to 0 … 255."""
-    return g("Clip", g("Floor", g("Add", values, g.number(0.5))), g.number(0), g.number(255))
+    return g("Clip", g("Floor", g("Add", values, g.number(0.5))), g.number(0), g.number(255), name=name)
 
 
 def _bilinear(g: Nodes, t: str) -> str:

@@ -185,20 +185,21 @@ def store_half(model: onnx.ModelProto) -> None:
     With ten tasks of CODA they are a quarter of an int8 file, and rounding them is a thousandth of what int8 does to
     the tokens. The few keys of a selection that chooses the largest (L2P, DualPrompt) are too small to be worth it.
     """
-    casts = []
-    for value in model.graph.initializer:
+    for value in list(model.graph.initializer):
         if not value.name.startswith(STORED_HALF) or value.data_type != onnx.TensorProto.FLOAT:
             continue
         numbers = numpy_helper.to_array(value)
         stored = numbers.astype(np.float16)
         if numbers.size < LARGE or not np.isfinite(stored).all():
             continue
-        half, name = f"{value.name}.half", value.name
-        value.CopyFrom(numpy_helper.from_array(stored, half))
-        casts.append(helper.make_node("Cast", [half], [name], name, to=onnx.TensorProto.FLOAT))
-    nodes = [*casts, *model.graph.node]
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
+        widen_at_load(model, value)
+
+
+def widen_at_load(model: onnx.ModelProto, value: onnx.TensorProto) -> None:
+    """Keep the initializer `value` of a model as fp16, and its name for what a Cast makes of that. In place."""
+    half, name = f"{value.name}.half", value.name
+    value.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(value).astype(np.float16), half))
+    model.graph.node.insert(0, helper.make_node("Cast", [half], [name], name, to=onnx.TensorProto.FLOAT))
 
 
 def _pixel_values(model: onnx.ModelProto, exact: Collection[str]) -> Iterator[str]:

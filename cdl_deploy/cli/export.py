@@ -29,6 +29,7 @@ cdl export runs/digits --web site
 cdl export bundle/student.onnx --web site
 cdl export runs/digits --onnx --quantize int8 --fp16 --ort
 cdl export runs/digits --onnx --out v2 --update-from v1/student.onnx
+cdl export runs/digits --target openvino
 cdl export runs/digits --onnx --out night-shift --select images:samples/night
 """
 
@@ -49,14 +50,31 @@ def command(
         Path | None, typer.Option(metavar="DIR", help="Folder to write. Default: RUN/export.", show_default=False)
     ] = None,
     teacher: Annotated[bool, typer.Option("--teacher/--no-teacher", help="Export the teacher as well.")] = True,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Write for another runtime, and try the file in it: onnxruntime, openvino, tract, mnn, or "
+            "portable for most converters. Without --out: RUN/export/NAME.",
+            show_default=False,
+        ),
+    ] = None,
+    target_python: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH", help="A Python that has the target's runtime. Default: this one.", show_default=False
+        ),
+    ] = None,
     graph_input: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--input",
             metavar="image|tensor",
-            help="image: uint8 pixels of any size, preprocessed in the graph; tensor: a normalised float tensor.",
+            help="image: uint8 pixels of any size, preprocessed in the graph; tensor: a normalised float tensor. "
+            "Default: image, or what the target takes.",
+            show_default=False,
         ),
-    ] = "image",
+    ] = None,
     select: Annotated[
         str,
         typer.Option(
@@ -64,7 +82,33 @@ def command(
             help="Who selects prompts: each image in the graph; or once at export, by the images of task K or of DIR.",
         ),
     ] = "in-graph",
-    opset: Annotated[int, typer.Option(metavar="N", help="ONNX opset, 18 to 23.")] = 20,
+    opset: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="ONNX opset, 17 to 23. Default: 20, or what the target takes.", show_default=False
+        ),
+    ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            metavar="graph|none",
+            help="graph: an output with the best classes' names; none: their positions alone, for runtimes without "
+            "strings (names stay in metadata and .json). Default: graph, or what the target takes.",
+            show_default=False,
+        ),
+    ] = None,
+    batch: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Fix the number of images in one run. Default: any.", show_default=False),
+    ] = None,
+    image_size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="H,W",
+            help="Fix height and width of the images, and compute beforehand how they are resized. Default: any.",
+            show_default=False,
+        ),
+    ] = None,
     quantize: Annotated[
         str | None,
         typer.Option(
@@ -113,16 +157,23 @@ def command(
     written. The web page classifies photographs and what a camera sees on the visitor's device, also offline. With
     a closed-form head it can be taught new classes there.
     """
+    onnx = onnx or target is not None
     if not onnx and web is None:
-        raise OptionError("cdl export needs a format: add --onnx or --web DIR")
+        raise OptionError("cdl export needs a format: add --onnx, --target NAME or --web DIR")
+    if target is not None and web is not None:
+        raise OptionError("--target does not go with --web: a page runs onnxruntime's own web runtime")
+    if target_python is not None and target is None:
+        raise OptionError("--target-python is for --target: add it, or leave it out")
     if web is not None:
-        check_page_options(run, web, graph_input, onnx, out)
+        check_page_options(
+            run, web, graph_input or "image", onnx, out, labels or "graph", batch is not None or image_size is not None
+        )
         if run.suffix == ".onnx":
             write_model_page(run, web)
             print_page(web, as_json)
             return
     with require_extra("cdl export", "export"):
-        from cdl_deploy.export import ExportOptions, Shrink, export_run, left_behind
+        from cdl_deploy.export import ExportOptions, Shrink, export_run, left_behind, parse_image_size, settled
 
     def on_step(text: str) -> None:
         if sys.stderr.isatty():
@@ -132,16 +183,28 @@ def command(
     shrink = Shrink(tuple(dict.fromkeys(kinds)), calibrate, max_drop)
     options = ExportOptions(
         teacher=teacher and onnx,
-        input=graph_input,
         select=select,
-        opset=opset,
+        target_python=target_python,
+        **settled(
+            target,
+            input=graph_input,
+            labels=labels,
+            opset=opset,
+            batch=batch,
+            image_size=None if image_size is None else parse_image_size(image_size),
+            kinds=shrink.kinds,
+        ),
         shrink=shrink,
         ort=ort,
         statistics=statistics,
         update_from=tuple(update_from or ()),
     )
     with ExitStack() as scratch:
-        destination = (out or run / "export") if onnx else scratch.enter_context(scratch_folder("cdl-page-")) / "bundle"
+        destination = (
+            (out or run / "export" / (target or ""))
+            if onnx
+            else scratch.enter_context(scratch_folder("cdl-page-")) / "bundle"
+        )
         exported = export_run(run, destination, options, on_step)
         if web is not None:
             write_model_page(destination / "student.onnx", web)
@@ -192,7 +255,25 @@ def _print(exported: list[Exported], destination: Path) -> None:
                 highlight=False,
                 soft_wrap=True,
             )
+    for item in exported:
+        _print_proof(console, item)
     console.print(f"Next: cdl bench-latency {as_typed(destination)}", highlight=False)
+
+
+def _print_proof(console: Console, item: Exported) -> None:
+    """How a file answered in the runtime it is for, or how to install that."""
+    from cdl_deploy.export.targets.checking import NotInstalled
+
+    proof, name = item.proof, item.bundle.path.name
+    if proof is None:
+        return
+    said = (
+        f"{name} was written and not tried: {proof.target} is not installed here: {proof.install}"
+        if isinstance(proof, NotInstalled)
+        else f"{proof.file} in {proof.runtime}: logits off by {proof.max_abs_logit_difference:.1e}, same top-1 for "
+        f"{proof.top1_agreement:.0%} of {proof.images}, {proof.bytes / 1e6:.2f} MB, {proof.ms:.1f} ms on one thread"
+    )
+    console.print(said, highlight=False, soft_wrap=True)
 
 
 def _print_variant(console: Console, item: Exported) -> None:

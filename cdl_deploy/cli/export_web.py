@@ -12,12 +12,18 @@ from cdl_deploy.printable import as_typed
 from cdl_deploy.require_extra import require_extra
 
 
-def check_page_options(run: Path, web: Path, graph_input: str, onnx: bool, out: Path | None) -> None:
+def check_page_options(
+    run: Path, web: Path, graph_input: str, onnx: bool, out: Path | None, labels: str = "graph", fixed: bool = False
+) -> None:
     """Raise `OptionError`, before anything takes long, for options that `--web` cannot go with."""
     with require_extra("cdl export --web"):
         from cdl_deploy.runtime.web_page import check_page_folder
     if graph_input != "image":
         raise OptionError(f"--input {graph_input} does not go with --web: the page gives the model pixels")
+    if labels == "none":
+        raise OptionError("--labels none does not go with --web: the page shows the names that the model gives")
+    if fixed:
+        raise OptionError("--batch and --image-size do not go with --web: the page gives the model images of any size")
     if run.suffix == ".onnx" and onnx:
         raise OptionError(f"{run} is exported already: leave out --onnx")
     if out is not None and not onnx:

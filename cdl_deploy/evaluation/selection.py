@@ -14,13 +14,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from cdl_deploy.data.images import FloatArray, load_image, to_input
+from cdl_deploy.data.images import FloatArray, load_image
 from cdl_deploy.data.labelled import Item, LabelledImages, known_images
 from cdl_deploy.errors import OptionError
 from cdl_deploy.evaluation.outputs import ImageOutput, model_outputs
 from cdl_deploy.evaluation.predictions import OnImage, Unreadable, no_image
 from cdl_deploy.runtime.bundle import INPUT_NAME, TASK_SCORES_NAME, Bundle, bundle_of, open_session
 from cdl_deploy.runtime.running import run_graph
+from cdl_deploy.runtime.session_input import fitting_input, in_batches, input_shape
 
 By = Literal["task", "class"]
 
@@ -96,14 +97,17 @@ def measure_selection(
     session = open_session(path, threads=1)
     bundle = bundle_of(session, path)
     check_selects_by_task(bundle)
+    only, image_size = input_shape(session, bundle.preprocessing)
     known = known_images(images, bundle.classes, skip_unknown, str(path))
 
     def prepare(item: Item) -> NDArray[Any]:
-        return to_input(load_image(item), bundle.preprocessing)
+        return fitting_input(load_image(item), bundle.preprocessing, image_size)
 
     def run(batch: NDArray[Any]) -> FloatArray:
-        scores: FloatArray = run_graph(path, session, [TASK_SCORES_NAME], {INPUT_NAME: batch}, len(batch))[0]
-        return scores
+        def scores(rows: NDArray[Any]) -> list[FloatArray]:
+            return run_graph(path, session, [TASK_SCORES_NAME], {INPUT_NAME: rows}, len(rows))
+
+        return in_batches(batch, only, scores)[0]
 
     outputs = model_outputs(prepare, run, known.items, batch_size, workers)
     return collect_selection(bundle, known, outputs, by, on_image)

@@ -79,11 +79,12 @@ def _distance(total: Statistics, rule: HeadRule) -> dict[str, NDArray[Any]]:
 
 def _labels(onnx: OnnxFile, old: Bundle, new: Bundle, edits: Edits) -> None:
     """Names, how many of the best are told, and the columns of everything that has one a class."""
-    texts = onnx.producer(TOPK_LABEL_NAME).inputs[0]
+    named = [it for it in onnx.nodes if TOPK_LABEL_NAME in it.outputs]
     best = [it for it in onnx.consumers(LOGITS_NAME) if it.operator == "TopK"]
-    if texts not in onnx.constants or len(best) != 1:
+    if any(it.inputs[0] not in onnx.constants for it in named) or len(best) != 1:
         raise BundleError("its labels are not where export puts them; export the model again")
-    edits.constants[texts] = new.classes
+    for it in named:  # none in a file without names (--labels none)
+        edits.constants[it.inputs[0]] = new.classes
     if new.top_k != old.top_k:
         edits.constants[best[0].inputs[1]] = np.array([new.top_k], np.int64)
     ranked = onnx.behind(best[0].outputs)

@@ -42,6 +42,7 @@ INPUT_NAME = "image"
 LOGITS_NAME = "logits"
 PROBABILITIES_NAME = "probabilities"
 TOPK_PROBABILITY_NAME = "topk_probability"
+TOPK_INDEX_NAME = "topk_index"
 TOPK_LABEL_NAME = "topk_label"
 TASK_SCORES_NAME = "task_scores"
 FEATURES_NAME = "features"
@@ -357,6 +358,11 @@ def bundle_of(session: onnxruntime.InferenceSession, path: Path) -> Bundle:
     found = inputs.get(INPUT_NAME)
     if found is None or len(inputs) != 1:
         raise BundleError(f"{path}: its inputs are {list(inputs)}, expected ['{INPUT_NAME}']; export the model again")
+    # Exported with --batch or --image-size it takes one size; which, is for whoever feeds it to look up.
+    free = 3 if size.input == "image" else 1
+    if len(found.shape) == len(expected):
+        sizes = zip(found.shape, expected[:free], strict=False)
+        expected = (*(got if isinstance(got, int) and got > 0 else want for got, want in sizes), *expected[free:])
     if found.type != kind or not _fits(found.shape, expected):
         raise BundleError(
             f"{path}: input {INPUT_NAME} is {found.type} {found.shape}, expected {kind} {list(expected)} "
@@ -365,7 +371,7 @@ def bundle_of(session: onnxruntime.InferenceSession, path: Path) -> Bundle:
     classes, tasks = len(bundle.classes), len(bundle.tasks)
     if bundle.unknown_threshold is not None:
         distance = outputs.get(DISTANCE_NAME)
-        if distance is None or distance.type != "tensor(float)" or not _fits(distance.shape, ("B",)):
+        if distance is None or distance.type != "tensor(float)" or not _fits(distance.shape, expected[:1]):
             raise BundleError(
                 f"{path}: cdl.unknown_threshold is about output {DISTANCE_NAME!r}, expected as tensor(float) ['B']; "
                 "export the model again"
@@ -375,16 +381,17 @@ def bundle_of(session: onnxruntime.InferenceSession, path: Path) -> Bundle:
         (LOGITS_NAME, "tensor(float)", classes, "a class"),
         (PROBABILITIES_NAME, "tensor(float)", classes, "a class"),
         (TOPK_PROBABILITY_NAME, "tensor(float)", bundle.top_k, "a place among the best"),
-        (TOPK_LABEL_NAME, "tensor(string)", bundle.top_k, "a place among the best"),
+        *([(TOPK_LABEL_NAME, "tensor(string)", bundle.top_k, "a place among the best")] * (TOPK_LABEL_NAME in outputs)),
+        *([(TOPK_INDEX_NAME, "tensor(int64)", bundle.top_k, "a place among the best")] * (TOPK_INDEX_NAME in outputs)),
         (TASK_SCORES_NAME, "tensor(float)", tasks, "a task"),
         *more,
     ):
         if name not in outputs:
             raise BundleError(f"{path}: it has no output {name!r} (outputs: {list(outputs)}); export the model again")
-        if outputs[name].type != kind or not _fits(outputs[name].shape, ("B", columns)):
+        if outputs[name].type != kind or not _fits(outputs[name].shape, (expected[0], columns)):
             raise BundleError(
                 f"{path}: output {name} is {outputs[name].type} {outputs[name].shape}, "
-                f"expected {kind} ['B', {columns}], one column {what}; export the model again"
+                f"expected {kind} {[expected[0], columns]}, one column {what}; export the model again"
             )
     return bundle
 

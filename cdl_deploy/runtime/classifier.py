@@ -13,13 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from cdl_deploy.data.images import ByteArray, FloatArray, load_image, to_crop, to_input, to_tensor
+from cdl_deploy.data.images import ByteArray, FloatArray, load_image, to_crop, to_tensor
 from cdl_deploy.errors import BundleError, DataError, OptionError
 from cdl_deploy.runtime.bundle import DISTANCE_NAME, FEATURES_NAME, Bundle, open_session
 from cdl_deploy.runtime.cores import usable_cores
 from cdl_deploy.runtime.interface import interface_of
 from cdl_deploy.runtime.providers import check_providers
 from cdl_deploy.runtime.running import run_graph
+from cdl_deploy.runtime.session_input import fitting_input, in_batches
 
 ImageInput = str | Path | Image.Image | NDArray[Any]
 """A path, a PIL image, or a uint8 array [H, W, 3]."""
@@ -154,7 +155,7 @@ class Classifier:
             return crop if wanted.channels_last else np.ascontiguousarray(crop.transpose(2, 0, 1))
         if wanted.channels_last:
             return np.ascontiguousarray(to_tensor(pixels, wanted.preprocessing).transpose(1, 2, 0))
-        return to_input(pixels, wanted.preprocessing)
+        return fitting_input(pixels, wanted.preprocessing, wanted.image_size)
 
     def probabilities(self, batch: Sequence[GraphInput] | NDArray[Any]) -> FloatArray:
         """Run the graph on prepared images: an array [B, …] or a list of them → probabilities [B, C].
@@ -177,13 +178,7 @@ class Classifier:
         return self._outputs(batch, [FEATURES_NAME])[0]
 
     def _outputs(self, batch: Sequence[GraphInput] | NDArray[Any], names: Sequence[str]) -> list[FloatArray]:
-        size, results = self.interface.batch, []
-        for start in range(0, len(batch), size or len(batch)):
-            part = np.stack(list(batch[start : start + (size or len(batch))]))
-            missing = size - len(part) if size else 0
-            filled = np.concatenate([part, np.repeat(part[-1:], missing, axis=0)]) if missing else part
-            results.append([rows[: len(part)] for rows in self._run(filled, names)])
-        return [np.concatenate(parts) for parts in zip(*results, strict=True)]
+        return in_batches(batch, self.interface.batch, lambda rows: self._run(rows, names))
 
     def classify(self, batch: Sequence[GraphInput] | NDArray[Any], top_k: int = 5) -> list[Prediction]:
         """Predictions of prepared images, in order. Raises `BundleError` where the model's answer is no number."""

@@ -6,12 +6,13 @@ from what is usual there (`foreign.py`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cdl_deploy.data.preprocessing import Preprocessing
 from cdl_deploy.runtime.bundle import FORMAT_KEY, INPUT_NAME, PROBABILITIES_NAME, Bundle, bundle_of
+from cdl_deploy.runtime.session_input import input_shape
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -40,6 +41,8 @@ class Interface:
     `preprocessing` then only crops."""
     batch: int | None = None
     """Images in one run, where the graph fixes their number."""
+    image_size: tuple[int, int] | None = None
+    """(height, width) of the images, where an exported graph that preprocesses them fixes it."""
     assumed: str | None = None
     """What the file does not say and was assumed, on one line."""
     bundle: Bundle | None = None
@@ -57,7 +60,9 @@ def interface_of(session: onnxruntime.InferenceSession, path: Path) -> Interface
         from cdl_deploy.runtime.foreign import foreign_interface
 
         return foreign_interface(session, path)
-    return bundle_interface(bundle_of(session, path))
+    bundle = bundle_of(session, path)
+    batch, image_size = input_shape(session, bundle.preprocessing)
+    return replace(bundle_interface(bundle), batch=batch, image_size=image_size)
 
 
 def bundle_interface(bundle: Bundle) -> Interface:

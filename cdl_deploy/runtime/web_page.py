@@ -20,7 +20,8 @@ from cdl_deploy.documents import parse_json
 from cdl_deploy.errors import BundleError, OptionError
 from cdl_deploy.folders import files_in, place_for, publish, scratch_folder
 from cdl_deploy.regular_file import read_regular
-from cdl_deploy.runtime.bundle import Bundle, read_bundle
+from cdl_deploy.runtime.bundle import TOPK_LABEL_NAME, Bundle, bundle_of, open_session
+from cdl_deploy.runtime.session_input import input_shape
 
 TEMPLATE = Path(__file__).parent.with_name("web")
 """The built page."""
@@ -41,10 +42,18 @@ def write_page(model: Path, out: Path) -> Bundle:
     beside it. Of what is there, only the files that the earlier page lists go. Raises `OptionError` for any other
     folder, `BundleError` for a model that the page cannot feed, or whose statistics are those of another file.
     """
-    bundle = read_bundle(model)
+    session = open_session(model, optimise=False)
+    bundle = bundle_of(session, model)
     if bundle.preprocessing.input != "image":
         raise BundleError(
             f"{model} takes a preprocessed tensor, the web page gives it pixels: export it again without --input tensor"
+        )
+    if TOPK_LABEL_NAME not in [node.name for node in session.get_outputs()]:
+        raise BundleError(f"{model} gives no names, which the web page shows: export it again without --labels none")
+    if input_shape(session, bundle.preprocessing) != (None, None):
+        raise BundleError(
+            f"{model} takes images of one size or number, the web page has others: export it again without --batch and "
+            "--image-size"
         )
     statistics = statistics_beside(bundle)
     earlier = check_page_folder(out)

@@ -30,7 +30,7 @@ def _no_shape_checks():
 def trace_of(bundle_folder: Path) -> Callable[..., onnx.ModelProto]:
     """Stands in for `export_onnx`: the graph that is in the folder, as it was before its description came into it."""
 
-    def traced(graph: object, bundle: Bundle, opset: int = 0) -> onnx.ModelProto:
+    def traced(graph: object, bundle: Bundle, opset: int = 0, labels: bool = True) -> onnx.ModelProto:
         model = onnx.load(bundle_folder / f"{bundle.role}.onnx")
         del model.metadata_props[:]
         return model

@@ -147,7 +147,7 @@ def test_statistics_beside_the_file_give_its_head_and_its_distance(bundles, phot
 def test_without_statistics_it_is_a_classifier_and_nothing_else(trained, tmp_path):
     (item,) = exported(trained(), tmp_path / "out", statistics=False)
     names = [output.name for output in onnx.load(item.bundle.path).graph.output]
-    assert names == ["logits", "probabilities", "topk_probability", "topk_label", "task_scores"]
+    assert names == ["logits", "probabilities", "topk_probability", "topk_index", "topk_label", "task_scores"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["student.json", "student.onnx"]
     keys = {"cdl.features", "cdl.statistics", "cdl.unknown_threshold", "cdl.unknown_rule"}
     assert not keys & {entry.key for entry in onnx.load(item.bundle.path).metadata_props}

@@ -27,7 +27,7 @@ class File:
     """An exported student, with every shape inferred."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
-        self.model = onnx.shape_inference.infer_shapes(model)
+        self.model = onnx.shape_inference.infer_shapes(model, data_prop=True)
         self.nodes = list(self.model.graph.node)
         for node in self.model.graph.node:
             for attribute in node.attribute:

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import helper, numpy_helper
 from typer.testing import CliRunner
@@ -100,15 +101,24 @@ def test_variants_answer_any_batch_of_any_size(exported, kind):
 
 @pytest.mark.parametrize("kind", ["int8", "fp16"])
 def test_what_calls_itself_batch_invariant_is(exported, kind):
-    """Bit for bit, in int8: sums of integers have no order."""
+    """Bit for bit."""
     path = exported[0] / f"student.{kind}.onnx"
     many = logits(path, images(5))
     for size in (1, 2, 5):
         found = np.concatenate([logits(path, images(5)[i : i + size]) for i in range(0, 5, size)])
-        if kind == "int8":
-            assert np.array_equal(found, many)
-        else:
-            np.testing.assert_allclose(found, many, atol=1e-4)
+        assert np.array_equal(found, many)
+
+
+def test_no_weight_of_the_fp16_file_is_cast_in_a_run(exported, tmp_path):
+    """What onnxruntime makes of the file: of its casts only those of preprocessing are left."""
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    options.log_severity_level = 4
+    onnxruntime.InferenceSession(exported[0] / "student.fp16.onnx", options, providers=["CPUExecutionProvider"])
+    nodes = onnx.load(tmp_path / "optimised.onnx").graph.node
+    casts = [node.output[0] for node in nodes if node.op_type == "Cast"]
+    assert len(casts) == 5
+    assert all(name.startswith("preprocessing/") for name in casts)
 
 
 @pytest.mark.parametrize("stem", ["student", *(f"student.{kind}" for kind in KINDS)])

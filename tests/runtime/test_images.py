@@ -5,7 +5,10 @@ from __future__ import annotations
 import io
 import os
 import struct
+import subprocess
+import sys
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,14 +28,22 @@ def noise(width: int, height: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
-def torchvision_tensor(image: Image.Image, p: Preprocessing) -> np.ndarray:
+def torchvision_resize(image: Image.Image, p: Preprocessing):
+    """Its steps of resizing; of a tall image the columns first, where some Pillows would take the rows."""
     from torchvision import transforms as T
 
     mode = T.InterpolationMode[p.interpolation.upper()]
+    width, height = image.size
+    sizes = [p.resize] if height <= width else [(height, p.resize), (int(p.resize * height / width), p.resize)]
+    return [T.Resize(size, mode, antialias=True) for size in sizes]
+
+
+def torchvision_tensor(image: Image.Image, p: Preprocessing) -> np.ndarray:
+    from torchvision import transforms as T
+
     pipeline = T.Compose(
-        [T.Resize(p.resize, mode, antialias=True), T.CenterCrop((p.height, p.width)), T.ToTensor(),
-         T.Normalize(p.mean, p.std)]
-    )  # fmt: skip
+        [*torchvision_resize(image, p), T.CenterCrop((p.height, p.width)), T.ToTensor(), T.Normalize(p.mean, p.std)]
+    )
     return pipeline(image).numpy()
 
 
@@ -216,8 +227,7 @@ def in_graph_crop(image: Image.Image, p: Preprocessing) -> np.ndarray:
     """What a graph that resizes and crops by itself makes of pixels: the same steps as in training, on any image."""
     from torchvision import transforms as T
 
-    mode = T.InterpolationMode[p.interpolation.upper()]
-    return np.asarray(T.Compose([T.Resize(p.resize, mode, antialias=True), T.CenterCrop((p.height, p.width))])(image))
+    return np.asarray(T.Compose([*torchvision_resize(image, p), T.CenterCrop((p.height, p.width))])(image))
 
 
 @given(size=st.tuples(edge, edge), resize=st.integers(1, 40), smaller=st.tuples(st.integers(0, 39), st.integers(0, 39)))
@@ -253,3 +263,45 @@ def test_what_is_no_image_is_named(tmp_path, head, message):
     (tmp_path / "a.jpg").write_bytes(head)
     with pytest.raises(DataError, match=message):
         load_image(tmp_path / "a.jpg")
+
+
+@pytest.mark.parametrize("how", ["bicubic", "bilinear", "lanczos"])
+@pytest.mark.parametrize(("width", "height"), [(20, 300), (31, 63), (300, 20), (5, 200)])
+def test_columns_are_resized_first_whatever_the_pillow(width, height, how):
+    """Pillow asked for one axis at a time, columns and then rows: no version has an order to choose there."""
+    image = noise(width, height)
+    p = Preprocessing(16, 16, 18, how, MEAN, STD)
+    new = (18, int(18 * height / width)) if width <= height else (int(18 * width / height), 18)
+    narrow = image
+    for size in ((new[0], height), new):
+        narrow = narrow.resize(size, Image.Resampling[how.upper()])
+    left, top = (round((side - 16) / 2) for side in new)
+    expected = np.asarray(narrow.crop((left, top, left + 16, top + 16)))
+    np.testing.assert_array_equal(images.to_crop(image, p), expected)
+
+
+OLD_PILLOW = """
+import hashlib, sys, numpy, PIL
+sys.path.insert(0, sys.argv[1])
+from PIL import Image
+from cdl_deploy.data.images import to_crop
+from cdl_deploy.data.preprocessing import ResizeCrop
+pixels = numpy.random.default_rng(5).integers(0, 256, (500, 90, 3), dtype=numpy.uint8)
+crop = to_crop(Image.fromarray(pixels), ResizeCrop(32, 32, 36, "bicubic"))
+print(PIL.__version__, hashlib.sha256(crop.tobytes()).hexdigest())
+"""
+"""Imports of this package what needs numpy and Pillow alone."""
+
+
+@pytest.mark.runtimes
+def test_an_older_pillow_gives_the_same_pixels_of_a_tall_image():
+    root = Path(__file__).parents[2]
+    python = Path(os.environ.get("CDL_RUNTIMES", root / ".runtimes")) / "onnxruntime-1.15" / "bin" / "python"
+    if not python.exists():
+        pytest.skip(f"no {python}: make runtimes")
+    said = [
+        subprocess.run([it, "-c", OLD_PILLOW, root], capture_output=True, text=True, check=True).stdout.split()
+        for it in (python, sys.executable)
+    ]
+    assert int(said[0][0].split(".")[0]) < 13
+    assert said[0][1] == said[1][1]

@@ -1,0 +1,109 @@
+"""Write docs/runtimes.md: a run's student in every runtime that there is an environment for.
+
+    make runtimes && python tools/runtimes_doc.py RUN
+
+Each target is exported as `cdl export RUN --target NAME` does, with the Python of `.runtimes/NAME`. Milliseconds are
+those of one image on one thread, beside onnxruntime's for the same file in the same minute: rough.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+from cdl_deploy.export import ExportOptions, export_run, settled
+from cdl_deploy.export.export import Exported
+from cdl_deploy.export.fixed_shapes import answers_of
+from cdl_deploy.export.targets import find_target, targets
+from cdl_deploy.export.targets.checking import Proof, prove
+from cdl_deploy.export.targets.target import Target
+from cdl_deploy.folders import scratch_folder
+
+PAGE = Path(__file__).parents[1] / "docs" / "runtimes.md"
+HERE = ("onnxruntime", "portable")
+"""Targets that are tried in onnxruntime itself."""
+HEAD = """# Where an exported file runs
+
+    cdl export RUN --target openvino
+    cdl export RUN --target mnn --target-python ~/mnn/bin/python
+
+`--target NAME` writes the file that a runtime takes, converts it where the runtime has a converter, and runs held-out
+images in it, in a process of its own. Where a logit is further from the trained model's than the target allows, or an
+image gets another class, nothing is written. Where the runtime is not installed, the ONNX file is written all the same,
+with the one line that installs it. What is known to go wrong is refused: see "refused" below. `--quantize` and `--fp16`
+are compared with onnxruntime's answers of the same file, and so is what takes images of another size than was trained.
+
+The batch is 1 in the proof unless `--batch` says otherwise. Devices themselves were not tried.
+
+A target is a file of `export/targets/`: what it takes, and the script that runs it there.
+
+"""
+
+
+def main() -> None:
+    """Export, try, and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--environments", type=Path, default=Path(".runtimes"))
+    parser.add_argument("--name", default="mini student", help="what the run's student is called on the page")
+    options = parser.parse_args()
+    rows = [row_of(options.run, target, options.environments) for target in targets().values()]
+    versions = f"onnxruntime {onnxruntime.__version__}, Python {platform.python_version()}, {platform.machine()}"
+    PAGE.write_text(HEAD + page(rows, options.name, versions), encoding="utf-8")
+
+
+def row_of(run: Path, target: Target, environments: Path) -> tuple[Target, Proof | None, float | None]:
+    """How the student answered there, and the milliseconds that onnxruntime needs for the same file."""
+    python = Path(sys.executable) if target.name in HERE else environments.absolute() / target.name / "bin" / "python"
+    if not python.exists():
+        return target, None, None
+    print(target.name, file=sys.stderr)
+    with scratch_folder("cdl-runtimes-") as folder:
+        given = settled(target.name)
+        options = ExportOptions(teacher=False, latency=False, target_python=python, **given)
+        exported: Exported = export_run(run, folder / "out", options)[0]
+        assert isinstance(exported.proof, Proof)
+        path, size = exported.bundle.path, exported.bundle.preprocessing
+        if size.input == "image":
+            feed = np.zeros((1, size.resize, size.resize, 3), np.uint8)
+        else:
+            feed = np.zeros((1, 3, size.height, size.width), np.float32)
+        own = prove(find_target("onnxruntime"), path, feed, answers_of(path, feed, None))
+        return target, exported.proof, own.ms
+
+
+def page(rows: list[tuple[Target, Proof | None, float | None]], name: str, versions: str) -> str:
+    """The tables."""
+    lines = [
+        f"## Tried: the {name}, {versions}",
+        "",
+        "| target | runtime | input, opset, names | file | MB | logits off by | same top-1 | × onnxruntime, 1 thread |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for target, proof, ms in rows:
+        asked = f"{target.input}, {target.opset}, {'none' if target.labels == 'none' else 'yes'}"
+        if proof is None or ms is None:
+            lines.append(f"| `{target.name}` | not installed here: `{target.install}` | {asked} | | | | | |")
+            continue
+        runtime = proof.runtime.replace(target.name, target.script[4:-3], 1)
+        same = f"{proof.top1_agreement:.0%} of {proof.images}"
+        lines.append(
+            f"| `{target.name}` | {runtime} | {asked} | {proof.file} | "
+            f"{proof.bytes / 1e6:.2f} | {proof.max_abs_logit_difference:.0e} | {same} | {proof.ms / ms:.1f} |"
+        )
+    lines += ["", "## What to know", ""]
+    for target, _, _ in rows:
+        lines.append(
+            f"* `{target.name}`: opset {target.opsets[0]} to {target.opsets[1]}; {target.note}.".replace("; .", ".")
+        )
+        lines += [f"    * Refused with `{kind}`: {why}." for kind, why in target.refused.items()]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
