@@ -126,10 +126,10 @@ class World:
 def keeping(traces: Path) -> Callable[..., onnx.ModelProto]:
     """`export_onnx`, whose graphs are kept: tracing takes most of an export's time."""
 
-    def traced(graph: torch.nn.Module, bundle: Any, opset: int, **more: Any) -> onnx.ModelProto:
+    def traced(graph: torch.nn.Module, bundle: Any, *more: Any, **named: Any) -> onnx.ModelProto:
         file = traces / f"{bundle.role}.onnx"
         if not file.exists():
-            onnx.save(export_onnx(graph, bundle, opset, **more), file)
+            onnx.save(export_onnx(graph, bundle, *more, **named), file)
         return onnx.load(file)
 
     return traced
