@@ -115,11 +115,11 @@ def test_a_method_without_a_folded_form_runs_as_it_is(method):
             torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
-def trained(root, **method):
+def trained(root, data=None, **method):
     write_images(root / "photos/train", dict.fromkeys(COLOURS, 4))
     write_images(root / "photos/test", dict.fromkeys(COLOURS, 2), seed=1)
     config = RunConfig(
-        DataConfig(str(root / "photos"), tasks=2, class_order="natural", resize=36, interpolation="bilinear"),
+        DataConfig(str(root / "photos"), tasks=2, class_order="natural", **(data or {})),
         ModelConfig(student="mini_student"),
         MethodConfig(distill="none", **method),
         OptimConfig(epochs=1, batch_size=8, device="cpu"),
@@ -135,7 +135,7 @@ def test_a_bundle_says_where_its_query_comes_from(tmp_path):
 
 
 def test_a_bundle_without_a_query_says_so_and_counts_what_it_holds(tmp_path):
-    _, pair = trained(tmp_path, method="apt")
+    _, pair = trained(tmp_path, {"resize": 36, "interpolation": "bilinear"}, method="apt")
     export_run(tmp_path / "run", tmp_path / "out")
     bundle = read_bundle(tmp_path / "out/student.onnx")
     assert (bundle.method.continual, bundle.method.query, bundle.method.select) == ("apt", None, None)
