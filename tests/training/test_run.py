@@ -33,8 +33,9 @@ def test_a_run_directory_describes_itself(photos, tmp_path):
     assert stored["format_version"] == 2
     assert stored["status"] == "finished"
     assert stored["config"]["optim"] == {
-        "epochs": 2, "batch_size": 4, "lr": 1e-3, "schedule": "cosine", "last_batch": "keep", "cache_views": 0, "seed": 0,
-        "device": "cpu", "precision": "fp32", "compile": False, "resident": False, "workers": 0, "log": "none",
+        "epochs": 2, "batch_size": 4, "lr": 1e-3, "schedule": "cosine", "last_batch": "keep", "cache_views": 0,
+        "seed": 0, "device": "cpu", "precision": "fp32", "compile": False, "resident": False, "workers": 0,
+        "log": "none",
     }  # fmt: skip
     assert [task["classes"] for task in stored["tasks"]] == [["ant", "bee"], ["cat", "dog"]]
     assert [(task["train_images"], task["test_images"]) for task in stored["tasks"]] == [(12, 6), (12, 6)]
