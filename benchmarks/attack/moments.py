@@ -45,12 +45,12 @@ def kill_at_moments(world: World, processes: int, moments: int, rng: random.Rand
     told |= {"failures": 0, "examples": []}
     note = partial(note_failure, told)
     names = NEW[:processes]
-    folder = world.fresh("device")
+    folder = world.fresh("first-device")
     usual = [max(together(world, folder, names, [60.0] * processes)[1])]
-    folder = world.fresh("device")
+    folder = world.fresh("first-device")
     usual.append(max(together(world, folder, names, [60.0] * processes, writing=True)[1]))
     for number in range(moments):
-        folder = world.fresh("device")
+        folder = world.fresh("first-device")
         delays = [rng.uniform(0, LONGER * usual[number % 2]) for _ in names]
         said, _ = together(world, folder, names, delays, writing=number % 2 == 1)
         told["kills"] += said.count(None)
@@ -80,7 +80,7 @@ def together(
 
     `writing`: seconds count from when one of them has locked the file.
     """
-    model = folder / "device" / "student.onnx"
+    model = folder / "first-device" / "student.onnx"
     answers = [folder.parent / f"said-{name}.json" for name in names]
     began = time.monotonic()
     children = [start(learn(world, model, name), answer) for name, answer in zip(names, answers, strict=True)]
@@ -111,7 +111,7 @@ def learn(world: World, model: Path, name: str) -> Any:
 
 def there(folder: Path, tidy: bool = False) -> list[str]:
     """The classes of the model that is there, which fits its statistics; `tidy`: with nothing beside them."""
-    path = folder / "device" / "student.onnx"
+    path = folder / "first-device" / "student.onnx"
     opened = open_learnable(path)
     opened.close()
     classes = list(read_bundle(path).classes)

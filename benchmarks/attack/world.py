@@ -93,15 +93,15 @@ class World:
                 loop.add_task(run, Addition(self.images(number)))
 
     def _models(self) -> None:
-        """`v1` and `v2`: the run of one task and that of two, and in `v2` the update from one to the other; `device`: a
-        model that can learn."""
+        """`v1` and `v2`: the run of one task and that of two, and in `v2` the update from one to the other;
+        `first-device`: a model that can learn."""
         for number in (1, 2):
             options = ExportOptions(latency=False, update_from=(self.root / "v1",) if number == 2 else ())
             traces = self.root / TRACES / f"learned-{number}"
             traces.mkdir(parents=True)
             with patched(export_module, "export_onnx", keeping(traces)):
                 export_run(self.root / f"learned-{number}", self.root / f"v{number}", options)
-        export_run(self.root / "summed-1", self.root / "device", ExportOptions(teacher=False, latency=False))
+        export_run(self.root / "summed-1", self.root / "first-device", ExportOptions(teacher=False, latency=False))
 
     def _devices(self) -> None:
         """`device`: a model that can learn; `device-1` and `device-2` have learned a class each since."""
