@@ -169,7 +169,7 @@ def command(
             run, web, graph_input or "image", onnx, out, labels or "graph", batch is not None or image_size is not None
         )
         if run.suffix == ".onnx":
-            write_model_page(run, web)
+            write_model_page(run, web, statistics)
             print_page(web, as_json)
             return
     with require_extra("cdl export", "export"):

@@ -31,12 +31,12 @@ def check_page_options(
     check_page_folder(web)
 
 
-def write_model_page(model: Path, web: Path) -> None:
-    """Write the page for an exported model."""
+def write_model_page(model: Path, web: Path, teachable: bool = True) -> None:
+    """Write the page for an exported model, with its statistics if it is to be `teachable`."""
     with require_extra("cdl export --web"):
         from cdl_deploy.runtime.web_page import write_page
-    bundle = write_page(model, web)
-    if bundle.statistics is not None and _described(web)["statistics"] is None:
+    bundle = write_page(model, web, teachable)
+    if teachable and bundle.statistics is not None and _described(web)["statistics"] is None:
         echo(
             f"{model.name} names {bundle.statistics.file}, which is not beside it: the page cannot be taught", err=True
         )

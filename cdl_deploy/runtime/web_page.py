@@ -35,12 +35,12 @@ MAX_LIST = 64 << 20
 """Bytes that are read of the list of a page's files."""
 
 
-def write_page(model: Path, out: Path) -> Bundle:
+def write_page(model: Path, out: Path, teachable: bool = True) -> Bundle:
     """Write the page for the exported `model` into the folder `out`, and return what the model says about itself.
 
-    `out` is new, empty, or holds an earlier page, which is replaced all at once, after everything has been written
-    beside it. Of what is there, only the files that the earlier page lists go. Raises `OptionError` for any other
-    folder, `BundleError` for a model that the page cannot feed, or whose statistics are those of another file.
+    Unless `teachable`, the model's statistics are left out. `out` is new, empty, or holds an earlier page, which is
+    replaced all at once, after everything has been written beside it. Of what is there, only the files that the earlier
+    page lists go. Raises `OptionError` for any other folder, `BundleError` for a model that the page cannot feed, or whose statistics are those of another file.
     """
     session = open_session(model, optimise=False)
     bundle = bundle_of(session, model)
@@ -55,7 +55,7 @@ def write_page(model: Path, out: Path) -> Bundle:
             f"{model} takes images of one size or number, the web page has others: export it again without --batch and "
             "--image-size"
         )
-    statistics = statistics_beside(bundle)
+    statistics = statistics_beside(bundle) if teachable else None
     earlier = check_page_folder(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

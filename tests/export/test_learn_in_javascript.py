@@ -169,6 +169,10 @@ def test_the_page_has_the_statistics_that_it_learns_with(model, tmp_path, capsys
     assert "Whoever opens it can teach it new classes, in their browser" in capsys.readouterr().out
     name = read_bundle(path).statistics.file
     assert json.loads((site / "page.json").read_text())["statistics"] == name
+    kept = tmp_path / "kept"
+    assert run("export", path, "--web", kept, "--no-statistics") == 0
+    assert json.loads((kept / "page.json").read_text())["statistics"] is None
+    assert not (kept / name).exists()
     assert (site / name).read_bytes() == (path.parent / name).read_bytes()
     assert name in (site / "sw.js").read_text().splitlines()[0]  # it is there offline, too
     (path.parent / name).write_bytes(b"other")
