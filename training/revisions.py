@@ -72,7 +72,7 @@ def forget_class(root: Path, name: str) -> RunRecord:
         if "student" in learned or ("teacher" in learned and "teacher" in record.backbones):
             raise RunError(
                 f"{root} has learned heads, which cannot forget a class: give it closed-form ones with cdl head "
-                f"{as_typed(root)}"
+                f"{as_typed(root)} --head slda --out RUN2"
             )
         name = known_as(name, record.known_classes)
         if name not in record.known_classes:

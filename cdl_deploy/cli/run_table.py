@@ -64,7 +64,7 @@ def _heads(record: RunRecord) -> list[Text]:
         chosen = "" if head.chosen is None or number is None else f", {number} {head.chosen:.2g}"
         ece = "" if head.ece is None else f"; calibration error {head.ece:.1f} %"
         features = f"{head.features} ({head.dimension:,} numbers)"
-        lines.append(Text(f"{role}: {head.kind} on {features}{chosen}, temperature {head.temperature:.2f}{ece}"))
+        lines.append(Text(f"{role}: {head.kind} on {features}{chosen}, temperature {head.temperature:.3g}{ece}"))
     if record.forgotten:
         lines.append(Text(f"forgotten: {named(record.forgotten).text}"))
     return lines

@@ -40,7 +40,8 @@ def write_page(model: Path, out: Path, teachable: bool = True) -> Bundle:
 
     Unless `teachable`, the model's statistics are left out. `out` is new, empty, or holds an earlier page, which is
     replaced all at once, after everything has been written beside it. Of what is there, only the files that the earlier
-    page lists go. Raises `OptionError` for any other folder, `BundleError` for a model that the page cannot feed, or whose statistics are those of another file.
+    page lists go. Raises `OptionError` for any other folder, `BundleError` for a model that the page cannot feed, or
+    whose statistics are those of another file.
     """
     session = open_session(model, optimise=False)
     bundle = bundle_of(session, model)
