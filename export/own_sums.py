@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 
 import onnx
 
-from cdl_deploy.closed_form.history import History
 from cdl_deploy.closed_form.statistics import Statistics
-from cdl_deploy.closed_form.statistics_file import StoredStatistics, write_statistics
 from cdl_deploy.data.labelled import Item
 from cdl_deploy.errors import DataError
 from cdl_deploy.export.images_of_run import task_data
@@ -24,9 +22,9 @@ from cdl_deploy.export.learned_sums import LearnedSums
 from cdl_deploy.learn.addition import FeatureReader
 from cdl_deploy.learn.head import edits_for
 from cdl_deploy.learn.onnx_edit import OnnxFile
-from cdl_deploy.learn.protobuf import Span
+from cdl_deploy.learn.written import copy_piece
 from cdl_deploy.run.record import RunRecord
-from cdl_deploy.runtime.bundle import Bundle, StatisticsFile, statistics_path
+from cdl_deploy.runtime.bundle import Bundle, Features, StatisticsFile
 from cdl_deploy.runtime.classifier import Classifier
 
 TrainingImages = list[dict[str, list[Item]]]
@@ -48,17 +46,12 @@ class OwnSums:
             edits = edits_for(opened, bundle, bundle, self.statistics, self.sums.rule)
             content = BytesIO()
             for piece in opened.edited(edits, {}):
-                if isinstance(piece, Span):
-                    file.seek(piece.start)
-                    piece = file.read(piece.size)
-                content.write(piece)
+                copy_piece(file, piece, content)
         return onnx.load_model_from_string(content.getvalue())
 
-    def write(self, model: Path, sha256: str) -> StatisticsFile:
-        """Write the sums beside `model`, whose features have the hash `sha256`."""
-        path = statistics_path(model)
-        stored = StoredStatistics(History(self.statistics), self.sums.map, self.sums.rule, sha256)
-        return StatisticsFile(path.name, write_statistics(path, stored))
+    def write(self, model: Path, features: Features) -> StatisticsFile:
+        """Write the sums beside `model`, which describes its features so."""
+        return replace(self.sums, statistics=self.statistics).write(model, features)
 
 
 def training_images(root: Path, record: RunRecord) -> TrainingImages | None:

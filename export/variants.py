@@ -195,7 +195,7 @@ def _with_own_sums(
         bundle,
         parity=_parity(expected, answers),
         quantization=replace(bundle.quantization, accuracy_after=after),
-        statistics=own.write(bundle.path, bundle.features.sha256),
+        statistics=own.write(bundle.path, bundle.features),
         unknown_threshold=threshold,
         unknown_rule=how,
     )

@@ -73,7 +73,7 @@ def write_model(
             def fill(temporary: Path) -> None:
                 with temporary.open("wb") as file:
                     for piece in pieces:
-                        _copy(source, piece, file)
+                        copy_piece(source, piece, file)
                 if mode is not None:
                     temporary.chmod(mode)
                 before_commit(temporary)
@@ -93,7 +93,8 @@ def write_model(
     _remove_unnamed(out, outdated)
 
 
-def _copy(source: BinaryIO, piece: Piece, file: BinaryIO) -> None:
+def copy_piece(source: BinaryIO, piece: Piece, file: BinaryIO) -> None:
+    """Write a piece of a new model, which may be a span of the old one in `source`, to `file`."""
     if not isinstance(piece, Span):
         file.write(piece)
         return
