@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from cdl_deploy.data.preprocessing import ResizeCrop
 from cdl_deploy.errors import OptionError
 from cdl_deploy.export.labels import label_graph, label_outputs
+from cdl_deploy.export.layer_scale import fold_layer_scale
 from cdl_deploy.export.plain_graph import lower_to_17, write_plainly
 from cdl_deploy.export.preprocessing import PIXELS_NAME, QUERY_PIXELS_NAME, image_input, preprocessing_graph
 from cdl_deploy.files import write_atomic
@@ -108,6 +109,7 @@ def export_core(
     onnx_ir.passes.common.DeduplicateInitializersPass(size_limit=1 << 24)(program.model)
     model = program.model_proto
     _strip_traces(model)
+    fold_layer_scale(model)
     write_plainly(model)
     if opset < LOWEST_WRITTEN:
         lower_to_17(model)
