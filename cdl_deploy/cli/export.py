@@ -11,6 +11,7 @@ import typer
 
 from cdl_deploy.cli.export_web import check_page_options, print_page, write_model_page
 from cdl_deploy.cli.output import echo, echo_json, make_console
+from cdl_deploy.counted import counted
 from cdl_deploy.errors import OptionError
 from cdl_deploy.folders import scratch_folder
 from cdl_deploy.printable import as_typed
@@ -285,7 +286,7 @@ def _print_variant(console: Console, item: Exported) -> None:
     kept = quantization.kept_float
     console.print(
         f"{item.bundle.path.name}: {before:.1f} % right as fp32, {after:.1f} % as {quantization.kind}, on "
-        f"{item.held_out} held-out images",
+        f"{counted(item.held_out, 'held-out image')}",
         highlight=False,
     )
     left = f"but {', '.join(kept)}" if kept else "none left out"
@@ -295,7 +296,7 @@ def _print_variant(console: Console, item: Exported) -> None:
     if item.calibration:
         console.print(f"  scales from {item.calibration}", highlight=False)
     if item.learned_from:
-        console.print(f"  it can learn: its own sums, over {item.learned_from} training images", highlight=False)
+        console.print(f"  it can learn: its own sums, over {counted(item.learned_from, 'training image')}", highlight=False)
     elif item.bundle.features is not None and quantization.kind == "int8":
         console.print(
             "  it cannot learn: for sums of its own the training images of all tasks must still be there",

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cdl_deploy.cli.cells import duration, ending, named
+from cdl_deploy.counted import counted
 from cdl_deploy.run.record import FinishedTask, Results, Role, RunRecord
 
 ROLES: tuple[Role, ...] = ("student", "teacher")
@@ -49,7 +50,7 @@ def run_table(record: RunRecord) -> RenderableType:
 def _title(record: RunRecord) -> Text:
     """What was trained, in at most two lines of 80 columns."""
     config = record.config
-    state = "" if record.finished else f", unfinished: {len(record.tasks)} tasks so far"
+    state = "" if record.finished else f", unfinished: {counted(len(record.tasks), 'task')} so far"
     method = f"{config.method.title}, seed {config.optim.seed}"
     return Text(f"{ending(config.data.data, 40)}: {method}{state}\naccuracy over all classes seen (%)")
 
