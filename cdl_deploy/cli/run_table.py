@@ -39,7 +39,7 @@ def run_table(record: RunRecord) -> RenderableType:
         means = [fmean(result.accuracy_matrix[index]) for result in results.values()]
         tasks.add_row(
             str(task.number),
-            named(task.classes),
+            named([name for name in task.classes if name not in record.forgotten]),
             f"{task.train_images:,}",
             *[f"{value:.1f}" for value in means],
             duration(_seconds(task)),
@@ -67,7 +67,7 @@ def _heads(record: RunRecord) -> list[Text]:
         features = f"{head.features} ({head.dimension:,} numbers)"
         lines.append(Text(f"{role}: {head.kind} on {features}{chosen}, temperature {head.temperature:.3g}{ece}"))
     if record.forgotten:
-        lines.append(Text(f"forgotten: {named(record.forgotten).text}"))
+        lines.append(Text(f"forgotten: {named(record.forgotten).text}; the accuracies were measured before, with them"))
     return lines
 
 
