@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cdl_deploy.cli.cells import ending, named
-from cdl_deploy.counted import counted
+from cdl_deploy.counted import at_most, counted
 from cdl_deploy.data.preprocessing import Preprocessing
 from cdl_deploy.evaluation.inspection import Inspection, Port
 from cdl_deploy.printable import printable
@@ -132,7 +132,7 @@ def _parity(bundle: Bundle) -> str:
     if parity is None:
         return "not recorded"
     return (
-        f"logits within {parity.max_abs_logit_difference:.1e} of the trained model, "
+        f"logits within {at_most(parity.max_abs_logit_difference).removeprefix('≤ ')} of the trained model, "
         f"the same class for {parity.top1_agreement:.1%} of {counted(parity.images, 'image')}"
     )
 

@@ -147,6 +147,8 @@ def _what_it_is(source: Any) -> str:
         with suppress(OSError), open(source, "rb") as file:
             head = file.read(64)
     if head[4:8] == b"ftyp":
+        if head[8:12] in _HEIC_BRANDS and "HEIF" in _known_formats():
+            return "a HEIC image that is damaged, or not complete: copy it again"
         if head[8:12] in _HEIC_BRANDS:
             return "a HEIC image, which needs pillow-heif: pip install 'cdl-deploy[heif]', or save it as JPEG"
         if head[8:12] in (b"avif", b"avis"):

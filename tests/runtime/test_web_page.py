@@ -176,7 +176,7 @@ def test_the_command_says_how_to_look_at_it(student: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["run"], "cdl export needs a format: add --onnx, --target NAME or --web DIR"),
+        (["a.onnx"], "a.onnx is exported already: give the run, or add --web DIR for a page with this model"),
         (
             ["run", "--web", "site", "--out", "bundle"],
             "--out bundle is where --onnx writes: add --onnx, or leave out --out",
