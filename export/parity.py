@@ -121,8 +121,8 @@ def compare(expected: np.ndarray, found: np.ndarray, name: str, solved: bool = F
     allowed = max(TOLERANCE, TOLERANCE / 10 * float(np.abs(expected).max())) if solved else TOLERANCE
     if not difference <= allowed:
         raise ParityError(
-            f"{name} differs from the trained model: a logit by {beside(difference, allowed)}, at most {allowed:.2g} allowed; "
-            "nothing was written"
+            f"{name} differs from the trained model: a logit by {beside(difference, allowed)}, at most {allowed:.2g} "
+            "allowed; nothing was written"
         )
     if not same.all():
         raise ParityError(

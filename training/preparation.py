@@ -77,7 +77,7 @@ def prepare(config: RunConfig, processes: Processes, progress: Progress, stop: S
         plans=list(plans),
         skipped_images=list(source.skipped),
         left_out=source.others.to_dict(),
-        notes=notes_on(pair, infos),
+        notes=[*source.notes, *notes_on(pair, infos)],
     )
     return PreparedRun(record, source, plans, backbones, pair, open_precomputed_teacher(config, record))
 
@@ -261,6 +261,7 @@ def prepare_task(
         skipped_images=[*record.skipped_images, *plan.skipped_images],
         left_out=left_out.to_dict(),
         forgotten=[name for name in record.forgotten if name not in known],
+        notes=list(source.notes),
     )
     return PreparedTask(record, source, plan)
 

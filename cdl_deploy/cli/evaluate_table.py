@@ -72,7 +72,9 @@ def _summary(report: Evaluation) -> Group:
     absent = [item.name for item in report.classes if not item.images]
     if absent:
         table.add_row(
-            "without images", str(len(absent)), OneLine(f"of {counted(len(report.classes), 'class')}: {', '.join(absent)}")
+            "without images",
+            str(len(absent)),
+            OneLine(f"of {counted(len(report.classes), 'class')}: {', '.join(absent)}"),
         )
     if report.left_out:
         table.add_row("left out", str(len(report.left_out)), OneLine(f"unknown classes: {', '.join(report.left_out)}"))

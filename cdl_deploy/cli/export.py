@@ -288,7 +288,7 @@ def _print_variant(console: Console, item: Exported) -> None:
     kept = quantization.kept_float
     console.print(
         f"{item.bundle.path.name}: {before:.1f} % right as fp32, {after:.1f} % as {quantization.kind}, on "
-        f"{counted(item.held_out, 'held-out image')}",
+        f"{counted(item.held_out or 0, 'held-out image')}",
         highlight=False,
     )
     left = f"but {', '.join(kept)}" if kept else "none left out"
@@ -298,7 +298,9 @@ def _print_variant(console: Console, item: Exported) -> None:
     if item.calibration:
         console.print(f"  scales from {item.calibration}", highlight=False)
     if item.learned_from:
-        console.print(f"  it can learn: its own sums, over {counted(item.learned_from, 'training image')}", highlight=False)
+        console.print(
+            f"  it can learn: its own sums, over {counted(item.learned_from, 'training image')}", highlight=False
+        )
     elif item.bundle.features is not None and quantization.kind == "int8":
         console.print(
             "  it cannot learn: for sums of its own the training images of all tasks must still be there",

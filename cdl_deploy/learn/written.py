@@ -113,7 +113,7 @@ def copy_piece(source: BinaryIO, piece: Piece, file: BinaryIO) -> None:
 
 
 def _remove_unnamed(out: Path, outdated: Mapping[str, str]) -> None:
-    """Remove statistics that no model in the folder names: those under the name of `out` and a hash, and the `outdated`.
+    """Remove statistics that no model in the folder names: those under the name of `out` and a hash, and `outdated`.
 
     `outdated`, name → SHA-256: what the old model named, whatever it was called when it learned; only where it is that
     very file. Statistics that another model in the folder names stay.

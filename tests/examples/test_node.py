@@ -39,7 +39,13 @@ def test_an_error_is_one_line(student: Path, learnable: Path, photographs: list[
         ("learn.mjs", learnable, new, "screw"): "usage: node learn.mjs MODEL.onnx NEW.onnx CLASS PHOTOGRAPH...",
         ("learn.mjs", learnable, new, "screw", notes): f"{notes}: Input file contains unsupported image format",
         ("learn.mjs", student, new, "screw", photo): f"{student} names no statistics, so it cannot learn: export it",
-        ("learn.mjs", alone, new, "screw", photo): f"ENOENT: no such file or directory, open '{tmp_path / beside.file}'",
+        (
+            "learn.mjs",
+            alone,
+            new,
+            "screw",
+            photo,
+        ): f"ENOENT: no such file or directory, open '{tmp_path / beside.file}'",
         ("learn.mjs", notes, new, "screw", photo): f"{notes}: the file is no whole ONNX model",
         ("learn.mjs", learnable, tmp_path / "no" / "new.onnx", "screw", photo): "ENOENT: no such file or directory",
     }.items():

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, Download, Page, expect
+from playwright.sync_api import Browser, Dialog, Download, Page, expect
 
 from cdl_deploy import Classifier, Learner
 from cdl_deploy.cli import main
@@ -180,7 +180,12 @@ def test_a_class_is_forgotten(page: Page, digits: Path, tmp_path: Path) -> None:
     page.click("#teach-forget")
     expect(status).to_have_text("There is no class “digit 12” to forget")
     asked = []
-    page.on("dialog", lambda dialog: (asked.append(dialog.message), dialog.accept()))
+
+    def agree(dialog: Dialog) -> None:
+        asked.append(dialog.message)
+        dialog.accept()
+
+    page.on("dialog", agree)
     teach(page, pictures(digits / "new"))
     for name, left in ((NEW, 9), ("digit 3", 8)):
         page.fill("#teach-class", name)

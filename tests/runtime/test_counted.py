@@ -11,7 +11,12 @@ from cdl_deploy.counted import at_most, beside, counted, small
 
 
 def test_one_of_a_thing_is_one() -> None:
-    assert [counted(count, "class") for count in (0, 1, 2, 1000)] == ["0 classes", "1 class", "2 classes", "1,000 classes"]
+    assert [counted(count, "class") for count in (0, 1, 2, 1000)] == [
+        "0 classes",
+        "1 class",
+        "2 classes",
+        "1,000 classes",
+    ]
     assert [counted(count, "held-out image") for count in (1, 5)] == ["1 held-out image", "5 held-out images"]
 
 
