@@ -86,6 +86,8 @@ def _tasks(report: Evaluation) -> Group:
     for name in ("task", "classes", "images", "accuracy", "right task", "within task"):
         table.add_column(name, justify="right", no_wrap=True)
     for task in report.tasks:
+        if not task.classes:  # all are forgotten
+            continue
         shares = (share(value) for value in (task.accuracy, task.right_task, task.within_task))
         table.add_row(str(task.number), str(task.classes), f"{task.images:,}", *shares)
     return _titled("by task (%): right; named a class of the right task; right if the task were known", table)
