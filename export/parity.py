@@ -11,6 +11,7 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 
+from cdl_deploy.counted import beside
 from cdl_deploy.data.images import FloatArray, crop_offset
 from cdl_deploy.data.preprocessing import Preprocessing
 from cdl_deploy.errors import ParityError
@@ -120,8 +121,8 @@ def compare(expected: np.ndarray, found: np.ndarray, name: str, solved: bool = F
     allowed = max(TOLERANCE, TOLERANCE / 10 * float(np.abs(expected).max())) if solved else TOLERANCE
     if not difference <= allowed:
         raise ParityError(
-            f"{name} differs from the trained model: a logit by {difference:.2g}, at most {allowed:.2g} allowed; "
-            "nothing was written"
+            f"{name} differs from the trained model: a logit by {beside(difference, allowed)}, at most {allowed:.2g} "
+            "allowed; nothing was written"
         )
     if not same.all():
         raise ParityError(

@@ -77,7 +77,7 @@ def prepare(config: RunConfig, processes: Processes, progress: Progress, stop: S
         plans=list(plans),
         skipped_images=list(source.skipped),
         left_out=source.others.to_dict(),
-        notes=notes_on(pair, infos),
+        notes=[*source.notes, *notes_on(pair, infos)],
     )
     return PreparedRun(record, source, plans, backbones, pair, open_precomputed_teacher(config, record))
 
@@ -238,7 +238,18 @@ def prepare_task(
     changed = {name: value for name, value in addition.optim.items() if value != getattr(record.config.optim, name)}
     check_whole(record.config.data.crop, source, (*known, *new), "this run cannot learn it")
     check_last_batch(len(record.plans) + 1, (*known, *new), source, record.config.method, optim)
-    plan = TaskPlan(new, data, holdout, addition.skip_bad, known, changed, added=True, labels=labels)
+    plan = TaskPlan(
+        new,
+        data,
+        holdout,
+        addition.skip_bad,
+        known,
+        changed,
+        added=True,
+        labels=labels,
+        skipped_images=list(source.skipped),
+        left_out=source.others.to_dict(),
+    )
     plan = with_fingerprint(plan, source)
     left_out = LeftOut.of(record.left_out)
     left_out.merge(source.others)
@@ -247,9 +258,10 @@ def prepare_task(
         record,
         config=replace(record.config, models=models),
         plans=[*record.plans, plan],
-        skipped_images=[*record.skipped_images, *source.skipped],
+        skipped_images=[*record.skipped_images, *plan.skipped_images],
         left_out=left_out.to_dict(),
         forgotten=[name for name in record.forgotten if name not in known],
+        notes=list(source.notes),
     )
     return PreparedTask(record, source, plan)
 

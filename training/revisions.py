@@ -7,13 +7,15 @@ new_heads       a copy of the run whose heads are solved from its images, in one
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from cdl_deploy.counted import counted
 from cdl_deploy.data.class_names import known_as
+from cdl_deploy.data.left_out import LeftOut
 from cdl_deploy.errors import OptionError, RunError, nearest
 from cdl_deploy.folders import scratch_folder
 from cdl_deploy.printable import as_typed
@@ -33,16 +35,21 @@ from cdl_deploy.training.run_directory import RunDirectory
 def undo_task(root: Path) -> RunRecord:
     """Take the last addition to the run in `root` back. Raises RunError where there is none."""
     with _finished(root) as (directory, record):
-        if not record.plans[-1].added:
-            raise RunError(
-                f"{root} has no addition to undo: its {len(record.tasks)} tasks were learned when it was made"
-            )
+        last = record.plans[-1]
+        if not last.added:
+            also = f"; that '{record.forgotten[-1]}' was forgotten cannot be undone" if record.forgotten else ""
+            tasks = counted(len(record.tasks), "task")
+            raise RunError(f"{root} has no addition to undo: what it knows it learned when it was made, {tasks}{also}")
+        left_out = LeftOut.of(record.left_out)
+        left_out.take_away(LeftOut.of(last.left_out))
         shorter = replace(
             record,
+            skipped_images=_without(record.skipped_images, last.skipped_images),
+            left_out=left_out.to_dict(),
             plans=record.plans[:-1],
             tasks=record.tasks[:-1],
             matrices={role: matrix[:-1] for role, matrix in record.matrices.items()},
-            forgotten=[name for name in record.forgotten if name not in record.plans[-1].classes],
+            forgotten=[name for name in record.forgotten if name not in last.classes],
         )
         pair = load_task(directory, shorter)  # what is gone back to must be there
         shorter = replace(shorter, forgotten=_without_sums(shorter, pair))
@@ -50,6 +57,12 @@ def undo_task(root: Path) -> RunRecord:
         complete(directory, shorter)
         write_record(_run(directory, shorter, pair))
         return shorter
+
+
+def _without(paths: Sequence[str], last: Sequence[str]) -> list[str]:
+    """All but those at the end that the last addition brought; an earlier task may have left the same ones out."""
+    kept = len(paths) - len(last)
+    return list(paths[:kept] if list(paths[kept:]) == list(last) else paths)
 
 
 def _without_sums(record: RunRecord, pair: TeacherStudent) -> list[str]:
@@ -126,7 +139,7 @@ def new_heads(
     if "learned" in changed.heads.values():
         raise OptionError("a learned head needs training: cdl train --head learned; cdl head gives slda, ridge or ncm")
     config = replace(record.config, method=changed)
-    plans = [replace(plan, added=False) for plan in record.plans]
+    plans = [replace(plan, added=False, skipped_images=[], left_out={}) for plan in record.plans]
     fresh = replace(record, config=config, plans=plans, tasks=[], matrices={}, unrecorded=frozenset(), read_results={})
     with connected(config.optim.device) as processes:
         progress, directory = processes.progress(progress), processes.directory(out)

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cdl_deploy.cli.cells import OneLine, ending
+from cdl_deploy.counted import counted
 from cdl_deploy.evaluation.agreement import Agreement
 from cdl_deploy.evaluation.report import ClassResult, Evaluation
 
@@ -45,7 +46,7 @@ def _summary(report: Evaluation) -> Group:
     low, high = report.interval
     interval = f"95 % interval {low:.1f} to {high:.1f}"
     table.add_row(
-        "accuracy (%)", f"{report.accuracy:.1f}", f"of {report.images:,} images, among all classes; {interval}"
+        "accuracy (%)", f"{report.accuracy:.1f}", f"of {counted(report.images, 'image')}, among all classes; {interval}"
     )
     if report.mean_over_tasks is not None and len(report.tasks) > 1:
         stored = report.accuracy_at_export
@@ -71,7 +72,9 @@ def _summary(report: Evaluation) -> Group:
     absent = [item.name for item in report.classes if not item.images]
     if absent:
         table.add_row(
-            "without images", str(len(absent)), OneLine(f"of {len(report.classes)} classes: {', '.join(absent)}")
+            "without images",
+            str(len(absent)),
+            OneLine(f"of {counted(len(report.classes), 'class')}: {', '.join(absent)}"),
         )
     if report.left_out:
         table.add_row("left out", str(len(report.left_out)), OneLine(f"unknown classes: {', '.join(report.left_out)}"))
@@ -83,6 +86,8 @@ def _tasks(report: Evaluation) -> Group:
     for name in ("task", "classes", "images", "accuracy", "right task", "within task"):
         table.add_column(name, justify="right", no_wrap=True)
     for task in report.tasks:
+        if not task.classes:  # all are forgotten
+            continue
         shares = (share(value) for value in (task.accuracy, task.right_task, task.within_task))
         table.add_row(str(task.number), str(task.classes), f"{task.images:,}", *shares)
     return _titled("by task (%): right; named a class of the right task; right if the task were known", table)
@@ -123,7 +128,7 @@ def _mistakes(report: Evaluation) -> Group:
 
 def _against(against: Agreement, model: str) -> Group:
     first, second = _short_names(model, against.model)
-    among = f"among {against.shared_classes} classes"
+    among = f"among {counted(against.shared_classes, 'class')}"
     if against.only_first or against.only_second:
         among = f"among the {against.shared_classes} classes that both know"
     table = Table()
@@ -139,7 +144,7 @@ def _against(against: Agreement, model: str) -> Group:
     )
     for words, count in rows:
         table.add_row(OneLine(words, 30), f"{count:,}", f"{100 * count / against.images:.1f}")
-    title = f"against {second}: {against.images:,} images, {among}"
+    title = f"against {second}: {counted(against.images, 'image')}, {among}"
     return Group(_titled(title, table), _verdict(against, first, second))
 
 

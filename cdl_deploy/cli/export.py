@@ -11,6 +11,7 @@ import typer
 
 from cdl_deploy.cli.export_web import check_page_options, print_page, write_model_page
 from cdl_deploy.cli.output import echo, echo_json, make_console
+from cdl_deploy.counted import at_most, counted, small
 from cdl_deploy.errors import OptionError
 from cdl_deploy.folders import scratch_folder
 from cdl_deploy.printable import as_typed
@@ -39,7 +40,9 @@ def command(
         Path,
         typer.Argument(metavar="RUN", help="Run directory; with --web also an exported model.", show_default=False),
     ],
-    onnx: Annotated[bool, typer.Option("--onnx", help="Write ONNX files.")] = False,
+    onnx: Annotated[
+        bool, typer.Option("--onnx", help="Write ONNX files; with --web as well. Default, unless --web is given.")
+    ] = False,
     web: Annotated[
         Path | None,
         typer.Option(
@@ -157,9 +160,9 @@ def command(
     written. The web page classifies photographs and what a camera sees on the visitor's device, also offline. With
     a closed-form head it can be taught new classes there.
     """
-    onnx = onnx or target is not None
-    if not onnx and web is None:
-        raise OptionError("cdl export needs a format: add --onnx, --target NAME or --web DIR")
+    if run.suffix == ".onnx" and web is None and not run.is_dir():
+        raise OptionError(f"{run} is exported already: give the run, or add --web DIR for a page with this model")
+    onnx = onnx or target is not None or web is None
     if target is not None and web is not None:
         raise OptionError("--target does not go with --web: a page runs onnxruntime's own web runtime")
     if target_python is not None and target is None:
@@ -240,7 +243,7 @@ def _print(exported: list[Exported], destination: Path) -> None:
             str(item.nodes),
             "" if item.latency_ms is None else f"{item.latency_ms:.1f}",
             str(len(item.bundle.classes)),
-            f"{parity.max_abs_logit_difference:.1e}",
+            at_most(parity.max_abs_logit_difference),
             f"{parity.top1_agreement:.0%} of {parity.images}",
         )
     console = make_console()
@@ -270,7 +273,7 @@ def _print_proof(console: Console, item: Exported) -> None:
     said = (
         f"{name} was written and not tried: {proof.target} is not installed here: {proof.install}"
         if isinstance(proof, NotInstalled)
-        else f"{proof.file} in {proof.runtime}: logits off by {proof.max_abs_logit_difference:.1e}, same top-1 for "
+        else f"{proof.file} in {proof.runtime}: logits off by {small(proof.max_abs_logit_difference)}, same top-1 for "
         f"{proof.top1_agreement:.0%} of {proof.images}, {proof.bytes / 1e6:.2f} MB, {proof.ms:.1f} ms on one thread"
     )
     console.print(said, highlight=False, soft_wrap=True)
@@ -285,7 +288,7 @@ def _print_variant(console: Console, item: Exported) -> None:
     kept = quantization.kept_float
     console.print(
         f"{item.bundle.path.name}: {before:.1f} % right as fp32, {after:.1f} % as {quantization.kind}, on "
-        f"{item.held_out} held-out images",
+        f"{counted(item.held_out or 0, 'held-out image')}",
         highlight=False,
     )
     left = f"but {', '.join(kept)}" if kept else "none left out"
@@ -295,7 +298,9 @@ def _print_variant(console: Console, item: Exported) -> None:
     if item.calibration:
         console.print(f"  scales from {item.calibration}", highlight=False)
     if item.learned_from:
-        console.print(f"  it can learn: its own sums, over {item.learned_from} training images", highlight=False)
+        console.print(
+            f"  it can learn: its own sums, over {counted(item.learned_from, 'training image')}", highlight=False
+        )
     elif item.bundle.features is not None and quantization.kind == "int8":
         console.print(
             "  it cannot learn: for sums of its own the training images of all tasks must still be there",

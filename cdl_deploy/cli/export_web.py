@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cdl_deploy.cli.output import echo, echo_json
+from cdl_deploy.counted import counted
 from cdl_deploy.errors import OptionError
 from cdl_deploy.printable import as_typed
 from cdl_deploy.require_extra import require_extra
@@ -34,12 +35,16 @@ def check_page_options(
 def write_model_page(model: Path, web: Path, teachable: bool = True) -> None:
     """Write the page for an exported model, with its statistics if it is to be `teachable`."""
     with require_extra("cdl export --web"):
+        from cdl_deploy.learn.opened import why_not
         from cdl_deploy.runtime.web_page import write_page
     bundle = write_page(model, web, teachable)
-    if teachable and bundle.statistics is not None and _described(web)["statistics"] is None:
-        echo(
-            f"{model.name} names {bundle.statistics.file}, which is not beside it: the page cannot be taught", err=True
-        )
+    if not teachable or _described(web)["statistics"] is not None:
+        return
+    if bundle.statistics is not None:
+        told = f"{model.name} names {bundle.statistics.file}, which is not beside it: the page cannot be taught"
+    else:
+        told = f"note: the page cannot be taught new classes: {why_not(bundle)}"
+    echo(told, err=True)
 
 
 def print_page(web: Path, as_json: bool) -> None:
@@ -51,7 +56,7 @@ def print_page(web: Path, as_json: bool) -> None:
         return
     echo(
         f"Page written to {web}: {size / 1e6:.1f} MB, {page['bytes'] / 1e6:.1f} MB of it {page['model']}, "
-        f"{len(page['classes'])} classes"
+        f"{counted(len(page['classes']), 'class')}"
     )
     if page["statistics"]:
         echo("Whoever opens it can teach it new classes, in their browser")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 from inspect import Parameter, signature
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,7 +16,7 @@ from cdl_deploy.cli.signals import stop_on_signals
 from cdl_deploy.errors import OptionError
 from cdl_deploy.require_extra import require_extra
 from cdl_deploy.run.method_options import REHEAD_OPTIONS, HeadOptions
-from cdl_deploy.run.options import options_of
+from cdl_deploy.run.options import Declared, options_of
 
 EXAMPLES = """
 cdl head runs/photos --head slda --out runs/photos-slda
@@ -52,6 +53,21 @@ def command(
     print_run(record, out, as_json)
 
 
+def _asked(declared: Declared) -> Declared:
+    """The option as this command has it: a head in closed form must be named."""
+    if declared.name not in ("head", "teacher_head"):
+        return declared
+    closed = tuple(name for name in declared.about.choices if name != "learned")
+    about = replace(declared.about, choices=closed)
+    if declared.name == "head":
+        about = replace(
+            about,
+            help="What classifies: a Gaussian classifier, ridge regression or the nearest mean. Must be given.",
+            default="",
+        )
+    return replace(declared, about=about)
+
+
 _own = signature(command, eval_str=True)
 command.__signature__ = _own.replace(  # type: ignore[attr-defined]
     parameters=[
@@ -60,7 +76,7 @@ command.__signature__ = _own.replace(  # type: ignore[attr-defined]
             made
             for declared in options_of(HeadOptions)
             if declared.name in REHEAD_OPTIONS
-            for made in parameters(declared)
+            for made in parameters(_asked(declared))
         ),
     ]
 )

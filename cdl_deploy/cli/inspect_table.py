@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cdl_deploy.cli.cells import ending, named
+from cdl_deploy.counted import at_most, counted
 from cdl_deploy.data.preprocessing import Preprocessing
 from cdl_deploy.evaluation.inspection import Inspection, Port
 from cdl_deploy.printable import printable
@@ -25,7 +26,7 @@ def inspection_tables(found: Inspection) -> RenderableType:
     learned = " + ".join(map(str, parts)) or "a frozen backbone"
     rows = {
         "model": f"{bundle.role}: {found.bytes / 1e6:.2f} MB, {bundle.parameters:,} parameters",
-        "knows": f"{len(bundle.classes)} classes in {len(bundle.tasks)} task{'s' if len(bundle.tasks) > 1 else ''}",
+        "knows": f"{counted(len(bundle.classes), 'class')} in {counted(sum(map(bool, bundle.tasks)), 'task')}",
         "learned with": f"{learned}, seed {bundle.run.seed}, run {bundle.run.fingerprint}",
         "backbone": bundle.weights.model + (f", sha256 {bundle.weights.sha256[:16]}…" if bundle.weights.sha256 else ""),
         "takes": _ports(found.inputs),
@@ -42,7 +43,8 @@ def inspection_tables(found: Inspection) -> RenderableType:
     tasks.add_column("task", justify="right", no_wrap=True)
     tasks.add_column("classes")
     for number, names in enumerate(bundle.tasks, 1):
-        tasks.add_row(str(number), named(names))
+        if names:  # of others all classes are forgotten
+            tasks.add_row(str(number), named(names))
     return Group(Text(ending(str(found.path), 98)), _facts(rows), tasks)
 
 
@@ -51,7 +53,7 @@ def _from_elsewhere(found: Inspection) -> RenderableType:
     interface = found.interface
     rows = {
         "model": f"not exported by cdl: {found.bytes / 1e6:.2f} MB",
-        "knows": f"{len(interface.classes)} classes",
+        "knows": counted(len(interface.classes), "class"),
         "takes": _ports(found.inputs),
         "preprocessing": preprocessing_words(interface.preprocessing, interface.dtype != "uint8", interface.squash)
         + ("" if interface.assumed is None else " (assumed: nothing says it)"),
@@ -130,8 +132,8 @@ def _parity(bundle: Bundle) -> str:
     if parity is None:
         return "not recorded"
     return (
-        f"logits within {parity.max_abs_logit_difference:.1e} of the trained model, "
-        f"the same class for {parity.top1_agreement:.1%} of {parity.images} images"
+        f"logits within {at_most(parity.max_abs_logit_difference).removeprefix('≤ ')} of the trained model, "
+        f"the same class for {parity.top1_agreement:.1%} of {counted(parity.images, 'image')}"
     )
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cdl_deploy.cli.output import echo
+from cdl_deploy.counted import counted
 from cdl_deploy.errors import OptionError
 from cdl_deploy.require_extra import require_extra
 
@@ -81,5 +82,5 @@ def report_unreadable(unreadable: Sequence[Unreadable], images: int) -> None:
         echo(item.error if item.error.startswith(item.path) else f"{item.path}: {item.error}", err=True)
     if len(unreadable) > NAMED_ERRORS:
         echo(f"… and {len(unreadable) - NAMED_ERRORS} more", err=True)
-    echo(f"{len(unreadable)} of {images + len(unreadable)} images could not be read", err=True)
+    echo(f"{len(unreadable)} of {counted(images + len(unreadable), 'image')} could not be read", err=True)
     raise typer.Exit(1)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cdl_deploy.cli.output import echo, echo_json
+from cdl_deploy.counted import counted
 from cdl_deploy.errors import OptionError
 from cdl_deploy.require_extra import require_extra
 
@@ -131,7 +132,7 @@ def command(
         if found is not None and found.drop is not None and max_drop is not None and found.drop > max_drop:
             raise OptionError(
                 f"the classes known before would fall from {found.before:.1f} to {found.after:.1f} % of "
-                f"{found.held_out} held-out images, more than --max-drop {max_drop:g}: nothing was written"
+                f"{counted(found.held_out, 'held-out image')}, more than --max-drop {max_drop:g}: nothing was written"
             )
         if not dry_run and output is not None:
             learner.save(output, held_out=rows, before_commit=_patch_maker(model, patch))
@@ -222,7 +223,7 @@ def _learn(
     for key, count in counts.items():
         if key not in known and count < FEW:
             echo(
-                f"note: class '{key}' is learned from {count} image{'s' * (count > 1)}: that is little to go by, "
+                f"note: class '{key}' is learned from {counted(count, 'image')}: that is little to go by, "
                 "20 of different views are better",
                 err=True,
             )
@@ -258,36 +259,37 @@ def _patch_maker(model: Path, patch: Path | None) -> Any:
 
 def _told(learner: Learner, before: tuple[str, ...], record: dict[str, Any]) -> str:
     """On one line, what was done."""
-    classes = len(learner.classes)
-    now = f"now {classes:,} class{'es' * (classes != 1)}"
+    now = f"now {counted(len(learner.classes), 'class')}"
     if "forgotten" in record:
         return f"forgotten {record['forgotten']}; {now}"
     if "undone" in record:
         counts = ", ".join(f"{name} ({count})" for name, count in (record["undone"] or {}).items())
-        return f"taken back {counts}; {now}"
+        return f"taken back {counts or 'an addition whose classes were all forgotten before'}; {now}"
     new = set(record["new"])
     parts = [
-        f"{name} ({count} image{'s' * (count != 1)}, {'new' if name in new else 'known before'})"
+        f"{name} ({counted(count, 'image')}, {'new' if name in new else 'known before'})"
         for name, count in list(record["added"].items())[:8]
     ]
     more = len(record["added"]) - len(parts)
-    return f"learned {', '.join(parts)}{f' and {more} classes more' if more else ''}; {now}"
+    rest = f" and {counted(more, 'class')} more" if more else ""
+    return f"learned {', '.join(parts)}{rest}; {now}"
 
 
 def _show(found: Review) -> None:
     """The review, for people."""
     if found.before is not None and found.after is not None:
         change = f"{found.before:.1f} → {found.after:.1f} %"
-        echo(f"classes known before: {change} of {found.held_out:,} held-out images right")
+        echo(f"classes known before: {change} of {counted(found.held_out, 'held-out image')} right")
     if found.new is not None:
-        echo(f"new classes: {found.new:.1f} % of {found.held_out_new:,} held-out images right")
+        echo(f"new classes: {found.new:.1f} % of {counted(found.held_out_new, 'held-out image')} right")
     for item in found.classes:
         near = ", ".join(f"{other.name} ({other.distance:.1f})" for other in item.nearest)
-        echo(f"{item.name}: {item.images} images; nearest classes, in standard deviations: {near or 'none'}")
+        echo(f"{item.name}: {counted(item.images, 'image')}; nearest classes, in standard deviations: {near or 'none'}")
         for what, counts in (("taken for", item.taken_for), ("takes from", item.taken_from)):
             if counts:
                 echo(f"  {what} {', '.join(f'{other} ({count})' for other, count in counts.items())}")
     for odd in found.odd[:SHOWN]:
         echo(f"  {odd.name}: called {odd.label}, looks like {odd.looks_like} ({odd.probability:.0%})")
     if len(found.odd) > SHOWN:
-        echo(f"  … and {len(found.odd) - SHOWN} images more that look like another class")
+        more = len(found.odd) - SHOWN
+        echo(f"  … and {counted(more, 'image')} more that look{'s' * (more == 1)} like another class")

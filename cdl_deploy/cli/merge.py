@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from cdl_deploy.cli.output import echo, echo_json
+from cdl_deploy.counted import counted
 from cdl_deploy.errors import OptionError
 from cdl_deploy.require_extra import require_extra
 
@@ -46,7 +47,7 @@ def command(
     if as_json:
         echo_json({"path": str(output), "classes": list(first.classes), "images": first.images})
     else:
-        now = f"{len(first.classes):,} classes, {len(first.additions)} additions"
+        now = f"{counted(len(first.classes), 'class')}, {counted(len(first.additions), 'addition')}"
         echo(f"{output}: {len(models)} models merged; now {now}")
     for learner in learners:
         learner.close()

@@ -14,6 +14,7 @@ import typer
 
 from cdl_deploy.cli.memory_limit import limit_memory
 from cdl_deploy.cli.output import echo
+from cdl_deploy.counted import counted
 from cdl_deploy.errors import DataError, OptionError, PassingError, nearest
 from cdl_deploy.require_extra import require_extra
 
@@ -154,7 +155,7 @@ def command(
     if left_out.text():
         echo(f"note: {left_out.text()}", err=True)
     if sink.failed:
-        echo(f"{sink.failed} of {sink.done} images could not be read", err=True)
+        echo(f"{sink.failed} of {counted(sink.done, 'image')} could not be read", err=True)
         raise typer.Exit(1)
 
 

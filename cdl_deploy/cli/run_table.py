@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cdl_deploy.cli.cells import duration, ending, named
+from cdl_deploy.counted import counted
 from cdl_deploy.run.record import FinishedTask, Results, Role, RunRecord
 
 ROLES: tuple[Role, ...] = ("student", "teacher")
@@ -38,7 +39,7 @@ def run_table(record: RunRecord) -> RenderableType:
         means = [fmean(result.accuracy_matrix[index]) for result in results.values()]
         tasks.add_row(
             str(task.number),
-            named(task.classes),
+            named([name for name in task.classes if name not in record.forgotten]),
             f"{task.train_images:,}",
             *[f"{value:.1f}" for value in means],
             duration(_seconds(task)),
@@ -49,7 +50,7 @@ def run_table(record: RunRecord) -> RenderableType:
 def _title(record: RunRecord) -> Text:
     """What was trained, in at most two lines of 80 columns."""
     config = record.config
-    state = "" if record.finished else f", unfinished: {len(record.tasks)} tasks so far"
+    state = "" if record.finished else f", unfinished: {counted(len(record.tasks), 'task')} so far"
     method = f"{config.method.title}, seed {config.optim.seed}"
     return Text(f"{ending(config.data.data, 40)}: {method}{state}\naccuracy over all classes seen (%)")
 
@@ -66,7 +67,7 @@ def _heads(record: RunRecord) -> list[Text]:
         features = f"{head.features} ({head.dimension:,} numbers)"
         lines.append(Text(f"{role}: {head.kind} on {features}{chosen}, temperature {head.temperature:.3g}{ece}"))
     if record.forgotten:
-        lines.append(Text(f"forgotten: {named(record.forgotten).text}"))
+        lines.append(Text(f"forgotten: {named(record.forgotten).text}; the accuracies were measured before, with them"))
     return lines
 
 

@@ -11,6 +11,7 @@ from rich.live import Live
 
 from cdl_deploy.cli.output import echo, make_console
 from cdl_deploy.cli.progress_line import ProgressLine
+from cdl_deploy.counted import counted
 from cdl_deploy.data.left_out import LeftOut
 from cdl_deploy.printable import printable
 from cdl_deploy.run.record import Role, RunRecord
@@ -154,7 +155,7 @@ class TrainingProgress(Progress):
         task = record.tasks[-1]
         self.console.print(
             f"task {task.number}/{len(record.planned_tasks)} done: {', '.join(parts)} "
-            f"over {len(record.classes)} classes",
+            f"over {counted(len(record.classes), 'class')}",
             highlight=False,
         )
 

@@ -64,6 +64,9 @@ _TURNS = {
 }
 """EXIF orientation → what undoes it."""
 
+HIGHEST = "highest of 16 bits"
+"""In the `info` of a decoded image that had 16 bits: its largest value."""
+
 FloatArray = NDArray[np.float32]
 ByteArray = NDArray[np.uint8]
 
@@ -147,6 +150,8 @@ def _what_it_is(source: Any) -> str:
         with suppress(OSError), open(source, "rb") as file:
             head = file.read(64)
     if head[4:8] == b"ftyp":
+        if head[8:12] in _HEIC_BRANDS and "HEIF" in _known_formats():
+            return "a HEIC image that is damaged, or not complete: copy it again"
         if head[8:12] in _HEIC_BRANDS:
             return "a HEIC image, which needs pillow-heif: pip install 'cdl-deploy[heif]', or save it as JPEG"
         if head[8:12] in (b"avif", b"avis"):
@@ -352,7 +357,9 @@ def _eight_bit(image: Image.Image, name: str) -> Image.Image:
     grey = np.empty(values.shape, dtype=np.uint8)
     for top in range(0, len(values), 256):  # a few rows at a time: in 64 bits the whole needs eight times the memory
         grey[top : top + 256] = (values[top : top + 256].astype(np.int64) * 255 + 32767) // 65535
-    return Image.fromarray(grey)
+    scaled = Image.fromarray(grey)
+    scaled.info = {**image.info, HIGHEST: high}  # as Pillow carries on what a file says
+    return scaled
 
 
 def _from_array(array: NDArray[Any]) -> Image.Image:

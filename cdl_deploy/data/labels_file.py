@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from cdl_deploy.data.class_names import composed
+from cdl_deploy.data.images import is_image_name
 from cdl_deploy.documents import parse_json
 from cdl_deploy.errors import DataError
 from cdl_deploy.regular_file import read_regular
@@ -107,6 +108,11 @@ def match_labels(
             )
     if missing:
         first = missing[0]
+        if first is labels[0] and first.line == 1 and len(missing) == 1 and len(labels) > 1:
+            raise DataError(
+                f"--labels {path}, line 1: there is no image {short(first.file)} in {root}; if it is a header, call "
+                f"the files' column {FILE_COLUMNS[0]} and the classes' label, say, or leave the line out"
+            )
         raise DataError(
             f"--labels {path} names {len(missing):,} of {len(labels):,} images that are not in {root}, such as "
             f"{short(first.file)} (line {first.line}): give the folder they lie in, or take the lines out"
@@ -242,6 +248,11 @@ def _of_rows(path: Path, rows: list[tuple[int, list[str]]]) -> Iterator[Label]:
         rows = rows[1:]
     elif file is not None or (label is not None and len(header) > 2):
         raise _no_columns(path, number, header, file is None)
+    elif _is_header(rows):
+        raise DataError(
+            f"--labels {path}, line {number}: {short(', '.join(header))} are column names that are not known: call the "
+            f"files' {FILE_COLUMNS[0]} and the classes' label, say, or leave the line out"
+        )
     else:
         at = 0, 1, None
     for number, row in rows:
@@ -250,6 +261,12 @@ def _of_rows(path: Path, rows: list[tuple[int, list[str]]]) -> Iterator[Label]:
         said = row[at[2]].lower() if at[2] is not None and at[2] < len(row) else ""
         said = IS_VALID.get(said, said) if split == "is_valid" else said
         yield Label(row[at[0]], _name(path, number, row[at[1]]), said, number)
+
+
+def _is_header(rows: list[tuple[int, list[str]]]) -> bool:
+    """Whether the first line, of names that are not known, is none of data: it alone begins with no image's name."""
+    begins = [is_image_name(row[0]) for _, row in rows]
+    return len(begins) > 1 and not begins[0] and all(begins[1:])
 
 
 def _name(path: Path, number: int, value: Any) -> str:

@@ -43,6 +43,15 @@ class LeftOut:
         self.beside += other.beside
         self.unused.update(other.unused)
 
+    def take_away(self, other: LeftOut) -> None:
+        """Undo `merge`."""
+        for name, found in other.counts.items():
+            self.counts.get(name, Counter()).subtract(found)
+        self.counts = {name: +found for name, found in self.counts.items() if +found}
+        self.unlabelled -= other.unlabelled
+        self.beside -= other.beside
+        self.unused = self.unused - other.unused
+
     @property
     def total(self) -> int:
         """Files in all."""

@@ -18,8 +18,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from cdl_deploy.counted import counted
 from cdl_deploy.data.folder import find_splits
-from cdl_deploy.data.images import load_image
+from cdl_deploy.data.images import HIGHEST, load_image
 from cdl_deploy.data.labelled import Item, LabelledImages, from_files, labelled_folder
 from cdl_deploy.data.left_out import LeftOut
 from cdl_deploy.errors import DataError
@@ -47,6 +48,8 @@ class ImageSource:
     """Unreadable images that were left out."""
     others: LeftOut = field(default_factory=LeftOut, compare=False)
     """Files that were left out, no images by their names, or without a label."""
+    notes: tuple[str, ...] = ()
+    """What one has to know of its images, a line each."""
 
 
 def open_source(
@@ -157,7 +160,9 @@ def image_folder(
     train_files, test_files = find_splits(root, holdout, labels, others)
     classes = tuple(sorted(train_files))
     names = [name for name in classes if checked is None or name in checked]
-    bad = unreadable([path for files in (train_files, test_files) for name in names for path in files[name]], on_check)
+    highest: list[int] = []
+    images = [path for files in (train_files, test_files) for name in names for path in files[name]]
+    bad = unreadable(images, on_check, highest)
     if bad:
         first, reason = next(iter(bad.items()))
         if not skip_bad:
@@ -170,17 +175,46 @@ def image_folder(
                 if not files[name]:
                     raise DataError(f"class '{name}' has no readable image left ({first} was the first unreadable one)")
     train, test = (from_files(str(root), files) for files in (train_files, test_files))
-    return ImageSource(str(root), classes, train, test, photographs=True, skipped=tuple(skipped), others=others)
+    return ImageSource(
+        str(root),
+        classes,
+        train,
+        test,
+        photographs=True,
+        skipped=tuple(skipped),
+        others=others,
+        notes=_of_lower_bits(highest),
+    )
 
 
-def unreadable(paths: Sequence[Path], on_check: OnCheck | None = None) -> dict[Path, str]:
-    """Decode every image in a pool of threads; returns the reason for each that cannot be read."""
+def _of_lower_bits(highest: Sequence[int]) -> tuple[str, ...]:
+    """What to say of images of 16 bits, by their largest values, where a camera of 10, 12 or 14 bits wrote them."""
+    bits = 14 if highest and 4095 < max(highest) < 1 << 14 else 12
+    dark = sum(value < 1 << bits for value in highest)
+    if not dark:
+        return ()
+    return (
+        f"{dark:,} of {counted(len(highest), 'image')} of 16 bits use{'s' * (dark == 1)} the lower {bits} alone "
+        f"(values below {1 << bits:,}), and 65,535 is white, so they become dark: where a camera of "
+        f"{bits} bits wrote them, multiply by {1 << 16 - bits} first",
+    )
+
+
+def unreadable(
+    paths: Sequence[Path], on_check: OnCheck | None = None, highest: list[int] | None = None
+) -> dict[Path, str]:
+    """Decode every image in a pool of threads; returns the reason for each that cannot be read.
+
+    `highest` gets the largest value of every image of 16 bits.
+    """
 
     def reason(path: Path) -> str | None:
         try:
-            load_image(path)
+            image = load_image(path)
         except DataError as error:
             return str(error)
+        if highest is not None and HIGHEST in image.info:
+            highest.append(image.info[HIGHEST])
         return None
 
     bad: dict[Path, str] = {}

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
 
+from cdl_deploy.counted import counted
 from cdl_deploy.evaluation.report import Evaluation
 from cdl_deploy.evaluation.selection import PromptUse
 from cdl_deploy.files import write_atomic
@@ -72,7 +73,7 @@ def draw_confusion(report: Evaluation) -> Figure:
     if tasks:
         _task_lines(axis, tasks, "xy")
     axis.set(xlabel=f"named {what}", ylabel=f"true {what}")
-    _title(figure, report.model, f"{report.accuracy:.1f} % of {report.images:,} images right")
+    _title(figure, report.model, f"{report.accuracy:.1f} % of {counted(report.images, 'image')} right")
     bar = figure.colorbar(image, ax=axis, shrink=0.8, pad=0.02, aspect=30, ticks=[0, 1, 5, 10, 25, 50, 75, 100])
     bar.set_label("of the true class's images (%)")
     return figure

@@ -84,7 +84,7 @@ def _open(path: Path, file: BinaryIO) -> Opened:
         raise BundleError(f"{path}: {error}") from error
     bundle = decode_metadata(path, onnx.metadata())
     if bundle.features is None or bundle.statistics is None:
-        raise LearnError(f"{path} cannot learn: {_why(bundle)}")
+        raise LearnError(f"{path} cannot learn: {why_not(bundle)}")
     named = bundle.statistics
     beside = path.parent / named.file
     if Path(named.file).name != named.file:
@@ -113,7 +113,8 @@ def _open(path: Path, file: BinaryIO) -> Opened:
     return Opened(path, file, onnx, bundle, stored, named)
 
 
-def _why(bundle: Bundle) -> str:
+def why_not(bundle: Bundle) -> str:
+    """Why a model without statistics cannot learn, and how to get one that can."""
     if bundle.quantization is not None and bundle.features is not None:
         return (
             f"it is an {bundle.quantization.kind} variant without statistics of its own, and those of the float32 "

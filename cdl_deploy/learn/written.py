@@ -7,10 +7,11 @@ say itself, is away meanwhile. Statistics that no model names any more go last, 
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO
@@ -23,7 +24,7 @@ from cdl_deploy.learn.errors import LearnError
 from cdl_deploy.learn.onnx_edit import metadata_of
 from cdl_deploy.learn.protobuf import Piece, Span, size_of
 from cdl_deploy.regular_file import open_regular, read_regular
-from cdl_deploy.runtime.bundle import Bundle, description, description_file, statistics_path
+from cdl_deploy.runtime.bundle import Bundle, description, description_file
 from cdl_deploy.runtime.onnx_scan import MAX_MODEL
 from cdl_deploy.update.withdrawn import withdrawn
 
@@ -62,7 +63,10 @@ def write_model(
     """
     assert bundle.statistics is not None
     sums, beside = out.parent / bundle.statistics.file, description_file(out)
-    outdated = {*_names_in(out), *([bundle.before_learning.statistics.file] if bundle.before_learning else [])}
+    outdated = _named_in(out)
+    if bundle.before_learning is not None:
+        exported = bundle.before_learning.statistics
+        outdated.setdefault(exported.file, exported.sha256)
     try:
         _check_room(out, size_of(pieces) + len(statistics))
         mode = out.stat().st_mode if out.exists() else None
@@ -108,15 +112,18 @@ def copy_piece(source: BinaryIO, piece: Piece, file: BinaryIO) -> None:
         left -= len(some)
 
 
-def _remove_unnamed(out: Path, outdated: Collection[str]) -> None:
-    """Statistics of the model at `out` that no model in the folder names: those under a hash, and those `outdated`."""
+def _remove_unnamed(out: Path, outdated: Mapping[str, str]) -> None:
+    """Remove statistics that no model in the folder names: those under the name of `out` and a hash, and `outdated`.
+
+    `outdated`, name → SHA-256: what the old model named, whatever it was called when it learned; only where it is that
+    very file. Statistics that another model in the folder names stay.
+    """
     hashed = re.compile(re.escape(f"{out.stem}.statistics.") + r"[0-9a-f]{12}\.safetensors")
-    exported = statistics_path(out).name
     try:
         own = [path for path in out.parent.iterdir() if hashed.fullmatch(path.name)]
-        if exported in outdated and (out.parent / exported).exists():
-            own.append(out.parent / exported)
-        named = {name for model in out.parent.glob("*.onnx") for name in _names_in(model)} if own else set()
+        old = [out.parent / name for name in outdated if not hashed.fullmatch(name)]
+        own += [path for path in old if path.is_file() and _is_the(path, outdated[path.name])]
+        named = {name for model in out.parent.glob("*.onnx") for name in _named_in(model)} if own else set()
         for path in own:
             if path.name not in named:
                 path.unlink(missing_ok=True)
@@ -125,15 +132,21 @@ def _remove_unnamed(out: Path, outdated: Collection[str]) -> None:
         pass
 
 
-def _names_in(model: Path) -> list[str]:
-    """The statistics that a model names: one file, or none."""
+def _is_the(path: Path, sha256: str) -> bool:
+    return hashlib.sha256(read_regular(path, MAX_BYTES)).hexdigest() == sha256
+
+
+def _named_in(model: Path) -> dict[str, str]:
+    """The statistics that a model names, as name → SHA-256: one file beside it, or none."""
     try:
         with open_regular(model, MAX_MODEL) as file:
             metadata = metadata_of(file, os.fstat(file.fileno()).st_size)
         named = parse_json(metadata.get("cdl.statistics", "{}"))
     except (BundleError, ValueError, FileNotFoundError):
-        return []
-    return [named["file"]] if isinstance(named, dict) and isinstance(named.get("file"), str) else []
+        return {}
+    if not isinstance(named, dict) or not isinstance(named.get("file"), str) or "/" in named["file"]:
+        return {}
+    return {named["file"]: str(named.get("sha256"))} if named["file"].endswith(".safetensors") else {}
 
 
 def _check_room(out: Path, needed: int) -> None:

@@ -136,6 +136,10 @@ class TaskPlan:
     """A file that says of which class each image is, in place of folders."""
     fingerprint: str | None = None
     """Of the class, name and size of every image, when the task was planned; older versions wrote none."""
+    skipped_images: list[str] = field(default_factory=list)
+    """Of an addition: what it brought to the record's; taken back with it. Older versions wrote none."""
+    left_out: dict[str, dict[str, int]] = field(default_factory=dict)
+    """The same."""
 
     @property
     def source_key(self) -> SourceKey:
@@ -145,8 +149,9 @@ class TaskPlan:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         values = dataclasses.asdict(self)
-        if not self.added:
-            del values["added"]
+        for name in ("added", "skipped_images", "left_out"):
+            if not values[name]:
+                del values[name]
         for name in ("labels", "fingerprint"):
             if values[name] is None:
                 del values[name]

@@ -114,8 +114,10 @@ class Classifier:
     ) -> Iterator[Prediction]:
         """Classify one image or any number of them, in order; `images` may be endless.
 
-        At most `batch_size` images are held at a time, and the predictions of a batch come when it is full (or the
-        images end): use 1 for a camera. `top_k` is the number of classes to report, at most all of them.
+        An iterator, not a list: nothing is classified before it is asked. `list(classifier.predict(images))` is a list,
+        `next(classifier.predict(image))` the one of a single image. At most `batch_size` images are held at a time, and
+        the predictions of a batch come when it is full (or the images end): use 1 for a camera. `top_k` is the number
+        of classes to report, at most all of them.
         Raises `DataError` at the first image that cannot be read, after the predictions of those before it, and
         `OptionError` at once for a batch size or `top_k` below 1. `predict_rows` is faster for many files.
         """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cdl_deploy.counted import counted
 from cdl_deploy.runtime.bundle import Bundle
 
 NAMED = 8
@@ -13,7 +14,7 @@ def news(old: Bundle | None, new: Bundle) -> str:
 
     `old` is None where the old file does not say what it knows.
     """
-    total = f"{_count(len(new.classes), 'class', 'classes')} in {_count(len(new.tasks), 'task', 'tasks')}"
+    total = f"{counted(len(new.classes), 'class')} in {counted(sum(map(bool, new.tasks)), 'task')}"
     if old is None:
         return f"now {total}{_accuracy(None, new)}"
     parts = []
@@ -39,7 +40,3 @@ def _accuracy(old: Bundle | None, new: Bundle) -> str:
         return ""
     before = f"{old.accuracy.final_average_accuracy:.1f} → " if old is not None and old.accuracy is not None else ""
     return f", accuracy {before}{new.accuracy.final_average_accuracy:.1f} %"
-
-
-def _count(number: int, one: str, many: str) -> str:
-    return f"{number:,} {one if number == 1 else many}"

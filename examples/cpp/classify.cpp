@@ -86,8 +86,10 @@ void classify(Ort::Session& session, const std::string& path) {
   const float probability = results[1].GetTensorData<float>()[0];
   const float* scores = results[2].GetTensorData<float>();
   const size_t tasks = results[2].GetTensorTypeAndShapeInfo().GetElementCount();
-  const auto task = std::max_element(scores, scores + tasks) - scores + 1;
-  std::printf("%s\t%s\t%.4f\ttask %td\n", path.c_str(), label.c_str(), probability, task);
+  const auto [worst, best] = std::minmax_element(scores, scores + tasks);
+  std::printf("%s\t%s\t%.4f", path.c_str(), label.c_str(), probability);
+  if (*worst < *best) std::printf("\ttask %td", best - scores + 1);  // all alike: none was selected
+  std::printf("\n");
 }
 
 }  // namespace

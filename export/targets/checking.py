@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from cdl_deploy.counted import beside
 from cdl_deploy.errors import OptionError, ParityError
 from cdl_deploy.export.targets.target import Target
 from cdl_deploy.folders import scratch_folder
@@ -115,7 +116,8 @@ def _compared(
     allowed = target.tolerance * max(1.0, float(np.abs(expected).max()))
     if not off <= allowed or same < 1:
         raise ParityError(
-            f"{model.name} answers otherwise in {target.name} {version}: a logit is off by {off:.2g}, at most "
-            f"{allowed:.2g} allowed, and {same:.0%} of {len(expected)} images get the same class; nothing was written"
+            f"{model.name} answers otherwise in {target.name} {version}: a logit is off by {beside(off, allowed)}, "
+            f"at most {allowed:.2g} allowed, and {same:.0%} of {len(expected)} images get the same class; "
+            "nothing was written"
         )
     return Proof(f"{target.name} {version}", len(expected), off, same, ms, made.name, made.stat().st_size)

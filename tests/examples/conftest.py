@@ -38,12 +38,13 @@ class Answer:
     label: str
     probability: float
     task: str
+    """Empty where none was selected."""
 
 
 def answers(output: str) -> list[Answer]:
     """The rows of an app's output, which all apps write alike."""
     rows = [line.split("\t") for line in output.splitlines()]
-    return [Answer(path, label, float(probability), task) for path, label, probability, task in rows]
+    return [Answer(path, label, float(probability), *task or [""]) for path, label, probability, *task in rows]
 
 
 def run_app(*command: str | Path, status: int = 0) -> subprocess.CompletedProcess[str]:

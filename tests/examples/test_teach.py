@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, Download, Page, expect
+from playwright.sync_api import Browser, Dialog, Download, Page, expect
 
 from cdl_deploy import Classifier, Learner
 from cdl_deploy.cli import main
@@ -170,6 +170,38 @@ def test_a_saved_model_is_opened_again(page: Page, digits: Path, tmp_path: Path)
     page.reload()
     expect(page.locator("#taught li")).to_have_text(f"{NEW}: {TAUGHT} pictures")
     expect(page.locator("#model")).to_have_text("student.onnx, opened here")
+
+
+def test_a_class_is_forgotten(page: Page, digits: Path, tmp_path: Path) -> None:
+    test, status = pictures(digits / "test"), page.locator("#teach-status")
+    page.click("#teach-forget")
+    expect(status).to_have_text("First say what it is to forget")
+    page.fill("#teach-class", "digit 12")
+    page.click("#teach-forget")
+    expect(status).to_have_text("There is no class “digit 12” to forget")
+    asked = []
+
+    def agree(dialog: Dialog) -> None:
+        asked.append(dialog.message)
+        dialog.accept()
+
+    page.on("dialog", agree)
+    teach(page, pictures(digits / "new"))
+    for name, left in ((NEW, 9), ("digit 3", 8)):
+        page.fill("#teach-class", name)
+        page.click("#teach-forget")
+        expect(status).to_have_text(f"“{name}” is forgotten. Knows {left} classes now.")
+    assert asked == [f"Forget “{name}” for good? Undo will not bring it back." for name in (NEW, "digit 3")]
+    expect(page.locator("#taught li")).to_have_text("forgotten since")
+    page.reload()
+    expect(page.locator("#about")).to_contain_text("Knows 8 classes, learned in 3 tasks")
+    named = {best for _, best, _ in said(page, test)}
+    assert not named & {NEW, "digit 3"}
+    page.click("#teach-undo")
+    expect(status).to_have_text("Undone; it was forgotten before")
+    assert set(read_bundle(saved(page, tmp_path)).classes) == {f"digit {n}" for n in (0, 1, 2, 4, 5, 6, 8, 9)}
+    page.click("#teach-reset")
+    expect(page.locator("#about")).to_contain_text("Knows 9 classes")
 
 
 def test_by_camera_and_keyboard_alone(page: Page) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -163,6 +165,29 @@ def test_two_devices_merged_are_one_that_saw_both(model, photos):
     assert len(list(path.parent.glob("*.safetensors"))) == 6
     Learner(a).forget(OLD[1]).save()
     assert "did not learn from the same base" in error_of("merge", a, b, "-o", merged)
+
+
+def test_nothing_that_holds_a_forgotten_class_stays_beside_the_model(model, photos, capsys):
+    path = model()
+    other = path.with_name("other.onnx")
+    Learner(path).add(NEW[0], images_of(photos, NEW[0])).save(path.with_name("new.onnx"))
+    path.with_name("new.onnx").replace(path)  # it names the statistics of new.onnx
+    path.with_name("new.json").unlink()
+    (beside,) = path.parent.glob("new.statistics.*")
+    shutil.copy(path, other)
+    Learner(path).forget(OLD[0]).save()
+    assert beside.exists()  # the other model names them
+    Learner(other).forget(OLD[1]).save()
+    assert not beside.exists()
+    assert run("learn", path, "--forget", NEW[0], "-o", path) == 0
+    capsys.readouterr()
+    assert run("learn", path, "--undo", "-o", path) == 0
+    told = "taken back an addition whose classes were all forgotten before; now 1 class\n"
+    assert capsys.readouterr().out == f"{path}: {told}"
+    assert run("inspect", path) == 0
+    said = capsys.readouterr().out
+    assert "1 class in 1 task" in said
+    assert said.count("│    1 │") == 1
 
 
 def test_forgetting(model, photos, capsys):

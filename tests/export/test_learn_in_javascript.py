@@ -134,6 +134,42 @@ def test_what_python_learned_is_taken_back_in_javascript(model, learn, photos, t
     check_same_model((tmp_path / "out/student.onnx").read_bytes(), path.read_bytes())
 
 
+def test_a_forgotten_class_is_gone_as_cdl_learn_forgets_it(learn, photos, tmp_path):
+    steps = [["add", OLD[0], (OLD[0], "test")], ["add", NEW[0], (NEW[0],)], ["add", NEW[1], (NEW[1],)]]
+    gone = [["forget", OLD[0]], ["forget", NEW[0]], ["forget", OLD[0]], ["reopen"]]
+    path, made, said = learn([*steps, *gone])
+    assert said["refused"] == [f"There is no class “{OLD[0]}” to forget"]
+    assert said["classes"] == [OLD[1], NEW[1]]
+    assert said["additions"] == [{"name": "", "images": 0}, {"name": "", "images": 0}, {"name": NEW[1], "images": 8}]
+    learner = Learner(path).add(OLD[0], images_of(photos, OLD[0], "test"))
+    learner.add(NEW[0], images_of(photos, NEW[0])).add(NEW[1], images_of(photos, NEW[1]))
+    learner.forget(OLD[0]).forget(NEW[0]).save()
+    theirs, ours = read_bundle(path), read_bundle(made)
+    for name in ("classes", "tasks", "top_k", "method", "parameters", "accuracy", "parity", "before_learning"):
+        assert getattr(ours, name) == getattr(theirs, name), name
+    assert ours.unknown_threshold == pytest.approx(theirs.unknown_threshold, rel=2e-3)
+    for one, other in zip(outputs(made, photos), outputs(path, photos), strict=True):
+        np.testing.assert_allclose(one, other, rtol=3e-3, atol=1e-3)
+    total, true = (statistics_of(it).history.total for it in (made, path))
+    for field in ("counts", "means", "spread", "scatter"):
+        value = getattr(true, field)
+        np.testing.assert_allclose(getattr(total, field), value, rtol=0, atol=1e-12 * np.abs(value).max())
+    script = Path(__file__).with_name("learn.mjs")  # and what Python forgot is opened
+    (tmp_path / "out").mkdir()
+    given = {"model": str(path), "out": str(tmp_path / "out"), "steps": [["undo"]], "test": []}
+    assert in_node(script, given=given)["classes"] == [OLD[1]]
+
+
+def test_a_forgotten_class_does_not_come_back_with_a_newer_model(first_task, learn, photos, tmp_path):
+    newer = tmp_path / "newer" / "student.onnx"
+    newer.parent.mkdir()
+    Learner(first_task() / "student.onnx").add(NEW[1], images_of(photos, NEW[1])).save(newer)
+    steps = [["add", NEW[0], (NEW[0],)], ["forget", OLD[0]], ["adopt", str(newer)], ["forget", NEW[1]]]
+    _, _, said = learn([*steps, ["forget", OLD[1]], ["forget", NEW[0]]])
+    assert said["classes"] == [NEW[0]]
+    assert said["refused"] == [f"“{NEW[0]}” is the only class: without it there is nothing to tell apart"]
+
+
 def test_what_was_taught_comes_to_a_newer_model(first_task, learn, photos, tmp_path):
     newer = tmp_path / "newer" / "student.onnx"
     newer.parent.mkdir()

@@ -253,7 +253,6 @@ def test_pixels_of_the_right_size_are_not_touched():
 @pytest.mark.parametrize(
     ("head", "message"),
     [
-        (b"\0\0\0\x18ftypheic\0\0\0\0", "a HEIC image, which needs pillow-heif: pip install 'cdl-deploy\\[heif\\]'"),
         (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer and not the image itself"),
         (b"\n<!DOCTYPE html>", "a web page and not an image"),
         (b"hello, world", "not an image of a known format"),
@@ -263,6 +262,40 @@ def test_what_is_no_image_is_named(tmp_path, head, message):
     (tmp_path / "a.jpg").write_bytes(head)
     with pytest.raises(DataError, match=message):
         load_image(tmp_path / "a.jpg")
+
+
+HEIC = b"\0\0\0\x18ftypheic\0\0\0\0"
+
+
+def test_heic_without_what_decodes_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(images, "_known_formats", lambda: ("JPEG", "PNG"))
+    (tmp_path / "a.heic").write_bytes(HEIC)
+    with pytest.raises(DataError, match="a HEIC image, which needs pillow-heif: pip install 'cdl-deploy\\[heif\\]'"):
+        load_image(tmp_path / "a.heic")
+
+
+def test_heic_as_phones_write_it(tmp_path):
+    """Upright, as its EXIF data say, and with the pixels that pillow-heif itself decodes."""
+    heif = pytest.importorskip("pillow_heif")
+    image = Image.linear_gradient("L").resize((64, 48)).convert("RGB")
+    ImageDraw.Draw(image).rectangle((0, 0, 20, 12), fill=(200, 30, 30))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # its top is at the right; pillow-heif writes it as HEIF's own turn, too
+    for name, more, expected in (
+        ("a.heic", {}, image),
+        ("turned.heic", {"exif": exif.tobytes()}, image.transpose(Image.Transpose.ROTATE_270)),
+    ):
+        heif.from_pillow(image).save(tmp_path / name, quality=100, chroma=444, **more)
+        found = load_image(tmp_path / name)
+        assert (found.mode, found.size) == ("RGB", expected.size)
+        difference = np.abs(np.asarray(found, np.int16) - np.asarray(expected, np.int16))
+        assert difference.max() <= 8  # it is lossy
+        assert images.is_image_name(name)
+    whole = (tmp_path / "a.heic").read_bytes()
+    for content in (HEIC, whole[: len(whole) // 2]):
+        (tmp_path / "torn.heic").write_bytes(content)
+        with pytest.raises(DataError, match="damaged"):
+            load_image(tmp_path / "torn.heic")
 
 
 @pytest.mark.parametrize("how", ["bicubic", "bilinear", "lanczos"])

@@ -173,10 +173,22 @@ def test_the_command_says_how_to_look_at_it(student: Path, tmp_path: Path) -> No
     }
 
 
+def test_a_page_that_cannot_be_taught_is_named(student: Path, tmp_path: Path) -> None:
+    """Not where nobody asked for it."""
+    done = CliRunner().invoke(app, ["export", str(student), "--web", str(tmp_path / "site")])
+    assert done.stderr == (
+        "note: the page cannot be taught new classes: it was exported without statistics; export a run with a "
+        "closed-form head and without --no-statistics (cdl head RUN --head slda --out RUN2 gives a finished run one)\n"
+    )
+    assert (
+        CliRunner().invoke(app, ["export", str(student), "--web", str(tmp_path / "b"), "--no-statistics"]).stderr == ""
+    )
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["run"], "cdl export needs a format: add --onnx, --target NAME or --web DIR"),
+        (["a.onnx"], "a.onnx is exported already: give the run, or add --web DIR for a page with this model"),
         (
             ["run", "--web", "site", "--out", "bundle"],
             "--out bundle is where --onnx writes: add --onnx, or leave out --out",

@@ -213,7 +213,7 @@ def test_one_tree_with_holdout(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["export", "nowhere"], "cdl export needs a format: add --onnx"),
+        (["export", "nowhere"], "nowhere is no run directory: it does not exist; make one with cdl train"),
         (["export", "nowhere", "--onnx"], "nowhere is no run directory: it does not exist; make one with cdl train"),
         (["runs", "nowhere"], "nowhere is no run directory"),
         (["train"], "no run directory is given: add --out RUN"),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -136,7 +137,12 @@ def test_an_addition_is_taken_back_bit_for_bit(photos, tmp_path):
         undo_task(tmp_path / "r")
     before = {f.name: f.read_bytes() for f in (tmp_path / "r/checkpoints").iterdir() if f.name.startswith("task")}
     record = json.loads((tmp_path / "r/run.json").read_text())
-    add_task(tmp_path / "r", Addition(str(photos), classes=(NAMES[2],)))
+    shutil.copytree(photos / "train" / NAMES[2], tmp_path / "new" / NAMES[2])
+    (tmp_path / "new" / NAMES[2] / "torn.png").write_bytes(b"no image")
+    (tmp_path / "new" / NAMES[2] / "notes.txt").write_text("no image")
+    longer = add_task(tmp_path / "r", Addition(str(tmp_path / "new"), holdout=0.2, skip_bad=True))
+    assert longer.skipped_images == [str(tmp_path / "new" / NAMES[2] / "torn.png")]
+    assert longer.left_out == {NAMES[2]: {".txt": 1}}
     undo_task(tmp_path / "r")
     after = {f.name: f.read_bytes() for f in (tmp_path / "r/checkpoints").iterdir() if f.name.startswith("task")}
     assert after == before
@@ -234,7 +240,7 @@ def test_the_command_line_does_all_of_it(photos, tmp_path, capsys):
     assert "student: slda on class+patches" in said.out
     assert "calibration error" in said.out
     for words, message in (
-        (("train", run, "--undo"), "has no addition to undo"),
+        (("train", run, "--undo"), "has no addition to undo: what it knows it learned when it was made, 2 tasks\n"),
         (("train", run, "--forget", "nothing"), "knows no class 'nothing'"),
         (("train", run, "--undo", "--epochs", 3), "--undo changes a finished run"),
         (("head", run, "--out", tmp_path / "x"), "no head is given"),
@@ -243,6 +249,14 @@ def test_the_command_line_does_all_of_it(photos, tmp_path, capsys):
         assert code == 2
         assert message in said.err
         assert said.err.count("\n") == 1
+    forgetful = tmp_path / "forgetful"
+    shutil.copytree(run, forgetful)
+    code, said = cdl("train", forgetful, "--forget", NAMES[0])
+    assert code == 0
+    assert f"forgotten: {NAMES[0]}; the accuracies were measured before, with them" in said.out
+    assert said.out.count(NAMES[0]) == 1
+    code, said = cdl("train", forgetful, "--undo")
+    assert f"2 tasks; that '{NAMES[0]}' was forgotten cannot be undone\n" in said.err
     code, said = cdl("head", run, "--head", "ncm", "--out", tmp_path / "ncm")
     assert code == 0
     assert "student: ncm" in said.out

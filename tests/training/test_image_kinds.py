@@ -117,6 +117,23 @@ def folder_with(tmp_path, name: str, content: bytes):
     return tmp_path / "data"
 
 
+@pytest.mark.parametrize(
+    ("highest", "said"),
+    [
+        ((4000, 65535), ["1 of 2 images of 16 bits uses the lower 12 alone (values below 4,096), and 65,535 is white"]),
+        ((4000, 16000), ["2 of 2 images of 16 bits use the lower 14 alone (values below 16,384)"]),
+        ((60000, 65535), []),
+    ],
+)
+def test_sixteen_bits_of_which_a_camera_wrote_twelve(tmp_path, highest, said):
+    ramp = np.linspace(0, 1, 576).reshape(24, 24)
+    root = folder_with(tmp_path, "0.png", KINDS["plain.png"][0])
+    for number, high in enumerate(highest):
+        Image.fromarray(np.uint16(ramp * high)).save(root / "bee" / f"{number}.png")
+    notes = image_folder(root, 0.5).notes
+    assert [note.startswith(text) for note, text in zip(notes, said, strict=True)] == [True] * len(said)
+
+
 def test_postscript_starts_no_program(tmp_path, monkeypatch):
     """A program that is called as Ghostscript is would leave a file."""
     for name in ("gs", "gswin32c", "gswin64c"):

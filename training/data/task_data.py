@@ -201,11 +201,17 @@ def relocated(record: RunRecord, data: str, labels: str | None) -> RunRecord:
         record,
         config=replace(record.config, data=config),
         plans=[
-            replace(plan, data=data, labels=labels) if (plan.data, plan.labels) == (old.data, old.labels) else plan
+            replace(plan, data=data, labels=labels, skipped_images=_all_moved(plan.skipped_images, old.data, data))
+            if (plan.data, plan.labels) == (old.data, old.labels)
+            else plan
             for plan in record.plans
         ],
-        skipped_images=[_moved(path, old.data, data) or path for path in record.skipped_images],
+        skipped_images=_all_moved(record.skipped_images, old.data, data),
     )
+
+
+def _all_moved(paths: Sequence[str], old: str, new: str) -> list[str]:
+    return [_moved(path, old, new) or path for path in paths]
 
 
 def _moved(path: str | None, old: str, new: str) -> str | None:

@@ -45,6 +45,7 @@ export const collect = (bitmap) => ask("collect", bitmap, [bitmap]);
 export const learn = (name) => ask("learn", name);
 export const discard = () => ask("discard");
 export const undo = () => ask("undo");
+export const forget = (name) => ask("forget", name);
 export const reset = () => ask("reset");
 export const open = (files) => ask("open", files);
 

@@ -1,7 +1,7 @@
 // The page: photographs come in by file dialog, drop, paste or camera, and are classified one after the other.
 import { frame, startCamera, stopCamera, switchCamera } from "./camera.js";
 import { classify, decode, isUnreadable, loadModel, UNREADABLE } from "./classifier.js";
-import { addCard, addError, clearResults, labelOf, percent, taskText } from "./results.js";
+import { addCard, addError, classes, clearResults, labelOf, percent, taskText } from "./results.js";
 import { keepOffline } from "./offline.js";
 import { offerTeaching, teachFiles } from "./teach.js";
 
@@ -37,9 +37,10 @@ async function start() {
 
 function describe() {
   const names = page.classes.length > 8 ? [...page.classes.slice(0, 7), "…"] : page.classes;
-  const tasks = page.tasks.length > 1 ? `, learned in ${page.tasks.length} tasks` : "";
+  const learned = page.tasks.filter((names) => names.length).length; // of others all classes are forgotten
+  const tasks = learned > 1 ? `, learned in ${learned} tasks` : "";
   element("about").textContent =
-    `Knows ${page.classes.length} classes${tasks}: ${names.join(", ")}. Photographs never leave this device.`;
+    `Knows ${classes(page.classes.length)}${tasks}: ${names.join(", ")}. Photographs never leave this device.`;
   element("model").textContent = page.opened
     ? `${page.opened}, opened here`
     : `${page.model}, ${(page.bytes / 1e6).toFixed(1)} MB, from ${page.producer}`;

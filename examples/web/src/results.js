@@ -7,6 +7,8 @@ const THUMBNAIL = 560; // longer edge in pixels: photographs themselves are not 
 
 export const percent = (value) => `${(100 * value).toFixed(1)} %`;
 
+export const classes = (count) => (count === 1 ? "one class" : `${count} classes`);
+
 /** The task with the highest score, from 1, as text; empty for a model whose prompts belong to no task. */
 export function taskText(page, scores) {
   if (!page.selects_tasks) return "";

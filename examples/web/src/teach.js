@@ -1,6 +1,7 @@
 // Teaching: a name, pictures from the camera or from files, and the model knows it. The worker does the work.
 import { isRunning, record } from "./camera.js";
-import { collect, decode, discard, isUnreadable, learn, open, reset, save, undo, UNREADABLE } from "./classifier.js";
+import { classes } from "./results.js";
+import { collect, decode, discard, forget, isUnreadable, learn, open, reset, save, undo, UNREADABLE } from "./classifier.js";
 
 const element = (id) => document.getElementById(id);
 const say = (text) => (element("teach-status").textContent = text);
@@ -32,8 +33,9 @@ export function offerTeaching(given) {
   element("teach-undo").addEventListener("click", () => act(async () => {
     const [last] = page.additions.slice(-1);
     update(await undo());
-    say(`“${last.name}” is as it was before its last ${pictures(last.images)}`);
+    say(last.name ? `“${last.name}” is as it was before its last ${pictures(last.images)}` : "Undone; it was forgotten before");
   }));
+  element("teach-forget").addEventListener("click", forgetClass);
   element("teach-save").addEventListener("click", () => act(saveFiles));
   element("teach-open").addEventListener("change", ({ target }) => {
     const files = [...target.files];
@@ -157,10 +159,21 @@ async function finish(unread = []) {
   update(said);
   const few = said.images === 1 ? " That is little: show it from other sides, too." : "";
   const seconds = (said.milliseconds / 1000).toFixed(1);
-  const what = before.has(own) ? "Knows it better now" : `Knows ${page.classes.length} classes now`;
-  const kept = said.isKept ? "" : " This browser will not keep it over a reload: save the model.";
+  const what = before.has(own) ? "Knows it better now" : `Knows ${classes(page.classes.length)} now`;
   const left = unread.length ? ` Left out: ${unread.join(". ")}.` : "";
-  say(`Learned “${own}” from ${pictures(said.images)} in ${seconds} s. ${what}.${few}${kept}${left}`);
+  say(`Learned “${own}” from ${pictures(said.images)} in ${seconds} s. ${what}.${few}${reloads(said)}${left}`);
+}
+
+function forgetClass() {
+  if (!named("First say what it is to forget")) return;
+  const own = name.value.trim();
+  act(async () => {
+    if (page.classes.includes(own) && !confirm(`Forget “${own}” for good? Undo will not bring it back.`)) return;
+    const said = await forget(own);
+    update(said);
+    name.value = "";
+    say(`“${own}” is forgotten. Knows ${classes(page.classes.length)} now.${reloads(said)}`);
+  });
 }
 
 async function saveFiles() {
@@ -182,13 +195,13 @@ async function openFiles(files) {
   }
   say(`Opening ${model.name}…`);
   update(await open({ model, statistics }));
-  say(`${model.name} knows ${page.classes.length} classes`);
+  say(`${model.name} knows ${classes(page.classes.length)}`);
 }
 
 /** Whether there is a name; asks for one. */
-function named() {
+function named(question = "First say what it is") {
   if (name.value.trim()) return true;
-  say("First say what it is");
+  say(question);
   name.focus();
   return false;
 }
@@ -208,17 +221,19 @@ function update(known) {
   Object.assign(page, known);
   const rows = page.additions.map((addition) => {
     const row = document.createElement("li");
-    row.textContent = `${addition.name}: ${pictures(addition.images)}`;
+    row.textContent = addition.name ? `${addition.name}: ${pictures(addition.images)}` : "forgotten since";
     return row;
   });
   element("taught").replaceChildren(...rows.reverse());
   element("teach-known").replaceChildren(...page.classes.map((it) => new Option(it)));
   element("teach-undo").disabled = !page.additions.length;
-  element("teach-reset").disabled = !page.additions.length && !page.opened;
+  element("teach-reset").disabled = !page.isTaught && !page.opened;
   nameButton();
   onChange();
 }
 
 const nameButton = () => (button.textContent = isRunning() ? "Hold to record" : "Use the camera");
+
+const reloads = ({ isKept }) => (isKept ? "" : " This browser will not keep it over a reload: save the model.");
 
 const pictures = (count) => (count === 1 ? "one picture" : `${count} pictures`);

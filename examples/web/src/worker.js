@@ -28,7 +28,7 @@ ort.env.wasm.wasmPaths = {
 // Without cross-origin isolation there is no shared memory, and so one thread; sw.js brings it about.
 ort.env.wasm.numThreads = self.crossOriginIsolated ? Math.min(4, navigator.hardwareConcurrency || 1) : 1;
 
-const tasks = { load, classify, collect, discard, learn, undo, save, open, reset };
+const tasks = { load, classify, collect, discard, learn, undo, forget, save, open, reset };
 
 self.onmessage = async ({ data: { id, task, given } }) => {
   try {
@@ -99,7 +99,8 @@ function told() {
   const { classes, tasks, opened } = learner ?? { ...about, opened: about };
   const selects = opened.taskScores !== null && tasks.length === opened.tasks.length;
   const additions = learner?.additions ?? [];
-  return { classes, tasks, selects_tasks: selects, additions, opened: loaded ? loaded.model.name : null };
+  const isTaught = additions.length > 0 || Boolean(learner?.forgotten.length);
+  return { classes, tasks, selects_tasks: selects, additions, isTaught, opened: loaded ? loaded.model.name : null };
 }
 
 async function fetched(url) {
@@ -180,6 +181,14 @@ async function learn(name) {
 async function undo() {
   if (!learner) throw new Error("There is nothing to undo");
   learner.undo();
+  return { isKept: await store(), ...told() };
+}
+
+/** Take a class away for good. */
+async function forget(name) {
+  const fresh = learner ?? new Learner(metadata, await files.statistics());
+  fresh.forget(name);
+  learner = fresh;
   return { isKept: await store(), ...told() };
 }
 

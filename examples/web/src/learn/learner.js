@@ -10,7 +10,7 @@ import { metadataOf, OnnxFile } from "./onnx-file.js";
 import { plain } from "./python-json.js";
 import { sha256 } from "./sha256.js";
 import { partDigest, readStatistics, writeStatistics } from "./statistics-file.js";
-import { dimension, gather, merge, total } from "./statistics.js";
+import { dimension, forget, forgetAdded, gather, merge, total } from "./statistics.js";
 
 const KEEP = 32; // additions that are kept apart, and can be taken back
 
@@ -31,15 +31,17 @@ export class Learner {
     }
     this.opened = about;
     this.restore(statistics);
+    this.forgotten = []; // names of classes, since the model was opened
     if (this.classes.join("\n") !== about.classes.join("\n")) throw new Error("the statistics have other classes than the model");
     this.tasks = about.tasks;
     this.before = this.sums.additions.length ? (this.bundle.get("before_learning") ?? null) : asItIs(this.bundle);
   }
 
   /** Take up what an earlier learner of this model had learned, from its `kept()`. */
-  resume({ statistics, tasks, before }) {
+  resume({ statistics, tasks, before, forgotten = [] }) {
     this.restore(statistics);
     this.tasks = tasks;
+    this.forgotten = forgotten;
     if (before === "lost") this.before = null;
   }
 
@@ -55,14 +57,15 @@ export class Learner {
 
   /** What `resume` needs, for a store that outlives the page. */
   kept() {
-    return { statistics: writeStatistics(this.sums), tasks: this.tasks, before: this.before ? "there" : "lost" };
+    const { tasks, forgotten } = this;
+    return { statistics: writeStatistics(this.sums), tasks, before: this.before ? "there" : "lost", forgotten };
   }
 
   get classes() {
     return this.total.classes;
   }
 
-  /** Of every addition that can be taken back, oldest first: `{ name, images }`. */
+  /** Of every addition that can be taken back, oldest first: `{ name, images }`; no name where all of it is forgotten. */
   get additions() {
     return this.sums.additions.map(({ classes, counts }) => ({
       name: classes.join(", "),
@@ -77,8 +80,9 @@ export class Learner {
     this.take(gather(name, features.map(this.map)));
   }
 
-  /** Do the additions in `statistics` again: of a learner of another base, whose features are the same. */
-  adopt({ statistics }) {
+  /** Do again what a learner of another base did, whose features are the same: additions, and classes forgotten. */
+  adopt({ statistics, forgotten = [] }) {
+    for (const name of forgotten) if (this.classes.includes(name)) this.forget(name);
     for (const addition of readStatistics(statistics, this.opened.features).additions) this.take(addition);
   }
 
@@ -110,6 +114,25 @@ export class Learner {
       .map((task) => [task, task.filter((name) => known.has(name))])
       .filter(([task, rest]) => rest.length || !task.length)
       .map(([, rest]) => rest);
+    this.solved = null;
+  }
+
+  /** Take a class away for good, from the base and from every addition: no undo brings it back. */
+  forget(name) {
+    if (!this.classes.includes(name)) throw new Error(`There is no class “${name}” to forget`);
+    if (this.classes.length === 1) throw new Error(`“${name}” is the only class: without it there is nothing to tell apart`);
+    const { base, additions } = this.sums;
+    let before = base;
+    const rest = additions.map((addition) => {
+      const left = forgetAdded(addition, name, before);
+      before = merge(before, addition);
+      return left;
+    });
+    this.sums = { ...this.sums, base: forget(base, name), additions: rest };
+    this.total = total(this.sums);
+    this.tasks = this.tasks.map((task) => task.filter((it) => it !== name));
+    this.forgotten = [...this.forgotten.filter((it) => it !== name), name];
+    this.before = null;
     this.solved = null;
   }
 

@@ -50,7 +50,7 @@ const partHeader = ({ classes, noiseImages }) => ({ classes, noise_images: noise
 
 function arraysOf({ classes, counts, means, spread, scatter, overconfidence }, name) {
   const C = classes.length;
-  const D = means.length / C;
+  const D = Math.sqrt(scatter.length);
   const upper = new Float64Array((D * (D + 1)) / 2);
   for (let i = 0, at = 0; i < D; at += D - i, i++) upper.set(scatter.subarray(i * D + i, (i + 1) * D), at);
   return [

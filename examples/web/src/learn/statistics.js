@@ -36,7 +36,7 @@ export function gather(name, rows) {
   };
 }
 
-export const dimension = (sums) => sums.means.length / sums.classes.length;
+export const dimension = (sums) => Math.sqrt(sums.scatter.length); // there may be no class any more
 
 export const images = (sums) => sums.counts.reduce((sum, n) => sum + n, 0);
 
@@ -74,7 +74,7 @@ export function merge(one, other) {
   return { classes, counts, means, spread, scatter, noiseImages: one.noiseImages + other.noiseImages, overconfidence };
 }
 
-/** The same sums with the classes in this order; there may be more of them. */
+/** The same sums with the classes in this order; there may be more of them, or fewer. */
 export function arranged(sums, classes) {
   const D = dimension(sums);
   const from = classes.map((name) => sums.classes.indexOf(name));
@@ -82,6 +82,26 @@ export function arranged(sums, classes) {
   from.forEach((c, to) => c >= 0 && means.set(sums.means.subarray(c * D, (c + 1) * D), to * D));
   const counts = from.map((c) => sums.counts[c] ?? 0);
   return { ...sums, classes, counts, means, spread: Float64Array.from(from, (c) => sums.spread[c] ?? 0) };
+}
+
+/** Without class `name`: its images stay in the common scatter. */
+export function forget(sums, name) {
+  return arranged(sums, sums.classes.filter((it) => it !== name));
+}
+
+/**
+ * The same of an addition to `before`. The scatter between the class's two means is in neither, but in their total: it
+ * stays as well, and goes with the addition.
+ */
+export function forgetAdded(sums, name, before) {
+  const [a, b] = [before, sums].map((it) => it.classes.indexOf(name));
+  if (b < 0 || a < 0) return forget(sums, name);
+  const D = dimension(sums);
+  const [n, m] = [before.counts[a], sums.counts[b]];
+  const delta = Float64Array.from({ length: D }, (_, d) => sums.means[b * D + d] - before.means[a * D + d]);
+  const scatter = sums.scatter.slice();
+  addOuter(scatter, delta, [(n * m) / Math.max(n + m, 1)], D);
+  return forget({ ...sums, scatter }, name);
 }
 
 /** Sums of the base and of all additions, always merged in the same order. */
