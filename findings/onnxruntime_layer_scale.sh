@@ -5,7 +5,8 @@
 # onnxruntime 1.32.0, onnx 1.23.2, every graph optimisation on (ORT_ENABLE_ALL). DINOv2, DINOv3 and DeiT III scale the output
 # of attention and MLP by a constant of one number a channel. As x·W + b, times a constant, it is a pass over all tokens of
 # its own, twice a block; as a 1 × 1 convolution the same layer becomes one operator. Fold the scale into weight and bias
-# before the file is written: int8 of a DINOv3 ViT-S/16 went from 0.53 to 0.41 of the fp32 file's time at batch 8.
+# before the file is written: in two noisy runs, int8 of a DINOv3 ViT-S/16 at batch 8 went
+# from 0.53 to 0.41 of the time that the plain fp32 model takes.
 #
 # Seen (it exits with 1 where this changes):
 #   convolution, addition, multiplication -> Conv

@@ -22,7 +22,8 @@ from cdl_deploy.learn.errors import LearnError
 from cdl_deploy.runtime.classifier import Classifier, ImageInput
 from cdl_deploy.runtime.pipeline import Failure, run_in_order
 
-BATCH = 16
+BATCH = 8
+"""Images a run of the model, half of what `cdl predict` takes: learning then needs no more memory than predicting."""
 GATHERED = 2048
 """Images whose features are held before they become sums."""
 ImagesByClass = Mapping[str, Sequence[ImageInput]]
