@@ -306,8 +306,11 @@ def _export_learner(
     on_step(f"{role}: comparing with the trained model on {len(images)} held-out images")
     expected = trained_logits(pair.encoder, learner, images, prompts)
     expected = expected if known is None else expected[:, known]
-    solved = learner.closed_form is not None
-    parity = check_parity(path, bundle.preprocessing, expected, seen, solved, run_images)
+    terms = None
+    if learner.closed_form is not None:
+        rows = read if sums else trained_features(pair.encoder, learner, images, prompts)
+        terms = learner.closed_form.largest_sum(torch.from_numpy(rows))
+    parity = check_parity(path, bundle.preprocessing, expected, seen, terms, run_images)
     bundle = replace(bundle, parity=parity)
     if sums:
         check_features(path, bundle.preprocessing, read, far, seen, run_images)

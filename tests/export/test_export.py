@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from cdl_deploy import Classifier
+from cdl_deploy.closed_form.head_rule import HeadRule
 from cdl_deploy.data.images import load_image
 from cdl_deploy.errors import OptionError, ParityError, RunError
 from cdl_deploy.export import Exported, ExportOptions, export_run, onnx_file, parity
@@ -21,6 +22,7 @@ from cdl_deploy.export.variants import Shrink
 from cdl_deploy.run.config import DataConfig, MethodConfig, ModelConfig, OptimConfig, RunConfig
 from cdl_deploy.runtime.bundle import read_bundle
 from cdl_deploy.training.checkpoint import load_heldout, load_run
+from cdl_deploy.training.heads.closed_form import NEVER, ClosedFormHead
 from cdl_deploy.training.loop import train
 from cdl_deploy.training.models.learner import learner_logits
 from tests.training.conftest import write_images
@@ -143,15 +145,27 @@ def test_compare_by_hand():
     with pytest.raises(ParityError, match=r"a logit by 0.5, at most 0.0001 allowed"):
         parity.compare(expected, expected + 0.5, "x")
     large = expected * 1000
-    assert parity.compare(large, large + 5e-4, "x", solved=True).top1_agreement == 1
-    for head in ({}, {"solved": True}):
+    assert parity.compare(large, large + 5e-4, "x", terms=3000).top1_agreement == 1
+    for head in ({}, {"terms": 3000}):
         with pytest.raises(ParityError, match="differs from the trained model: a logit by"):
             parity.compare(large, large + (0.05 if head else 5e-4), "x", **head)
     with pytest.raises(ParityError, match="a logit by nan"):
         parity.compare(expected, np.full_like(expected, np.nan), "x")
+    assert parity.compare(expected, expected + 5e-4, "x", terms=1000).top1_agreement == 1  # most of them cancel
     close = np.array([[1.0, 1.00005]], dtype=np.float32)
     with pytest.raises(ParityError, match="1 of 1 images get another class"):
         parity.compare(close, close[:, ::-1], "x")
+
+
+@pytest.mark.parametrize(("random", "wanted"), [(False, 2 * 3 + 4 * 5 + 1), (True, 2 * 0 + 4 * 2 + 1)])
+def test_the_largest_sum_of_a_solved_head_is_that_of_sizes(random, wanted):
+    head = ClosedFormHead(2, HeadRule("slda"), ("class",))
+    if random:
+        head.projection = torch.tensor([[0.0, 1.0], [-1.0, 1.0]])
+    head.weight = torch.tensor([[2.0, 4.0], [1.0, -1.0], [0.0, 0.0]])
+    head.bias = torch.tensor([-1.0, 0.0, NEVER])  # the last is of a class without images
+    features = torch.tensor([[-3.0, 5.0], [1.0, 1.0]])
+    assert head.largest_sum(features) == wanted
 
 
 @pytest.mark.parametrize(("found", "said"), [(0, 1e-7), (3.1e-6, 1e-5), (2.9e-6, 1e-5), (1e-5, 1e-5), (5e-5, 1e-4)])

@@ -13,6 +13,7 @@ from timm.models import list_models, list_pretrained, model_entrypoint
 
 from benchmarks.backbone_families import CLASS_TOKEN, FAMILIES, member
 from cdl_deploy.errors import OptionError, WeightsError
+from cdl_deploy.export.embedding import fold_embedding
 from cdl_deploy.export.graph import ExportGraph
 from cdl_deploy.export.selection import fix_selection
 from cdl_deploy.run.config import MethodConfig
@@ -189,6 +190,18 @@ def test_what_export_folds_is_what_was_trained(name):
 
 
 @torch.no_grad()
+def test_pixels_beside_the_patches_are_left_out_as_timm_does():
+    """SigLIP SO400M has patches of 14 pixels and its own size is 384, which is no multiple of it."""
+    vit = member("vit_base_patch16_siglip_224", img_size=36)
+    backbone = build_backbone(vit, HALF, HALF)
+    images = torch.randn(2, 3, 36, 36)
+    tokens = fold_embedding(backbone, backbone.mean, backbone.std)(images)
+    torch.testing.assert_close(tokens, backbone.embed_normalised(images), atol=1e-5, rtol=1e-5)
+    found = vit.norm(backbone.run_blocks(backbone.embed_normalised(images), 0, 2))
+    torch.testing.assert_close(found, vit.forward_features(images), atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("name", ["vit_small_patch16_dinov3", "vit_pe_core_tiny_patch16_384", "test_vit3"])
 def test_an_early_query_and_a_fixed_selection_are_folded(name):
     backbone = build_backbone(member(name, depth=3), HALF, HALF)
@@ -251,7 +264,7 @@ def test_what_no_family_takes_is_one_line(name):
 @pytest.mark.parametrize("name", [
     "vit_small_patch16_dinov3", "vit_small_patch16_lingbot", "vit_small_patch16_rope_224", "eva02_tiny_patch14_224",
     "vit_pe_core_tiny_patch16_384", "vit_base_patch16_siglip_224", "vit_base_patch16_radio_v3",
-    "deit3_small_patch16_224", "test_vit",
+    "deit3_small_patch16_224", "test_vit", "vit_so400m_patch14_siglip_384",
 ])  # fmt: skip
 def test_a_family_is_taken_by_its_name(name):
     check_family(name, timm.get_pretrained_cfg(name).input_size[-1])

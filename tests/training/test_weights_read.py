@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import zipfile
 
 import pytest
 import timm
@@ -214,6 +215,15 @@ def evil(path):
     save({"state_dict": {"x": Evil()}}, path)
 
 
+def plain_pickle(path):
+    path.write_bytes(b"\x80\x04cbuiltins\nprint\n(S'ran'\ntR.")  # what reading it would do: print("ran")
+
+
+def archive(path):
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("model/model.safetensors", b"1")
+
+
 def cut(path, content, write):
     write(content, path)
     path.write_bytes(path.read_bytes()[:-200])
@@ -231,6 +241,10 @@ def cut(path, content, write):
         ("a.pth", lambda p: cut(p, {"a": torch.zeros(99)}, save), "it is torn, or no such file"),
         ("a.pth", evil, r"it is a pickle with code \(.*print\), which is never run; save its state dict alone"),
         ("a.pth", lambda p: p.write_text("hello"), "it is no file of weights, or torn"),
+        ("a.pkl", plain_pickle, "it is a pickle that torch did not save, which may hold code and is never run; save"),
+        ("a.pth", archive, "it is an archive that torch did not save: unpack it first"),
+        ("a.safetensors", lambda p: p.write_bytes(bytes(999)), "it is torn, or no such file"),
+        ("a.safetensors", lambda p: p.write_text("<?xml version='1.0'?><Error/>"), "is a web page, not what was to be"),
         ("a.pth", lambda p: save([1, 2], p), "expected a mapping of names to tensors, found list"),
         ("a.pth", lambda p: save({"epoch": 1}, p), "expected a mapping of names to tensors, found epoch"),
         (

@@ -138,7 +138,8 @@ def _create(model: str, image_size: int) -> nn.Module:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise WeightsError(f"model '{model}' cannot be built for {image_size}x{image_size} images: {reason}") from None
     patch = getattr(getattr(network, "patch_embed", None), "patch_size", None)
-    if isinstance(patch, tuple) and isinstance(network, ViT) and image_size % patch[0]:
+    own = image_size == _default_size(model)  # SigLIP SO400M/14 at 384 leaves six pixels out, as it was trained
+    if isinstance(patch, tuple) and isinstance(network, ViT) and image_size % patch[0] and not own:
         near = sorted({max(1, image_size // patch[0]) * patch[0], -(-image_size // patch[0]) * patch[0]})
         raise WeightsError(
             f"model '{model}' cannot be built for {image_size}x{image_size} images: its patches are "

@@ -125,12 +125,19 @@ class ClosedFormHead(Head):
         self.chosen = torch.tensor(float("nan") if solved.chosen is None else solved.chosen).to(self.chosen)
 
     def forward(self, features: Float[Tensor, "B F"]) -> Logits:
+        weight, bias = self._scaled()
+        return nn.functional.linear(self._mapped(features), weight, bias)
+
+    def largest_sum(self, features: Float[Tensor, "B F"]) -> float:
+        """Of the sizes of what adds up to a logit: all of it is rounded, however much of it cancels."""
+        weight, bias = self._scaled()
+        sizes = torch.where(bias > NEVER, bias.abs(), torch.zeros_like(bias))
+        return float(nn.functional.linear(self._mapped(features).abs(), weight.abs(), sizes).max())
+
+    def _mapped(self, features: Float[Tensor, "B F"]) -> Float[Tensor, "B G"]:
         if self.map.normalise:
             features = nn.functional.normalize(features, dim=1)
-        if self.projection is not None:
-            features = (features @ self.projection).relu()
-        weight, bias = self._scaled()
-        return nn.functional.linear(features, weight, bias)
+        return features if self.projection is None else (features @ self.projection).relu()
 
     def fold(self) -> FoldedHead:
         projection = None if self.projection is None else self.projection.T

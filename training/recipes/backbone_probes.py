@@ -98,7 +98,7 @@ def extract(
     The same of the tokens after the first b blocks, for every b of `blocks`, passed through the final norm
     (`blockb_class`, `blockb_patches`), and the mean of those patches as they are (`blockb_raw_patches`).
     """
-    device, first = backbone.mean.device, 1 + backbone.layout.registers
+    device, first = backbone.mean.device, backbone.layout.first_patch
     kept: dict[str, list[Tensor]] = {}
     with ThreadPoolExecutor() as pool, backbone.packed_layers() if can_pack(device) else nullcontext():
         for start in range(0, len(images.items), BATCH):

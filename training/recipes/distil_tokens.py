@@ -88,7 +88,7 @@ class TeacherTokens:
         order = torch.randperm(
             len(images.items), generator=torch.Generator().manual_seed(derive_seed(recipe.seed, "tokens"))
         )
-        tokens = teacher.layout.grid[0] * teacher.layout.grid[1] + 1 + teacher.layout.registers
+        tokens = teacher.layout.count
         allowed = int(recipe.gigabytes * 1e9 / (2 * tokens * teacher.width)) // SHARD * SHARD
         count = min(len(order), allowed, recipe.images or len(order))
         if count < recipe.batch_size:
@@ -162,7 +162,7 @@ class Distillation:
         head = nn.Identity() if student.embed_dim == width else nn.Linear(student.embed_dim, width)
         self.model = nn.ModuleDict({"vit": student, "head": head}).to(self.device).requires_grad_(True).train()
         self.average = copy.deepcopy(self.model).eval()
-        self.first = 1 + tokens.teacher.layout.registers
+        self.first = tokens.teacher.layout.first_patch
         # Not of layer scales, norms, biases, tokens and positions: decay would only pull them from where they began.
         decayed = [value for value in self.model.parameters() if value.ndim == 2]
         rest = [value for value in self.model.parameters() if value.ndim != 2]

@@ -23,7 +23,7 @@ def first_bytes(file: Path) -> bytes:
         raise WeightsError(f"weights {file} is empty: the download or the copy did not begin, do it again")
     if head.startswith(b"version https://git-lfs"):
         raise WeightsError(f"weights {file} is a Git LFS pointer and not the file: fetch it with git lfs pull")
-    if head.lstrip()[:15].lower().startswith((b"<!doctype html", b"<html")):
+    if head.lstrip()[:15].lower().startswith((b"<!doctype html", b"<html", b"<?xml")):
         raise WeightsError(f"weights {file} is a web page, not what was to be downloaded: download it again")
     if file.suffix.lower() == ".json" and not file.name.endswith(".index.json"):
         raise WeightsError(

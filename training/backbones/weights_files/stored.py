@@ -6,6 +6,8 @@ safetensors, torch checkpoints of tensors (no code is run: `weights_only`), and 
 from __future__ import annotations
 
 import argparse
+import warnings
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,8 @@ IN_A_FOLDER = (
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar", ".npz", ".onnx")
 TORCH = (b"PK\x03\x04", b"\x80")
 """First bytes of what torch saves: an archive, and before version 1.6 a pickle."""
+BEFORE_1_6 = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
+"""What follows the protocol's two bytes in such a pickle, and in no other."""
 MAX_INDEX = 64 << 20
 MOST_SHARDS = 1_000
 LONGEST_NAME = 200
@@ -59,11 +63,15 @@ def read_stored(file: Path) -> Mapping[Any, Any]:
             return safetensors.torch.load_file(file)
         if not head.startswith(TORCH):
             raise WeightsError(_no_weights(file))
-        with torch.serialization.safe_globals([argparse.Namespace]):  # timm's and DINO's checkpoints have their options
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():  # options of timm, DINO
+            warnings.simplefilter("ignore")  # on the protocol of a pickle
             content = torch.load(file, map_location="cpu", weights_only=True)  # noqa: TID251  tensors, and runs no code
     except WeightsError:
         raise
     except Exception as error:  # noqa: BLE001  safetensors, zip, unpickler and OS errors have no common base
+        other = _saved_by_others(file, head)
+        if other is not None:
+            raise WeightsError(f"cannot read weights file {file}: it is {other}") from None
         if type(error).__name__ == "UnpicklingError":
             raise WeightsError(_pickled(file, error)) from None
         reason = " ".join(str(error).split(". ")[0].split())[:160] or type(error).__name__
@@ -83,7 +91,22 @@ def read_stored(file: Path) -> Mapping[Any, Any]:
 _TORN = (
     *("central directory", "incomplete metadata", "HeaderTooSmall", "header too", "InvalidHeader"),
     *("MetadataIncomplete", "Ran out of input", "unexpected EOF", "file not fully covered", "invalid header", "buffer"),
+    "invalid JSON in header",
 )
+
+
+def _saved_by_others(file: Path, head: bytes) -> str | None:
+    """What begins like a checkpoint of torch's and is none."""
+    if head.startswith(b"\x80") and not head[2:].startswith(BEFORE_1_6):
+        return (
+            "a pickle that torch did not save, which may hold code and is never run; "
+            "save its state dict alone, as .safetensors"
+        )
+    if head.startswith(b"PK") and zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            if not any(name.endswith(("data.pkl", "constants.pkl")) for name in archive.namelist()):
+                return "an archive that torch did not save: unpack it first"
+    return None
 
 
 def _pickled(file: Path, error: Exception) -> str:
