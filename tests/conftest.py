@@ -63,7 +63,7 @@ def _prepare_torch() -> None:
     from torch.onnx._internal.exporter._registration import ONNXRegistry
 
     torch.set_num_threads(1)  # the networks are small: a second thread costs more than it gives
-    # torch.onnx reads the source of all its operators anew for every graph, a quarter of the time of exporting a tiny one.
+    # torch.onnx reads the source of all its operators anew for every graph, a quarter of a tiny one's time.
     ONNXRegistry.from_torchlib = staticmethod(cache(ONNXRegistry.from_torchlib))  # type: ignore[method-assign]
 
 
