@@ -32,6 +32,8 @@ FOLDER = "made_once::"
 
 _open: list[tuple[str, list[float]]] = []
 """Every measurement that has begun, the innermost last: its name, and seconds of what is measured within."""
+elsewhere = 0.0
+"""Seconds of processes that this one waited for and that are not its children: see tests/children.py."""
 _shared: set[str] = set()
 """`place::name` of the fixtures that were made here and that several tests share; a place is a file, or the folder of
 a conftest.py."""
@@ -120,8 +122,7 @@ def _note(name: str, seconds: float, asks: Iterable[str]) -> None:
 
 
 def _seconds() -> float:
-    times = os.times()
-    return times.user + times.system + times.children_user + times.children_system
+    return sum(os.times()[:4]) + elsewhere
 
 
 def write_list(times: Path) -> None:
