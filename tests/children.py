@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import runpy
 import subprocess
 import sys
 import tempfile
@@ -52,6 +53,12 @@ class Child:
         code = self.process.exitcode
         self.process.close()
         return subprocess.CompletedProcess([], code, out, err)
+
+
+def run_program(file: Path, words: list[str]) -> None:
+    """As `python file words`."""
+    sys.argv = [str(file), *words]
+    runpy.run_path(str(file), run_name="__main__")
 
 
 def _inside(

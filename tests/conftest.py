@@ -69,14 +69,14 @@ def _prepare_torch() -> None:
     ONNXRegistry.from_torchlib = staticmethod(cache(ONNXRegistry.from_torchlib))  # type: ignore[method-assign]
     match = SimplePatternMatcher.match
 
-    def match_its_operator(self: SimplePatternMatcher, model: Any, graph: Any, node: Any, **options: Any) -> MatchResult:
+    def of_its_operator(self: SimplePatternMatcher, model: Any, graph: Any, node: Any, **options: Any) -> MatchResult:
         """A rule for several outputs lists the whole graph for each node, whichever operator it is."""
         wanted = self.pattern.output_nodes[0].op_identifier()
         if wanted is not None and wanted != node.op_identifier():
             return MatchResult().fail("another operator")
         return match(self, model, graph, node, **options)
 
-    SimplePatternMatcher.match = match_its_operator  # type: ignore[method-assign]
+    SimplePatternMatcher.match = of_its_operator  # type: ignore[method-assign]
 
 
 @contextmanager

@@ -13,8 +13,8 @@ if sys.modules["wandb"] is None:
 import accelerate  # noqa: E402, F401
 import torch  # noqa: E402
 
-import cdl_deploy.cli  # noqa: E402, F401
-import cdl_deploy.export  # noqa: E402, F401
+import cdl_deploy.cli  # noqa: E402
+import cdl_deploy.export  # noqa: E402
 import cdl_deploy.training.loop  # noqa: E402, F401
 import tests.training.test_learner  # noqa: E402, F401
 
