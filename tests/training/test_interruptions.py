@@ -124,8 +124,8 @@ def test_an_image_that_breaks_while_the_run_goes_on(whole_run, photos, tmp_path)
 
 def test_killed_at_any_moment_the_result_is_the_same():
     """SIGKILL at random moments and in the middle of writes, checkpoints and cached views; see benchmarks/kill_test.py
-    for longer series, and for runs without views."""
-    words = ["--runs", "2", "--seed", "1", "--cache-views", "1"]
+    for longer series, and for runs without views, or with the pictures, at which test_one_truth.py kills too."""
+    words = ["--runs", "2", "--seed", "1", "--cache-views", "1", "--without-pictures"]
     done = Child(run_program, PROJECT / "benchmarks/kill_test.py", words).finished()
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
