@@ -24,13 +24,17 @@ from jaxtyping import install_import_hook
 
 import tests.shape_checker  # noqa: F401  jaxtyping finds it as an attribute of the package
 from tests import speed
-from tests.speed import pytest_collection_modifyitems, pytest_fixture_setup, pytest_runtest_call  # noqa: F401  hooks
 
 install_import_hook("cdl_deploy.training", "tests.shape_checker.checked")
 MadeOnce = Callable[[str, Callable[[Path], None]], Path]
 
 settings.register_profile("the same every time", derandomize=True, deadline=None)
 settings.load_profile("the same every time")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """As a plugin: of fixtures for the whole session, a conftest.py that is not at the top is told nothing."""
+    config.pluginmanager.register(speed)
 
 
 @pytest.hookimpl(wrapper=True)

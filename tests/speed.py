@@ -24,7 +24,7 @@ TIMES = "CDL_TEST_TIMES"
 BUDGET = 30.0
 """Seconds of processor time of all tests of `make test-fast` and of what they share: the cheapest that fit are in it.
 
-Starting two workers takes 30 s more, and what is shared is made by each of them: together some 50 s on two cores."""
+Starting two workers takes 20 s more, and some of what is shared is made by each of them."""
 SHARED = 1.0
 """A fixture that takes so long and is not paid is named in slow.txt: new tests that ask for it are slow."""
 FOLDER = "made_once::"
