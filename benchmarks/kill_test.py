@@ -141,7 +141,7 @@ def main() -> None:
     parser.add_argument("--without-pictures", action="store_true", help="in half of the time")
     arguments = parser.parse_args()
     if arguments.without_pictures:
-        loop.plot_run = lambda *_: None
+        loop.plot_run = lambda *_: None  # type: ignore[attr-defined]
     rng = random.Random(arguments.seed)
     folder = Path(tempfile.mkdtemp(prefix="cdl-kill-"))
     write_images(folder / "old", COLOURS)

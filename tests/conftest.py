@@ -10,7 +10,7 @@ import atexit
 import gc
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -38,7 +38,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_collection() -> Iterator[object]:
+def pytest_collection() -> Generator[None, object, object]:
     """While modules are imported there is no rubbish to look for, and timm goes without wandb, a second of its own."""
     gc.disable()
     tracker = sys.modules.setdefault("wandb", None)  # type: ignore[arg-type]  # importing it fails
@@ -80,7 +80,7 @@ def _prepare_torch() -> None:
             return MatchResult().fail("another operator")
         return match(self, model, graph, node, **options)
 
-    SimplePatternMatcher.match = of_its_operator  # type: ignore[method-assign]
+    SimplePatternMatcher.match = of_its_operator  # type: ignore[method-assign, assignment]
 
 
 @contextmanager
