@@ -28,7 +28,7 @@ import torch
 from PIL import Image
 
 from cdl_deploy.run.config import DataConfig, MethodConfig, ModelConfig, OptimConfig, RunConfig
-from cdl_deploy.training import cached_views
+from cdl_deploy.training import cached_views, loop
 from cdl_deploy.training.checkpoint import load_run
 from cdl_deploy.training.loop import add_task, resume, train
 from cdl_deploy.training.preparation import Addition
@@ -138,7 +138,10 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cache-views", type=int, default=0)
+    parser.add_argument("--without-pictures", action="store_true", help="in half of the time")
     arguments = parser.parse_args()
+    if arguments.without_pictures:
+        loop.plot_run = lambda *_: None  # type: ignore[attr-defined]
     rng = random.Random(arguments.seed)
     folder = Path(tempfile.mkdtemp(prefix="cdl-kill-"))
     write_images(folder / "old", COLOURS)

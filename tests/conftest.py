@@ -1,51 +1,86 @@
 """What all tests share: shape checks while they run, and one small run that is trained, then exported, once.
 
-jaxtyping wraps every module of cdl_deploy.training that is imported after this one; hence the late imports.
+jaxtyping wraps every module of cdl_deploy.training that is imported after this one; hence the late imports. PyTorch is
+imported by whoever collects tests: pytest-xdist's own process does not, and would be the later for it.
 """
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from filelock import FileLock
 from hypothesis import settings
 from jaxtyping import config as jaxtyping_config
 from jaxtyping import install_import_hook
-from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 import tests.shape_checker  # noqa: F401  jaxtyping finds it as an attribute of the package
 from tests import speed
-from tests.speed import pytest_collection_modifyitems, pytest_fixture_setup, pytest_runtest_call  # noqa: F401  hooks
 
 install_import_hook("cdl_deploy.training", "tests.shape_checker.checked")
 MadeOnce = Callable[[str, Callable[[Path], None]], Path]
 
 settings.register_profile("the same every time", derandomize=True, deadline=None)
 settings.load_profile("the same every time")
-torch.set_num_threads(1)  # the networks are small: a second thread costs more than it gives
 
-# torch.onnx reads the source of all its operators anew for every graph, a quarter of the time of exporting a tiny one.
-ONNXRegistry.from_torchlib = staticmethod(cache(ONNXRegistry.from_torchlib))  # type: ignore[method-assign]
+
+def pytest_configure(config: pytest.Config) -> None:
+    """As a plugin: of fixtures for the whole session, a conftest.py that is not at the top is told nothing."""
+    config.pluginmanager.register(speed)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """While modules are imported there is no rubbish to look for, and timm goes without wandb, a second of its own."""
+    gc.disable()
+    tracker = sys.modules.setdefault("wandb", None)  # type: ignore[arg-type]  # importing it fails
+    try:
+        return (yield)
+    finally:
+        if tracker is None:
+            del sys.modules["wandb"]
+        gc.enable()
 
 
 def pytest_collection_finish() -> None:
-    """What was imported stays: to look through millions of objects for rubbish takes a tenth of the time."""
-    gc.collect()
+    """What was imported stays: to look through millions of objects for rubbish takes a tenth of the time.
+
+    At the very end it counts again: libraries in C++ say what is left of them.
+    """
+    _prepare_torch()
     gc.freeze()
+    atexit.register(gc.unfreeze)
     gc.set_threshold(50_000, 10, 10)
 
 
-def pytest_unconfigure() -> None:
-    """Libraries in C++ count what is left of them at the end."""
-    gc.unfreeze()
+def _prepare_torch() -> None:
+    """Faster, and with the same results."""
+    import torch
+    from onnxscript.rewriter._basics import MatchResult
+    from onnxscript.rewriter._matcher import SimplePatternMatcher
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    torch.set_num_threads(1)  # the networks are small: a second thread costs more than it gives
+    # torch.onnx reads the source of all its operators anew for every graph, a quarter of a tiny one's time.
+    ONNXRegistry.from_torchlib = staticmethod(cache(ONNXRegistry.from_torchlib))  # type: ignore[method-assign]
+    match = SimplePatternMatcher.match
+
+    def of_its_operator(self: SimplePatternMatcher, model: Any, graph: Any, node: Any, **options: Any) -> MatchResult:
+        """A rule for several outputs lists the whole graph for each node, whichever operator it is."""
+        wanted = self.pattern.output_nodes[0].op_identifier()
+        if wanted is not None and wanted != node.op_identifier():
+            return MatchResult().fail("another operator")
+        return match(self, model, graph, node, **options)
+
+    SimplePatternMatcher.match = of_its_operator  # type: ignore[method-assign, assignment]
 
 
 @contextmanager

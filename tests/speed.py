@@ -24,7 +24,7 @@ TIMES = "CDL_TEST_TIMES"
 BUDGET = 30.0
 """Seconds of processor time of all tests of `make test-fast` and of what they share: the cheapest that fit are in it.
 
-Starting two workers takes 30 s more, and what is shared is made by each of them: together some 50 s on two cores."""
+Starting two workers takes 20 s more, and some of what is shared is made by each of them."""
 SHARED = 1.0
 """A fixture that takes so long and is not paid is named in slow.txt: new tests that ask for it are slow."""
 FOLDER = "made_once::"
@@ -32,6 +32,8 @@ FOLDER = "made_once::"
 
 _open: list[tuple[str, list[float]]] = []
 """Every measurement that has begun, the innermost last: its name, and seconds of what is measured within."""
+elsewhere = 0.0
+"""Seconds of processes that this one waited for and that are not its children: see tests/children.py."""
 _shared: set[str] = set()
 """`place::name` of the fixtures that were made here and that several tests share; a place is a file, or the folder of
 a conftest.py."""
@@ -48,25 +50,34 @@ def function_name(nodeid: str) -> str:
     return nodeid.partition("[")[0]
 
 
-def fixtures_of(item: pytest.Item, known: Iterable[str]) -> list[str]:
-    """Those of `known`, `place::name`, that a test asks for, by way of others too."""
-    asked = set(getattr(item, "fixturenames", ()))
-    parts = [(name, *name.rpartition("::")[::2]) for name in known]
-    return sorted(name for name, place, own in parts if own in asked and item.nodeid.startswith(place))
+def by_own_name(known: Iterable[str]) -> dict[str, list[str]]:
+    """The places of each fixture's name, of many `place::name`."""
+    places: defaultdict[str, list[str]] = defaultdict(list)
+    for name in known:
+        place, _, own = name.rpartition("::")
+        places[own].append(place)
+    return places
+
+
+def fixtures_of(item: pytest.Item, known: Mapping[str, list[str]]) -> list[str]:
+    """Those of `known`, in `by_own_name`'s form, that a test asks for, by way of others too: `place::name`."""
+    asked = [(own, place) for own in getattr(item, "fixturenames", ()) for place in known.get(own, ())]
+    return sorted(f"{place}::{own}" for own, place in asked if item.nodeid.startswith(place))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests of slow.txt, and those that ask for its fixtures."""
     slow = read_list()
+    fixtures = by_own_name(slow)
     for item in items:
-        if function_name(item.nodeid) in slow or fixtures_of(item, slow):
+        if function_name(item.nodeid) in slow or fixtures_of(item, fixtures):
             item.add_marker(pytest.mark.slow)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     """Measure a test, where that is asked for."""
-    with measured(item.nodeid, fixtures_of(item, _shared)):
+    with measured(item.nodeid, fixtures_of(item, by_own_name(_shared) if TIMES in os.environ else {})):
         return (yield)
 
 
@@ -111,8 +122,7 @@ def _note(name: str, seconds: float, asks: Iterable[str]) -> None:
 
 
 def _seconds() -> float:
-    times = os.times()
-    return times.user + times.system + times.children_user + times.children_system
+    return sum(os.times()[:4]) + elsewhere
 
 
 def write_list(times: Path) -> None:

@@ -80,11 +80,11 @@ def test_the_matrix_is_what_training_measured(run):
     assert steps[-1] == ("task 2/2: testing the teacher", 12, 12)
 
 
-def test_the_whole_command_exports_every_checkpoint(small_run, monkeypatch, capsys, tmp_path):
+def test_the_whole_command_exports_every_checkpoint(tiny_run, monkeypatch, capsys, tmp_path):
     """Nothing is made beforehand here, and what was made for it is gone afterwards."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with pytest.raises(SystemExit) as caught:
-        main(["evaluate", str(small_run), "--no-teacher", "--plots", str(tmp_path / "pictures")])
+        main(["evaluate", str(tiny_run), "--no-teacher", "--plots", str(tmp_path / "pictures")])
     captured = capsys.readouterr()
     assert (caught.value.code, captured.err) == (0, "")
     assert "student: every cell is what training measured." in captured.out

@@ -21,6 +21,7 @@ from cdl_deploy.training.loop import train
 from cdl_deploy.training.methods import METHODS
 from cdl_deploy.training.methods.folded import MethodItself
 from cdl_deploy.training.models.learner import learner_logits
+from tests.tiny_models import tiny_pair
 from tests.training.conftest import COLOURS, write_images
 from tests.training.test_learner import pixels
 from tests.training.test_methods import make
@@ -115,12 +116,12 @@ def test_a_method_without_a_folded_form_runs_as_it_is(method):
             torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
-def trained(root, data=None, **method):
+def trained(root, data=None, models=None, **method):
     write_images(root / "photos/train", dict.fromkeys(COLOURS, 4))
     write_images(root / "photos/test", dict.fromkeys(COLOURS, 2), seed=1)
     config = RunConfig(
         DataConfig(str(root / "photos"), tasks=2, class_order="natural", **(data or {})),
-        ModelConfig(student="mini_student"),
+        models or ModelConfig(student="mini_student"),
         MethodConfig(distill="none", **method),
         OptimConfig(epochs=1, batch_size=8, device="cpu"),
     )
@@ -134,14 +135,15 @@ def test_a_bundle_says_where_its_query_comes_from(tmp_path):
     assert (bundle.method.continual, bundle.method.query, bundle.method.select) == ("l2p", "block:3", "in-graph")
 
 
-def test_a_bundle_without_a_query_says_so_and_counts_what_it_holds(tmp_path):
-    _, pair = trained(tmp_path, {"resize": 36, "interpolation": "bilinear"}, method="apt")
+def test_a_bundle_without_a_query_says_so_and_counts_what_it_holds(tiny_weights, tmp_path):
+    data = {"resize": 18, "interpolation": "bilinear"}
+    _, pair = trained(tmp_path, data, tiny_pair(tiny_weights, 2), method="apt")
     export_run(tmp_path / "run", tmp_path / "out")
     bundle = read_bundle(tmp_path / "out/student.onnx")
     assert (bundle.method.continual, bundle.method.query, bundle.method.select) == ("apt", None, None)
     backbone = sum(value.numel() for value in pair.student.backbone.parameters())
-    assert bundle.parameters == backbone + 6 * 2 * 64 + 4 * (64 + 1)
+    assert bundle.parameters == backbone + 2 * 2 * 32 + 4 * (32 + 1)
     assert bundle.parity.max_abs_logit_difference <= 1e-4
     assert bundle.parity.top1_agreement == 1.0
     seen = bundle.preprocessing
-    assert (seen.height, seen.resize, seen.interpolation) == (32, 36, "bilinear"), "as the run was asked to see it"
+    assert (seen.height, seen.resize, seen.interpolation) == (16, 18, "bilinear"), "as the run was asked to see it"

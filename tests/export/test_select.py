@@ -23,6 +23,7 @@ from cdl_deploy.training.checkpoint import load_heldout, load_run
 from cdl_deploy.training.methods import METHODS, PromptSelection
 from cdl_deploy.training.models.learner import learner_logits, learner_output
 from tests.export.test_methods import trained
+from tests.tiny_models import tiny_pair
 from tests.training.conftest import write_images
 from tests.training.naive import naive_coda_weights
 from tests.training.test_learner import pixels
@@ -106,10 +107,10 @@ def test_a_run_exported_with_one_tasks_prompts(small_run, tmp_path, capsys, monk
     assert blocks == pair.student.backbone.depth, "one pass, no query"
 
 
-def test_a_run_exported_with_the_prompts_of_a_folders_images(small_run, tmp_path):
+def test_a_run_exported_with_the_prompts_of_a_folders_images(tiny_run, tmp_path):
     write_images(tmp_path / "samples", {"any": 3})
     options = ExportOptions(select=f"images:{tmp_path / 'samples'}")
-    exported = export_run(small_run, tmp_path / "out", options)
+    exported = export_run(tiny_run, tmp_path / "out", options)
     assert [item.bundle.method.select for item in exported] == ["images", "images"]
     student, teacher = (item.bundle for item in exported)
     assert (student.method.query, teacher.method.query) == (None, None)
@@ -118,8 +119,9 @@ def test_a_run_exported_with_the_prompts_of_a_folders_images(small_run, tmp_path
 
 
 @pytest.mark.parametrize("select", ["in-graph", "task:2"])
-def test_a_calibrated_run_is_exported_as_calibrated_whoever_selects(select, tmp_path, monkeypatch):
-    record, pair = trained(tmp_path, method="coda", components_per_task=2, calibration="statistics")
+def test_a_calibrated_run_is_exported_as_calibrated_whoever_selects(select, tiny_weights, tmp_path, monkeypatch):
+    models = tiny_pair(tiny_weights, 5)
+    record, pair = trained(tmp_path, models=models, method="coda", components_per_task=2, calibration="statistics")
     student = pair.student
     images, labels = load_heldout(tmp_path / "run", record)
     (exported,) = export_run(tmp_path / "run", tmp_path / "out", ExportOptions(select=select))
@@ -135,8 +137,8 @@ def test_a_calibrated_run_is_exported_as_calibrated_whoever_selects(select, tmp_
     np.testing.assert_allclose(found, expected.numpy(), atol=1e-4)
     assert float((expected - plain).abs().max()) > 1e-2, "calibration changes something here"
     backbone = sum(value.numel() for value in student.backbone.parameters())
-    components = 5 * 4 * (64 + 64 + 8 * 64) if select == "in-graph" else 5 * 8 * 64
-    assert exported.bundle.parameters == backbone + components + 4 * (64 + 1), "statistics are no parameters"
+    components = 5 * 4 * (32 + 32 + 8 * 32) if select == "in-graph" else 5 * 8 * 32
+    assert exported.bundle.parameters == backbone + components + 4 * (32 + 1), "statistics are no parameters"
 
 
 @pytest.mark.parametrize(("text", "message"), [

@@ -27,6 +27,11 @@ def test_every_slow_test_is_there() -> None:
     assert not gone, "tests/slow.txt names tests that are gone: take them out, or run make slow-tests"
 
 
+def test_fixtures_of_the_whole_session_are_measured(request: pytest.FixtureRequest) -> None:
+    told = [it.plugin for it in request.session.ihook.pytest_fixture_setup.get_hookimpls()]
+    assert speed in told
+
+
 def test_the_cheapest_that_fit_the_budget_are_fast(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed, "LIST", tmp_path / "slow.txt")
     monkeypatch.setattr(speed, "BUDGET", 6.0)

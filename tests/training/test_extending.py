@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +13,7 @@ import pytest
 import timm
 import torch
 
+from cdl_deploy.cli import main
 from cdl_deploy.errors import OptionError, WeightsError
 from cdl_deploy.export.graph import ExportGraph
 from cdl_deploy.run.config import MethodConfig
@@ -26,7 +25,9 @@ from cdl_deploy.training.methods import METHODS
 from cdl_deploy.training.models.learner import learner_logits
 from cdl_deploy.training.models.teacher_student import build_teacher_student
 from cdl_deploy.training.step import make_optimizer, stage_losses
+from tests.children import Child
 from tests.conftest import no_shape_checks
+from tests.tiny_models import write_tiny_weights
 from tests.training.conftest import COLOURS, write_images
 from tests.training.naive_methods import cosine
 from tests.training.test_learner import make_pair, pixels
@@ -168,30 +169,30 @@ def test_a_package_of_its_own_brings_all_of_them(tmp_path):
     for name, source in zip(re.findall(r"^`(\w+\.py)`:", page, re.MULTILINE), examples(), strict=True):
         lines = [line for line in source.splitlines() if not re.match(r"[A-Z]+\[", line)]
         (site / "my_package" / name).write_text("\n".join(lines) + "\n")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), str(PROJECT)])}
 
     write_images(tmp_path / "photos/train", dict.fromkeys(COLOURS, 4))
     write_images(tmp_path / "photos/test", dict.fromkeys(COLOURS, 2), seed=1)
     chosen = ["--method", "soft", "--soft-length", "3", "--distill", "logits", "--student-head", "unit"]
+    write_tiny_weights(tmp_path / "weights")
+    for role in ("student", "teacher"):
+        name = f"tiny_{role}_2"
+        chosen += [f"--{role}", name, f"--{role}-weights", f"weights/{name}.safetensors"]
     learn = ["--data", "photos", "--tasks", "2", "--epochs", "1", "--device", "cpu", *chosen]
-    program = f"""
-from cdl_deploy.cli import main
-
-for command in {["train", *learn, "--out", "run"]}, {["export", "run", "--onnx", "--no-teacher", "--out", "out"]}:
-    try:
-        main(command)
-    except SystemExit as end:
-        assert not end.code, command
-from tests.training.test_extending import exported_like
-
-exported_like("run", "out/student.onnx")
-print("all of it")
-"""  # one process: each takes seconds to import PyTorch
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600
-    )
+    export = ["export", "run", "--onnx", "--no-teacher", "--out", "out"]
+    done = Child(run_with_package, site, [["train", *learn, "--out", "run"], export], cwd=tmp_path).finished()
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("all of it\n")
+
+
+def run_with_package(site: Path, commands: list[list[str]]) -> None:
+    """In a process of its own, which finds the package that was installed into `site`."""
+    sys.path.insert(0, str(site))
+    for command in commands:
+        with pytest.raises(SystemExit) as end:
+            main(command)
+        assert not end.value.code, command
+    exported_like("run", "out/student.onnx")
+    print("all of it")
 
 
 def exported_like(run: str, file: str) -> None:

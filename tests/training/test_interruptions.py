@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +16,7 @@ from cdl_deploy.training import step as step_module
 from cdl_deploy.training.checkpoint import load_run
 from cdl_deploy.training.loop import resume, train
 from cdl_deploy.training.progress import Progress, Stopped
+from tests.children import Child, run_program
 from tests.training.runs import config, weights
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -125,13 +124,9 @@ def test_an_image_that_breaks_while_the_run_goes_on(whole_run, photos, tmp_path)
 
 def test_killed_at_any_moment_the_result_is_the_same():
     """SIGKILL at random moments and in the middle of writes, checkpoints and cached views; see benchmarks/kill_test.py
-    for longer series, and for runs without views."""
-    done = subprocess.run(
-        [sys.executable, "benchmarks/kill_test.py", "--runs", "2", "--seed", "1", "--cache-views", "1"],
-        cwd=PROJECT,
-        capture_output=True,
-        text=True,
-    )
+    for longer series, and for runs without views, or with the pictures, at which test_one_truth.py kills too."""
+    words = ["--runs", "2", "--seed", "1", "--cache-views", "1", "--without-pictures"]
+    done = Child(run_program, PROJECT / "benchmarks/kill_test.py", words).finished()
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert report["differing"] == 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import socket
@@ -21,10 +20,10 @@ from cdl_deploy.training.data.loading import SeededBatches
 from cdl_deploy.training.loop import train
 from cdl_deploy.training.processes import Processes, connected
 from cdl_deploy.training.step import stage_losses
+from tests.children import Child
 from tests.training.runs import config
 from tests.training.test_learner import make_pair, pixels
-
-PROJECT = Path(__file__).resolve().parents[2]
+from tests.training.two_processes import work
 
 
 def start_two(task: str, photos: Path, out: Path) -> list[subprocess.CompletedProcess[str]]:
@@ -32,24 +31,9 @@ def start_two(task: str, photos: Path, out: Path) -> list[subprocess.CompletedPr
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)}
-    command = [sys.executable, "-m", "tests.training.two_processes", task, str(photos), str(out)]
-    running = [
-        subprocess.Popen(
-            command,
-            env={**os.environ, **where, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "RANK": rank, "LOCAL_RANK": rank},
-            cwd=PROJECT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in "01"
-    ]
-    outputs = [process.communicate(timeout=120) for process in running]
-    return [
-        subprocess.CompletedProcess(command, process.returncode, *output)
-        for process, output in zip(running, outputs, strict=True)
-    ]
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    both = [Child(work, task, photos, out, env={**where, "RANK": rank, "LOCAL_RANK": rank}) for rank in "01"]
+    return [child.finished() for child in both]
 
 
 @pytest.mark.pictures  # the launched processes draw them

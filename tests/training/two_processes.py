@@ -1,9 +1,8 @@
-"""What each of two processes runs in test_processes.py: `two_processes.py TASK PHOTOS OUT`, started twice."""
+"""What each of two processes runs in test_processes.py."""
 
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
 import safetensors.torch
@@ -53,8 +52,8 @@ def fail_in_the_second() -> None:
     setattr(loading, "load_known", load_known)  # noqa: B010
 
 
-if __name__ == "__main__":
-    task, photos, out = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
+def work(task: str, photos: Path, out: Path) -> None:
+    """One of the two."""
     if task == "train":
         gradients(out)
         train(config(photos, log="tensorboard"), out / "run")
