@@ -127,6 +127,29 @@ def test_a_layout_with_labels_is_named(flat):
         find_test_images(flat.parent, None)
 
 
+def test_tiny_imagenet_has_folders_to_train_with_and_a_file_to_test_with(flat):
+    root = flat.parent / "tiny"
+    for name in CLASSES:
+        (root / "train" / name[:3] / "images").mkdir(parents=True, exist_ok=True)
+        (flat / f"{name}.png").rename(root / "train" / name[:3] / "images" / f"{name}.png")
+    for folder in ("val", "test"):  # test/ has no labels, and its name comes first
+        (root / folder / "images").mkdir(parents=True)
+        for name in ("ant", "bee"):
+            Image.new("RGB", (2, 2)).save(root / folder / "images" / f"{name}.png")
+    (root / "val/val_annotations.txt").write_text("ant.png\tant\t0\t0\t9\t9\nbee.png\tbee\t0\t0\t9\t9\n")
+    advice = (
+        r"test has no folder a class, only 'images': if val_annotations\.txt in .*val says .*, add --labels val_ann"
+    )
+    for find in (find_splits, find_test_images):
+        with pytest.raises(DataError, match=advice):
+            find(root, None)
+    train, test = find_splits(root, None, "val_annotations.txt")
+    assert found(train) == WANTED
+    assert found(test) == {"ant": ["ant.png"], "bee": ["bee.png"]}
+    assert test["ant"][0].parent == root / "val/images"
+    assert found(find_test_images(root, None, "val_annotations.txt")) == found(test)
+
+
 def test_what_is_left_out_is_counted(flat):
     (flat / "l.csv").write_text("ant0.png,ant\nbee0.png,\n")
     (flat / "a.pdf").touch()
