@@ -243,6 +243,7 @@ def _of_rows(path: Path, rows: list[tuple[int, list[str]]]) -> Iterator[Label]:
     """
     if not rows:
         return
+    at: tuple[int, int, int | None]
     number, header = rows[0]
     names = {_plain(cell): position for position, cell in reversed(list(enumerate(header)))}
     file, label, split = (_first(names, known) for known in (FILE_COLUMNS, LABEL_COLUMNS, SPLIT_COLUMNS))
