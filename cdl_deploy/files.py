@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import json
 import os
 import re
 import secrets
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +19,10 @@ import filelock
 
 TEMPORARY = ".*.tmp*"
 """Pattern of the names that half-written files have."""
+
+
+class NoFilesHereError(OSError):
+    """A folder that is there says of a file to be made in it that there is no such file: /proc, /sys, some mounts."""
 
 
 @contextmanager
@@ -102,10 +108,13 @@ def one_writer(path: Path, wait: float = 0.0) -> Iterator[None]:
     """Let one process at a time, of those that ask for it here, replace the file at `path`.
 
     The lock is a hidden file beside `path`, which is gone afterwards. Raises `BlockingIOError` where another process
-    holds it for longer than `wait` seconds. Where a file system has no locks, or the folder cannot be written, nothing
-    is locked: what is written there is whole all the same.
+    holds it for longer than `wait` seconds, and `NoFilesHereError` at once where there can be no files, as in /proc.
+    Where a file system has no locks, or the folder cannot be written, nothing is locked: what is written there is whole
+    all the same.
     """
-    lock = filelock.FileLock(path.with_name(f".{path.name}.lock"), timeout=wait)
+    _refuse_folder_without_files(path.parent)
+    # Whoever may replace the file may lock it, whatever umask the first one has: the lock file is empty.
+    lock = filelock.FileLock(path.with_name(f".{path.name}.lock"), timeout=wait, mode=0o666)
     try:
         lock.acquire()
     except filelock.Timeout:
@@ -121,6 +130,18 @@ def one_writer(path: Path, wait: float = 0.0) -> Iterator[None]:
             Path(lock.lock_file).unlink(missing_ok=True)
         finally:
             lock.release()
+
+
+def _refuse_folder_without_files(folder: Path) -> None:
+    """Raise `NoFilesHereError` for a folder that is there but makes no files; filelock takes it for contention."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except FileNotFoundError:
+        if folder.is_dir():
+            raise NoFilesHereError(errno.EROFS, "no files can be made in this folder", str(folder)) from None
+    except OSError:  # the writing says why
+        pass
 
 
 def lock_open_file(descriptor: int) -> bool:

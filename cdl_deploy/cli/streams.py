@@ -39,8 +39,10 @@ def failure(error: OSError) -> str:
 
 def _while_printing(error: OSError) -> bool:
     """Whether it came out of what writes to a terminal, and not to a file, which it would name."""
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    return not {"click", "typer", "rich", "cli"}.isdisjoint(Path(frame.f_code.co_filename).parts)
+    files = [Path(frame.f_code.co_filename) for frame, _ in traceback.walk_tb(error.__traceback__)]
+    # wandb, where it is imported, puts itself between a stream and who writes to it.
+    printed = any("rich" in file.parts or file.parts[-2:] == ("cli", "output.py") for file in files)
+    return printed or not {"click", "typer", "cli"}.isdisjoint(files[-1].parts)
 
 
 def finish_output() -> None:

@@ -54,6 +54,7 @@ def find_splits(
         return split_by_name(found, holdout, root)
     _refuse_holdout(root, holdout)
     test_root = _test_root(root)
+    _refuse_labels_elsewhere(root, test_root)
     train_files, test_files = find_images(train_root, left_out), find_images(test_root, left_out)
     for folder in _folders(root):
         if folder not in (train_root, test_root) and (folder.name.lower() in TRAIN_FOLDERS + TEST_FOLDERS):
@@ -78,7 +79,9 @@ def find_test_images(
     only_splits = all(folder.name.lower() in TRAIN_FOLDERS + TEST_FOLDERS for folder in _folders(root))
     if _split(root, TRAIN_FOLDERS) is not None or (only_splits and _split(root, TEST_FOLDERS) is not None):
         _refuse_holdout(root, holdout)
-        return find_images(_test_root(root), left_out)
+        test_root = _test_root(root)
+        _refuse_labels_elsewhere(root, test_root)
+        return find_images(test_root, left_out)
     found = find_images(root, left_out)
     return found if holdout is None else split_by_name(found, holdout, root)[1]
 
@@ -102,17 +105,19 @@ def _labelled_splits(
 ) -> tuple[Files, Files]:
     """Training and test files of a folder whose classes stand in a file.
 
-    The split is the file's own column, or that of the folders with a file each, or that of the first folder in every
-    path; otherwise `holdout` makes it, or, where `all_alike`, every image is one to test on.
+    The split is the file's own column, or that of the folders with a file each (one may have a folder a class, as
+    Tiny-ImageNet's train/ has), or that of the first folder in every path; otherwise `holdout` makes it, or, where
+    `all_alike`, every image is one to test on.
     """
     train_root, test_root = _named_folder(root, TRAIN_FOLDERS), _named_folder(root, TEST_FOLDERS)
     file = next((path for path in (Path(labels), root / labels) if path.is_file()), None)
     if file is None:
-        parts = [part for part in (train_root, test_root) if part is not None and (part / labels).is_file()]
-        if not parts:
+        test_root = _named_folder(root, TEST_FOLDERS, labels) or test_root
+        parts = [part for part in (train_root, test_root) if part is not None]
+        if not any((part / labels).is_file() for part in parts):
             raise DataError(f"--labels {labels} does not exist, nor does {root / labels}: give the file's path")
         _refuse_holdout(root, holdout)
-        found = {part: _labelled(part, part / labels, left_out)[""] for part in parts}
+        found = {part: _labelled_or_by_folder(part, labels, left_out, all_alike) for part in parts}
         return (found.get(train_root, {}) if train_root else {}, found.get(test_root, {}) if test_root else {})
     splits = _labelled(root, file, left_out)
     known = {name: files for name, files in splits.items() if name in TRAIN_FOLDERS + TEST_FOLDERS}
@@ -133,6 +138,14 @@ def _labelled_splits(
     for name in known.keys() - {train, test}:
         left_out.unused[name] += sum(map(len, known[name].values()))
     return known.get(train, {}), known.get(test, {})
+
+
+def _labelled_or_by_folder(part: Path, labels: str, left_out: LeftOut, all_alike: bool) -> Files:
+    """One split, by the labels file in it or else by its folders. `all_alike`: training is not asked for."""
+    if (part / labels).is_file():
+        return _labelled(part, part / labels, left_out)[""]
+    wanted = _folders(part) and not (all_alike and part.name.lower() in TRAIN_FOLDERS)
+    return find_images(part, left_out) if wanted else {}
 
 
 def _labelled(root: Path, file: Path, left_out: LeftOut) -> dict[str, Files]:
@@ -233,6 +246,19 @@ def _check_found(root: Path, found: Files, empty: dict[str, LeftOut]) -> None:
             )
 
 
+def _refuse_labels_elsewhere(root: Path, test_root: Path) -> None:
+    """Raise DataError where the test images have no folder a class, but a split to test with has a labels file."""
+    folders = [folder.name for folder in _folders(test_root)]
+    if set(map(str.lower, folders)) <= set(NO_CLASSES):
+        splits = (test_root, *(folder for folder in _folders(root) if folder.name.lower() in TEST_FOLDERS))
+        file = next((file for folder in splits if (file := _labels_file(folder)) is not None), None)
+        if file is not None:
+            raise DataError(
+                f"{test_root} has no folder a class, only {', '.join(map(repr, folders)) or 'files'}: "
+                f"if {file.name} in {file.parent} says what its images show, add --labels {file.name}"
+            )
+
+
 def _labels_hint(root: Path) -> str:
     """What to do where labels lie beside the images."""
     known = _labels_file(root)
@@ -248,10 +274,11 @@ def _labels_file(root: Path) -> Path | None:
     return next((names[name] for name in USUAL_NAMES if name in names), None)
 
 
-def _named_folder(root: Path, names: tuple[str, ...]) -> Path | None:
-    """The folder with one of these names, in upper or lower case."""
+def _named_folder(root: Path, names: tuple[str, ...], with_file: str | None = None) -> Path | None:
+    """The folder with one of these names, in upper or lower case, and with this file in it where one is asked for."""
     known = {path.name.lower(): path for path in _folders(root)}
-    return next((known[name] for name in names if name in known), None)
+    found = (known[name] for name in names if name in known)
+    return next((path for path in found if with_file is None or (path / with_file).is_file()), None)
 
 
 def _check_name(name: str, folder: Path) -> None:

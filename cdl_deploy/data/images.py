@@ -66,6 +66,8 @@ _TURNS = {
 
 HIGHEST = "highest of 16 bits"
 """In the `info` of a decoded image that had 16 bits: its largest value."""
+PAGES = "first of several pages"
+"""In the `info` of a decoded image that is the first page of a TIFF file with more, such as a stack of planes."""
 
 FloatArray = NDArray[np.float32]
 ByteArray = NDArray[np.uint8]
@@ -330,6 +332,8 @@ def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
         raise DataError(f"{name}: floating-point pixels have no fixed range; save it with 8 or 16 bits a channel")
     image.load()  # before its EXIF data are asked for: of a PNG they may stand behind the pixels, a TIFF turns itself
     turn = _exif_turn(image)
+    if image.format == "TIFF" and getattr(image, "is_animated", False):
+        image.info[PAGES] = True  # Pillow carries it on
     if image.mode.startswith("I"):
         image = _eight_bit(image, name)
     elif image.mode in ("P", "PA") and "transparency" in image.info:

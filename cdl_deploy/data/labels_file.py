@@ -237,13 +237,20 @@ def _rows(path: Path, text: str) -> list[tuple[int, list[str]]]:
 
 
 def _of_rows(path: Path, rows: list[tuple[int, list[str]]]) -> Iterator[Label]:
-    """A first line that names a column of files and one of classes is a header; without one, the first two columns."""
+    """A first line that names a column of files and one of classes is a header; without one, the first two columns.
+
+    Of two columns one name that is known is enough.
+    """
     if not rows:
         return
+    at: tuple[int, int, int | None]
     number, header = rows[0]
     names = {_plain(cell): position for position, cell in reversed(list(enumerate(header)))}
     file, label, split = (_first(names, known) for known in (FILE_COLUMNS, LABEL_COLUMNS, SPLIT_COLUMNS))
-    if file is not None and label is not None:
+    if len(header) == 2 and split is None and (file is not None or (label is not None and _is_header(rows))):
+        files = names[file] if file is not None else 1 - names[label or ""]
+        at, rows = (files, 1 - files, None), rows[1:]
+    elif file is not None and label is not None:
         at = names[file], names[label], names[split] if split is not None else None
         rows = rows[1:]
     elif file is not None or (label is not None and len(header) > 2):
@@ -290,5 +297,6 @@ def _first(names: Mapping[str, Any], known: Sequence[str]) -> str | None:
 def _no_columns(path: Path, number: int, found: list[str], file: bool) -> DataError:
     wanted, known = ("files", FILE_COLUMNS) if file else ("classes", LABEL_COLUMNS)
     return DataError(
-        f"--labels {path}, line {number}: none of {short(', '.join(found))} holds {wanted}: call it {known[0]}, say"
+        f"--labels {path}, line {number}: none of {short(', '.join(found))} holds {wanted}, by its name: "
+        f"call the one that does {known[0]}"
     )

@@ -14,13 +14,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from cdl_deploy.counted import counted
 from cdl_deploy.data.folder import find_splits
-from cdl_deploy.data.images import HIGHEST, load_image
+from cdl_deploy.data.images import HIGHEST, PAGES, load_image
 from cdl_deploy.data.labelled import Item, LabelledImages, from_files, labelled_folder
 from cdl_deploy.data.left_out import LeftOut
 from cdl_deploy.errors import DataError
@@ -160,9 +161,9 @@ def image_folder(
     train_files, test_files = find_splits(root, holdout, labels, others)
     classes = tuple(sorted(train_files))
     names = [name for name in classes if checked is None or name in checked]
-    highest: list[int] = []
+    known: list[dict[str, Any]] = []
     images = [path for files in (train_files, test_files) for name in names for path in files[name]]
-    bad = unreadable(images, on_check, highest)
+    bad = unreadable(images, on_check, known)
     if bad:
         first, reason = next(iter(bad.items()))
         if not skip_bad:
@@ -183,7 +184,10 @@ def image_folder(
         photographs=True,
         skipped=tuple(skipped),
         others=others,
-        notes=_of_lower_bits(highest),
+        notes=(
+            *_of_lower_bits([info[HIGHEST] for info in known if HIGHEST in info]),
+            *_of_pages(sum(PAGES in info for info in known), len(images)),
+        ),
     )
 
 
@@ -200,12 +204,22 @@ def _of_lower_bits(highest: Sequence[int]) -> tuple[str, ...]:
     )
 
 
+def _of_pages(several: int, images: int) -> tuple[str, ...]:
+    """What to say of TIFF files that hold several pages, such as the planes of a stack."""
+    if not several:
+        return ()
+    return (
+        f"{several:,} of {counted(images, 'image')} {'is a TIFF file' if several == 1 else 'are TIFF files'} of "
+        "several pages, of which the first alone is looked at: save each page that matters as a file of its own",
+    )
+
+
 def unreadable(
-    paths: Sequence[Path], on_check: OnCheck | None = None, highest: list[int] | None = None
+    paths: Sequence[Path], on_check: OnCheck | None = None, known: list[dict[str, Any]] | None = None
 ) -> dict[Path, str]:
     """Decode every image in a pool of threads; returns the reason for each that cannot be read.
 
-    `highest` gets the largest value of every image of 16 bits.
+    `known` gets, of every image of which there is something to know, `HIGHEST` and `PAGES`.
     """
 
     def reason(path: Path) -> str | None:
@@ -213,8 +227,8 @@ def unreadable(
             image = load_image(path)
         except DataError as error:
             return str(error)
-        if highest is not None and HIGHEST in image.info:
-            highest.append(image.info[HIGHEST])
+        if known is not None and (said := {key: image.info[key] for key in (HIGHEST, PAGES) if key in image.info}):
+            known.append(said)
         return None
 
     bad: dict[Path, str] = {}

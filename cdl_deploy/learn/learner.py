@@ -21,7 +21,7 @@ from cdl_deploy.closed_form.model_world import ModelWorld
 from cdl_deploy.closed_form.statistics import Statistics
 from cdl_deploy.closed_form.statistics_file import StoredStatistics, encode_statistics
 from cdl_deploy.data.class_names import known_as
-from cdl_deploy.files import leftovers, one_writer
+from cdl_deploy.files import NoFilesHereError, leftovers, one_writer
 from cdl_deploy.learn.addition import Added, FeatureReader, ImagesByClass, OnImages, Rows
 from cdl_deploy.learn.errors import LearnError
 from cdl_deploy.learn.head import edits_for
@@ -198,6 +198,8 @@ class Learner:
             raise LearnError(
                 f"{out} is being written by another process; nothing was changed, try again later"
             ) from None
+        except NoFilesHereError as error:
+            raise LearnError(f"{out}: {error.strerror}; nothing was changed: choose another folder") from None
         if out == self.path.resolve():
             self._open_again()
             self._steps = []

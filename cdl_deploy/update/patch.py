@@ -17,7 +17,7 @@ from itertools import chain
 from pathlib import Path
 
 from cdl_deploy.errors import UpdateError
-from cdl_deploy.files import atomic_path, discard_abandoned, one_writer, write_text
+from cdl_deploy.files import NoFilesHereError, atomic_path, discard_abandoned, one_writer, write_text
 from cdl_deploy.regular_file import open_regular
 from cdl_deploy.typed_json import short
 from cdl_deploy.update.file import (
@@ -121,6 +121,8 @@ def apply_updates(
             return _apply(base, opened, out, check, describe)
     except BlockingIOError:
         raise UpdateError(f"{out} is being updated by another process; nothing was changed, try again later") from None
+    except NoFilesHereError as error:
+        raise UpdateError(f"{out}: {error.strerror}; nothing was changed: choose another folder") from None
 
 
 def _apply(

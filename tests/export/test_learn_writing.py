@@ -321,6 +321,13 @@ def test_a_full_disk_is_found_before_anything_is_written(model, photos, monkeypa
     assert content_of(path.parent) == before
 
 
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="a folder that takes no files")
+def test_a_folder_that_takes_no_files_is_named_at_once(model, photos):
+    learner = Learner(model()).add(NEW[0], images_of(photos, NEW[0]))
+    with pytest.raises(Exception, match=r"^/proc/x\.onnx: no files can be made in this folder; nothing was changed"):
+        learner.save("/proc/x.onnx")
+
+
 def test_arrays_and_one_image_at_a_time(model, photos):
     path = model()
     arrays = [np.asarray(Image.open(file).convert("RGB")) for file in images_of(photos, NEW[0])]

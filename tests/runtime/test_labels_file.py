@@ -34,6 +34,9 @@ FORMATS = {
     "metadata.csv": "file_name,label\n" + "".join(f"{n}.png,{c}\n" for n, c in CLASSES.items()),
     "kaggle.csv": "id,breed\n" + "".join(f"{n},{c}\n" for n, c in CLASSES.items()),
     "excel.csv": "\ufeffImage Name;Species\r\n" + "".join(f"{n}.png;{c}\r\n" for n, c in CLASSES.items()),
+    "cells.csv": "Filename;Cell Type\n" + "".join(f"{n}.png;{c}\n" for n, c in CLASSES.items()),
+    "photo.csv": "what,label\n" + "".join(f"{n}.png,{c}\n" for n, c in CLASSES.items()),
+    "turned.csv": "genus,image\n" + "".join(f"{c},{n}.png\n" for n, c in CLASSES.items()),
     "bare.csv": "".join(f"{n}.png,{c}\n" for n, c in CLASSES.items()),
     "val_annotations.txt": "".join(f"{n}.png\t{c}\t0\t0\t62\t62\n" for n, c in CLASSES.items()),
     "list.txt": "".join(f"{n}.png {c}\n" for n, c in CLASSES.items()),
@@ -89,7 +92,7 @@ def test_splits_from_a_column_from_folders_and_from_a_file_in_each(flat):
         ("l.csv", "ant0.png,ant\nant0.png,bee\n", r"line 2: ant0\.png is 'bee', and 'ant' in line 1: expected"),
         ("l.csv", "file_name,width,height\nant0.png,2,2\n", "none of file_name, width, height holds classes"),
         ("l.csv", "photo,what\nant0.png,ant\n", "line 1: photo, what are column names that are not known: call"),
-        ("l.csv", "photo,label\nant0.png,ant\n", "photo, label are column names that are not known: call .* file_name"),
+        ("l.csv", "photo,label,n\nant0.png,ant,1\n", "none of photo, label, n holds files, by its name: call"),
         ("l.csv", "photo,what,how\nant0.png,ant,1\n", "photo, what, how are column names that are not known"),
         ("l.csv", "uuid,what\nant0,ant\n", "there is no image uuid in .*; if it is a header, call the files' column"),
         ("l.csv", "ant0.png\n", r"line 1: ant0\.png, expected a file and its class"),
@@ -125,6 +128,29 @@ def test_a_layout_with_labels_is_named(flat):
     flat.rename(flat.parent / "images")
     with pytest.raises(DataError, match=r"no folder a class, only 'images': if val_annotations\.txt says"):
         find_test_images(flat.parent, None)
+
+
+def test_tiny_imagenet_has_folders_to_train_with_and_a_file_to_test_with(flat):
+    root = flat.parent / "tiny"
+    for name in CLASSES:
+        (root / "train" / name[:3] / "images").mkdir(parents=True, exist_ok=True)
+        (flat / f"{name}.png").rename(root / "train" / name[:3] / "images" / f"{name}.png")
+    for folder in ("val", "test"):  # test/ has no labels, and its name comes first
+        (root / folder / "images").mkdir(parents=True)
+        for name in ("ant", "bee"):
+            Image.new("RGB", (2, 2)).save(root / folder / "images" / f"{name}.png")
+    (root / "val/val_annotations.txt").write_text("ant.png\tant\t0\t0\t9\t9\nbee.png\tbee\t0\t0\t9\t9\n")
+    advice = (
+        r"test has no folder a class, only 'images': if val_annotations\.txt in .*val says .*, add --labels val_ann"
+    )
+    for find in (find_splits, find_test_images):
+        with pytest.raises(DataError, match=advice):
+            find(root, None)
+    train, test = find_splits(root, None, "val_annotations.txt")
+    assert found(train) == WANTED
+    assert found(test) == {"ant": ["ant.png"], "bee": ["bee.png"]}
+    assert test["ant"][0].parent == root / "val/images"
+    assert found(find_test_images(root, None, "val_annotations.txt")) == found(test)
 
 
 def test_what_is_left_out_is_counted(flat):

@@ -35,6 +35,18 @@ def test_an_answer_that_cannot_be_printed(redirection, error):
     assert (done.returncode, done.stdout, done.stderr.decode()) == (2, b"", error)
 
 
+def test_who_stands_between_a_stream_and_us_changes_no_message(cdl, monkeypatch, model_path):
+    """As wandb does, where it is imported."""
+
+    def full(text):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for name in ("write", "flush"):
+        monkeypatch.setattr(sys.stdout, name, full if name == "write" else lambda: None)
+    code, _, err = cdl("inspect", model_path)
+    assert (code, err) == (2, "error: standard output: No space left on device\n")
+
+
 def test_no_file_gets_the_number_of_a_closed_stream():
     """In a child: a file that is opened first must not be where messages go."""
     code = (

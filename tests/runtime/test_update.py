@@ -576,6 +576,21 @@ def test_an_update_that_another_process_holds_up_is_told_so(world, monkeypatch):
         apply_updates(world / "old.onnx", [world / "a.cdlup"], world / "out.onnx")
 
 
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="a folder that takes no files")
+def test_a_folder_that_takes_no_files_is_named_at_once(world):
+    with pytest.raises(UpdateError, match=r"^/proc/out\.onnx: no files can be made in this folder; nothing was "):
+        apply_updates(world / "old.onnx", [world / "a.cdlup"], Path("/proc/out.onnx"))
+
+
+def test_whoever_may_replace_a_file_may_lock_it(world):
+    before = os.umask(0o077)
+    try:
+        with files.one_writer(world / "out.onnx"):
+            assert (world / ".out.onnx.lock").stat().st_mode & 0o777 == 0o666
+    finally:
+        os.umask(before)
+
+
 # ---- making ----------------------------------------------------------------------------------------------------------
 
 

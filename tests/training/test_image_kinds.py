@@ -134,6 +134,23 @@ def test_sixteen_bits_of_which_a_camera_wrote_twelve(tmp_path, highest, said):
     assert [note.startswith(text) for note, text in zip(notes, said, strict=True)] == [True] * len(said)
 
 
+@pytest.mark.parametrize(
+    ("stacks", "said"),
+    [
+        (0, []),
+        (1, ["1 of 8 images is a TIFF file of several pages, of which the first alone is looked at: save each page"]),
+        (2, ["2 of 8 images are TIFF files of several pages, of which the first alone is looked at: save each page"]),
+    ],
+)
+def test_stacks_of_pages(tmp_path, stacks, said):
+    root = folder_with(tmp_path, "0.png", KINDS["plain.png"][0])
+    for number in range(2):
+        more = [RGB] * (2 if number < stacks else 0)
+        RGB.save(root / "bee" / f"{number}.tif", save_all=True, append_images=more)
+    notes = image_folder(root, 0.5).notes
+    assert [note.startswith(text) for note, text in zip(notes, said, strict=True)] == [True] * len(said)
+
+
 def test_postscript_starts_no_program(tmp_path, monkeypatch):
     """A program that is called as Ghostscript is would leave a file."""
     for name in ("gs", "gswin32c", "gswin64c"):
