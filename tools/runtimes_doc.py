@@ -19,10 +19,10 @@ import onnxruntime
 from cdl_deploy.export import ExportOptions, export_run, settled
 from cdl_deploy.export.export import Exported
 from cdl_deploy.export.fixed_shapes import answers_of
-from cdl_deploy.export.targets import find_target, targets
-from cdl_deploy.export.targets.checking import Proof, prove
-from cdl_deploy.export.targets.target import Target
 from cdl_deploy.folders import scratch_folder
+from cdl_deploy.targets import find_target, targets
+from cdl_deploy.targets.checking import Proof, prove
+from cdl_deploy.targets.target import Target
 
 PAGE = Path(__file__).parents[1] / "docs" / "runtimes.md"
 HERE = ("onnxruntime", "portable")

@@ -262,7 +262,7 @@ def _print(exported: list[Exported], destination: Path) -> None:
 
 def _print_proof(console: Console, item: Exported) -> None:
     """How a file answered in the runtime it is for, or how to install that."""
-    from cdl_deploy.export.targets.checking import NotInstalled
+    from cdl_deploy.targets.checking import NotInstalled
 
     proof, name = item.proof, item.bundle.path.name
     if proof is None:

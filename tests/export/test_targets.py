@@ -15,8 +15,9 @@ from typer.testing import CliRunner
 from cdl_deploy.cli import app
 from cdl_deploy.errors import OptionError, ParityError
 from cdl_deploy.export import ExportOptions, export_run, settled
-from cdl_deploy.export.targets import find_target, targets
-from cdl_deploy.export.targets.checking import NotInstalled, Proof, is_installed, prove
+from cdl_deploy.targets import find_target, targets
+from cdl_deploy.targets.checking import NotInstalled, Proof, prove
+from cdl_deploy.targets.process import is_installed
 from tests.conftest import no_shape_checks
 from tests.export.conftest import exported
 from tests.export.learning import error_of
@@ -36,7 +37,7 @@ def question(small_bundle):
 
 def test_an_unknown_target_names_the_nearest(small_run):
     said = error_of("export", small_run, "--target", "openvin")
-    assert "unknown --target 'openvin', expected one of onnxruntime, mnn, openvino" in said
+    assert "unknown --target 'openvin', expected one of onnxruntime, executorch, litert, mnn, ncnn, openvino" in said
     assert "did you mean 'openvino'?" in said
 
 
@@ -106,7 +107,7 @@ def test_other_answers_are_refused(question, change):
 
 def test_a_runtime_that_fails_says_how(question):
     """Its exit code and its last lines."""
-    lacking = replace(find_target("openvino"), script="run_openvino.py", package="json")
+    lacking = replace(find_target("openvino"), script="run_openvino.py", packages=("json",))
     if is_installed(find_target("openvino")):
         pytest.skip("openvino is installed here")
     with pytest.raises(ParityError, match=r"does not run in openvino \(exit code 1\): .*No module named 'openvino'"):

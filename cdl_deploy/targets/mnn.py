@@ -1,6 +1,6 @@
 """MNN: mnnconvert makes a .mnn of a file without strings."""
 
-from cdl_deploy.export.targets.target import Target
+from cdl_deploy.targets.target import Target
 
 TARGET = Target(
     "mnn",
@@ -16,8 +16,10 @@ TARGET = Target(
     },
     tolerance=1e-3,
     script="run_mnn.py",
-    package="MNN",
+    packages=("MNN",),
+    distribution="MNN",
+    oldest=(3,),
     install="pip install MNN",
-    converted=".mnn",
+    converted=(".mnn",),
     note="mnnconvert crashes on strings and control flow; images are preprocessed by the caller",
 )

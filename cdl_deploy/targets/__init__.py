@@ -1,4 +1,4 @@
-"""Runtimes that `cdl export --target` knows: every file here but those named below defines one."""
+"""Other runtimes: what each takes, and how a model is run there. Every file here but those named below defines one."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import pkgutil
 from functools import cache
 
 from cdl_deploy.errors import OptionError, nearest
-from cdl_deploy.export.targets.target import Target
+from cdl_deploy.targets.target import Target
 
-NO_TARGETS = ("target", "checking", "settling", "scripts")
+NO_TARGETS = ("target", "checking", "client", "process", "settling", "scripts")
 
 
 @cache
@@ -20,9 +20,9 @@ def targets() -> dict[str, Target]:
     return {it.name: it for it in sorted(found, key=lambda it: it.name != "onnxruntime")}
 
 
-def find_target(name: str) -> Target:
+def find_target(name: str, option: str = "--target") -> Target:
     """Raises OptionError, with the nearest name, for one that is unknown."""
     known = targets()
     if name not in known:
-        raise OptionError(f"unknown --target '{name}', expected one of {', '.join(known)}{nearest(name, list(known))}")
+        raise OptionError(f"unknown {option} '{name}', expected one of {', '.join(known)}{nearest(name, list(known))}")
     return known[name]

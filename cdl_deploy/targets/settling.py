@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cdl_deploy.errors import OptionError
-from cdl_deploy.export.targets import find_target
+from cdl_deploy.targets import find_target
 
 
 def settled(
@@ -39,6 +39,10 @@ def settled(
         raise OptionError(f"--target {name} takes --opset {lowest} to {highest}, got {opset}: leave --opset out")
     if found["input"] not in target.inputs:
         raise OptionError(f"--target {name} takes --input {' or '.join(target.inputs)}, got {input}: leave --input out")
+    if target.fixed_image and found["input"] == "image" and image_size is None:
+        raise OptionError(f"--target {name} takes images of one size: add --image-size H,W, or leave --input out")
+    if target.batches is not None and found["batch"] != target.batches:
+        raise OptionError(f"--target {name} takes --batch {target.batches}, got {batch}: leave --batch out")
     if target.labels == "none" and found["labels"] != "none":
         raise OptionError(f"--target {name} cannot hold the output of names: leave --labels out, or give none")
     for kind in kinds:

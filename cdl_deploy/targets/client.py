@@ -1,4 +1,4 @@
-"""The parent's end of a worker process."""
+"""The parent's end of a worker process (`scripts/worker.py`)."""
 
 from __future__ import annotations
 
@@ -6,29 +6,42 @@ import contextlib
 import json
 import signal
 import subprocess
-import sys
 import tempfile
+import threading
+from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from cdl_deploy.bench.options import ModelSpec
 from cdl_deploy.errors import BundleError
+from cdl_deploy.targets.scripts.worker import MARK
+
+LAST_LINES = 5
+"""Of what a process says before it ends."""
+
+
+class WorkerError(BundleError):
+    """`why`: the error that the process reported, or how it ended and what it said last."""
+
+    def __init__(self, message: str, why: str) -> None:
+        super().__init__(message)
+        self.why = why
 
 
 class WorkerClient:
     """One model in a process of its own. A context manager: leaving it ends the process.
 
-    Every call raises `BundleError` if the worker reports an error or dies.
+    Every call raises `WorkerError` if the worker reports an error or dies.
     """
 
-    def __init__(self, model: ModelSpec) -> None:
-        """Start the process; nothing is loaded yet."""
+    def __init__(self, model: Path, command: Sequence[str | Path], patience: float | None = None) -> None:
+        """Start the process; nothing is loaded yet. An answer that takes longer than `patience` seconds ends it."""
         self.model = model
+        self._patience = patience
         # A pipe could fill and block the worker; closed in __exit__.
         self._stderr = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         self._process = subprocess.Popen(
-            # -P: a file called random.py in the user's folder must not be taken for the standard library's
-            [sys.executable, "-P", "-m", "cdl_deploy.bench.worker"],
+            command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
@@ -37,7 +50,7 @@ class WorkerClient:
         )
 
     def prepare(self, job: dict[str, Any]) -> int | None:
-        """Import what the job takes (see `cdl_deploy.bench.runners.Job`): bytes of memory that this needs."""
+        """Import what the job takes, and convert where that is the way: bytes of memory that this needs."""
         bytes_before: int | None = self._ask(do="prepare", job=job)["bytes_before"]
         return bytes_before
 
@@ -62,6 +75,10 @@ class WorkerClient:
         """Milliseconds of each run of one burst."""
         return list(self._ask(do="burst", batch=batch, streams=streams, seconds=seconds)["ms"])
 
+    def answer(self, feed: Path, out: Path) -> None:
+        """Run the images [batch, …] of a .npy file; their logits go into another one."""
+        self._ask(do="answer", feed=str(feed), out=str(out))
+
     def usage(self) -> tuple[float, int]:
         """(processor seconds so far, how often it was taken from the processor for another program)."""
         reply = self._ask(do="usage")
@@ -69,26 +86,48 @@ class WorkerClient:
 
     def _ask(self, **request: Any) -> dict[str, Any]:
         assert self._process.stdin is not None and self._process.stdout is not None
-        try:
-            self._process.stdin.write(json.dumps(request) + "\n")
-            self._process.stdin.flush()
-            line = self._process.stdout.readline()
-        except BrokenPipeError:
-            line = ""
+        late = threading.Event()
+        with contextlib.ExitStack() as stack:
+            if self._patience is not None:
+
+                def end() -> None:
+                    late.set()
+                    self._process.kill()
+
+                timer = threading.Timer(self._patience, end)
+                timer.start()
+                stack.callback(timer.cancel)
+            try:
+                self._process.stdin.write(json.dumps(request) + "\n")
+                self._process.stdin.flush()
+                line = self._reply()
+            except BrokenPipeError:
+                line = ""
         if not line:
-            raise BundleError(f"{self.model.path}: the process measuring it ended: {self._last_words()}")
+            why = f"stopped after {self._patience:g} s" if late.is_set() else self._last_words()
+            raise WorkerError(f"{self.model}: the process measuring it ended: {why}", why)
         reply: dict[str, Any] = json.loads(line)
         if "error" in reply:
-            raise BundleError(f"{self.model.path}: {reply['error']}" if "unexpected" in reply else reply["error"])
+            error = str(reply["error"])
+            raise WorkerError(f"{self.model}: {error}" if "unexpected" in reply else error, error)
         return reply
+
+    def _reply(self) -> str:
+        """The next reply, past whatever else was printed; empty at the end."""
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            _, mark, reply = line.partition(MARK)
+            if mark:
+                return reply
+        return ""
 
     def _last_words(self) -> str:
         code = self._process.wait()
         if code == -signal.SIGKILL:
             return "killed, probably because memory ran out; try smaller batches with --batch"
         self._stderr.seek(0)
-        lines = self._stderr.read().strip().splitlines()
-        return f"exit status {code}" + (f", {lines[-1]}" if lines else "")
+        lines = self._stderr.read().strip().splitlines()[-LAST_LINES:]
+        return f"exit code {code}" + (f": {' | '.join(line.strip() for line in lines)}" if lines else "")
 
     def __enter__(self) -> WorkerClient:
         return self
