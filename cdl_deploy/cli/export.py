@@ -54,8 +54,9 @@ def command(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Write for another runtime, and try the file in it: onnxruntime, openvino, tract, mnn, or "
-            "portable for most converters. Without --out: RUN/export/NAME.",
+            help="Write for another runtime, convert where that is the way, and try the file in it: onnxruntime, "
+            "openvino, tract, tinygrad, mnn, ncnn, litert, executorch, tvm, rknn, or portable for most converters. "
+            "Without --out: RUN/export/NAME.",
             show_default=False,
         ),
     ] = None,
