@@ -39,6 +39,7 @@ from cdl_deploy.run import metrics
 from cdl_deploy.run.migrations import first_config
 from cdl_deploy.run.record import RunRecord
 from cdl_deploy.runtime.bundle import (
+    DISTANCE_NAME,
     MAX_TOP_K,
     Accuracy,
     Bundle,
@@ -342,9 +343,12 @@ def _fixed(item: Exported, images: Tensor, options: ExportOptions) -> Exported:
     fixed = fix_shapes(free, options.batch, options.image_size)
     if options.target is not None:
         fixed = fit_target(fixed, find_target(options.target))
+        if DISTANCE_NAME not in [it.name for it in fixed.graph.output]:
+            bundle = replace(bundle, unknown_threshold=None, unknown_rule=None)
+            write_json(description_file(path), description(bundle))
     check_same_answers(free, fixed, bundle, images)
     save_onnx(fixed, path, encode_metadata(bundle))
-    return replace(item, bytes=file_size(path), nodes=len(fixed.graph.node))
+    return replace(item, bundle=bundle, bytes=file_size(path), nodes=len(fixed.graph.node))
 
 
 def _proved(

@@ -8,7 +8,7 @@ from onnx import helper, numpy_helper
 
 from cdl_deploy.errors import OptionError
 from cdl_deploy.export.layers import drop_unused
-from cdl_deploy.runtime.bundle import TOPK_INDEX_NAME, TOPK_LABEL_NAME, TOPK_PROBABILITY_NAME
+from cdl_deploy.runtime.bundle import DISTANCE_NAME, TOPK_INDEX_NAME, TOPK_LABEL_NAME, TOPK_PROBABILITY_NAME
 from cdl_deploy.targets.target import Target
 
 BEST = (TOPK_INDEX_NAME, TOPK_LABEL_NAME, TOPK_PROBABILITY_NAME)
@@ -18,8 +18,9 @@ def fit_target(model: onnx.ModelProto, target: Target) -> onnx.ModelProto:
     """A copy of `model` for `target`. Raises OptionError for an operator that it lacks."""
     fitted = onnx.ModelProto()
     fitted.CopyFrom(model)
-    if target.no_best:
-        kept = [it for it in fitted.graph.output if it.name not in BEST]
+    if target.no_best or target.no_distance:
+        gone = (*(BEST if target.no_best else ()), *((DISTANCE_NAME,) if target.no_distance else ()))
+        kept = [it for it in fitted.graph.output if it.name not in gone]
         del fitted.graph.output[:]
         fitted.graph.output.extend(kept)
         drop_unused(fitted)

@@ -20,6 +20,7 @@ import numpy as np
 import onnxruntime
 
 import cdl_deploy
+from cdl_deploy.errors import ParityError
 from cdl_deploy.export import ExportOptions, export_run, settled
 from cdl_deploy.export.export import Exported
 from cdl_deploy.export.fixed_shapes import answers_of
@@ -86,7 +87,7 @@ def trained(run: Path) -> Path:
     return run
 
 
-def row_of(run: Path, target: Target, environments: Path) -> tuple[Target, Proof | None, float | None]:
+def row_of(run: Path, target: Target, environments: Path) -> tuple[Target, Proof | str | None, float | None]:
     """How the student answered there, and the milliseconds that onnxruntime needs for the same file."""
     python = Path(sys.executable) if target.name in HERE else environments.absolute() / target.name / "bin" / "python"
     if not python.exists():
@@ -95,7 +96,10 @@ def row_of(run: Path, target: Target, environments: Path) -> tuple[Target, Proof
     with scratch_folder("cdl-runtimes-") as folder:
         given = settled(target.name)
         options = ExportOptions(teacher=False, latency=False, target_python=python, **given)
-        exported: Exported = export_run(run, folder / "out", options)[0]
+        try:
+            exported: Exported = export_run(run, folder / "out", options)[0]
+        except ParityError as error:  # is on the page as what it is
+            return target, str(error), None
         assert isinstance(exported.proof, Proof)
         path, size = exported.bundle.path, exported.bundle.preprocessing
         if size.input == "image":
@@ -106,7 +110,7 @@ def row_of(run: Path, target: Target, environments: Path) -> tuple[Target, Proof
         return target, exported.proof, own.ms
 
 
-def page(rows: list[tuple[Target, Proof | None, float | None]], name: str, versions: str) -> str:
+def page(rows: list[tuple[Target, Proof | str | None, float | None]], name: str, versions: str) -> str:
     """The tables."""
     lines = [
         f"## Tried: the {name}, {versions}",
@@ -116,6 +120,9 @@ def page(rows: list[tuple[Target, Proof | None, float | None]], name: str, versi
     ]
     for target, proof, ms in rows:
         asked = f"{target.input}, {target.opset}, {'none' if target.labels == 'none' else 'yes'}"
+        if isinstance(proof, str):
+            lines.append(f"| `{target.name}` | refused: {proof} | {asked} | | | | | |")
+            continue
         if proof is None or ms is None:
             lines.append(f"| `{target.name}` | not tried here: `{target.install}` | {asked} | | | | | |")
             continue

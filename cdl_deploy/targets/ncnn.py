@@ -13,6 +13,7 @@ TARGET = Target(
     batch=1,
     batches=1,
     no_best=True,
+    no_distance=True,
     no_list_gather=True,
     lacks={"TopK": "selects prompts by TopK: select once for all images (--select task:K or images:DIR)"},
     refused={**BY_CONVERTERS, "fp16": "ncnn stores fp16 itself: pnnx fp16=1"},
@@ -22,6 +23,7 @@ TARGET = Target(
     distribution="ncnn",
     install="pip install ncnn numpy && pip install --no-deps pnnx portalocker",
     converted=(".ncnn.param", ".ncnn.bin"),
-    note="blobs are in0 and out0 (logits), out1 (probabilities), …; the best classes are the caller's to find; pnnx "
+    note="blobs are in0 and out0 (logits), out1 (probabilities), …; the best classes are the caller's to find; no distance; "
+    "pnnx "
     "turns a Gather of several positions into its first in silence, so there is none",
 )

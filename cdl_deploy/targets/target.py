@@ -30,6 +30,8 @@ class Target:
     """The only number of images in one run that it takes; None: what is asked for."""
     no_best: bool = False
     """Whether the best classes (`topk_index`, `topk_probability`) are left away, because it has no TopK."""
+    no_distance: bool = False
+    """Whether `distance` is left away, because it has no ReduceMin: it then cannot say `unknown`."""
     no_list_gather: bool = False
     """Whether a Gather of several positions is written as slices of one."""
     lacks: Mapping[str, str] = field(default_factory=dict)
