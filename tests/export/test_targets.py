@@ -121,7 +121,7 @@ def test_a_runtime_that_fails_says_how(question):
     lacking = replace(find_target("openvino"), script="run_openvino.py", packages=("json",))
     if is_installed(find_target("openvino")):
         pytest.skip("openvino is installed here")
-    with pytest.raises(ParityError, match=r"does not run in openvino \(exit code 1\): .*No module named 'openvino'"):
+    with pytest.raises(ParityError, match=r"does not run in openvino \(exit code 1: .*No module named 'openvino'"):
         prove(lacking, *question)
 
 
