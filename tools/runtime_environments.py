@@ -41,8 +41,21 @@ def installed(file: Path, place: Path) -> str | None:
         return f"it needs Python {asked['python']}, and python{asked['python']} is not on the path"
     shutil.rmtree(place, ignore_errors=True)
     own = place / "bin" / "python"
-    pip = [own, "-m", "pip", "--disable-pip-version-check", "--no-input", "-qq", "install", "--no-cache-dir"]
-    for command in ([python, "-m", "venv", place], [*pip, *asked.get("pip", "").split(), "-r", file]):
+    pip: list[str | Path] = [
+        own,
+        "-m",
+        "pip",
+        "--disable-pip-version-check",
+        "--no-input",
+        "-qq",
+        "install",
+        "--no-cache-dir",
+    ]
+    commands: list[list[str | Path]] = [
+        [python, "-m", "venv", place],
+        [*pip, *asked.get("pip", "").split(), "-r", file],
+    ]
+    for command in commands:
         ended = subprocess.run(command, capture_output=True, text=True, errors="replace")
         if ended.returncode:
             shutil.rmtree(place, ignore_errors=True)

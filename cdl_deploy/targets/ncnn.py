@@ -23,6 +23,6 @@ TARGET = Target(
     distribution="ncnn",
     install="pip install ncnn numpy && pip install --no-deps pnnx portalocker",
     converted=(".ncnn.param", ".ncnn.bin"),
-    note="blobs are in0 and out0 (logits), out1 (probabilities), …; the best classes are the caller's to find, and there is "
+    note="blobs are in0 and out0 (logits), out1 (probabilities), …; the best classes are the caller's to find, there is "
     "no distance; pnnx turns a Gather of several positions into its first in silence, so there is none",
 )

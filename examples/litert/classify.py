@@ -17,7 +17,7 @@ height, width = map(int, interpreter.get_input_details()[0]["shape"][1:3])
 run = interpreter.get_signature_runner()
 
 
-def fitted(image):
+def fitted(image: Image.Image) -> np.ndarray:
     """uint8 [1, height, width, 3]: resized until it covers that, and the middle cut out."""
     scale = max(width / image.width, height / image.height)
     size = max(width, int(scale * image.width)), max(height, int(scale * image.height))

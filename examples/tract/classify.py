@@ -20,7 +20,7 @@ runnable = model.into_model().into_runnable()
 task_of = {name: number for number, names in enumerate(about["tasks"], 1) for name in names}
 
 
-def prepared(image):
+def prepared(image: Image.Image) -> np.ndarray:
     """float32 [1, 3, height, width]: the shorter edge resized, the middle cut out, normalised."""
     scale = size["resize"] / min(image.size)
     resized = image.resize([max(size["resize"], int(scale * side)) for side in image.size], Image.Resampling.BICUBIC)
