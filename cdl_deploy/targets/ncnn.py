@@ -5,8 +5,8 @@ from cdl_deploy.targets.target import Target
 
 TARGET = Target(
     "ncnn",
-    opset=18,
-    opsets=(17, 19),
+    opset=17,
+    opsets=(17, 17),  # of a ReduceMean whose axes are an input, opset 18's, pnnx loses the axes
     input="tensor",
     inputs=("tensor",),
     labels="none",
@@ -23,6 +23,6 @@ TARGET = Target(
     distribution="ncnn",
     install="pip install ncnn numpy && pip install --no-deps pnnx portalocker",
     converted=(".ncnn.param", ".ncnn.bin"),
-    note="blobs are in0 and out0 (logits), out1 (probabilities), …; the best classes are the caller's to find, there is "
-    "no distance; pnnx turns a Gather of several positions into its first in silence, so there is none",
+    note="blobs are in0, out0 (logits), out1 (probabilities), …; the best classes are the caller's to find, there is no "
+    "distance; pnnx misreads a Gather of several positions and opset 18's ReduceMean in silence, so there is none",
 )

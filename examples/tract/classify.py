@@ -26,7 +26,8 @@ def prepared(image: Image.Image) -> np.ndarray:
     resized = image.resize([max(size["resize"], int(scale * side)) for side in image.size], Image.Resampling.BICUBIC)
     left, top = round((resized.width - width) / 2), round((resized.height - height) / 2)
     pixels = np.asarray(resized.crop((left, top, left + width, top + height)), np.float32) / 255
-    return ((pixels - size["mean"]) / size["std"]).astype(np.float32).transpose(2, 0, 1)[None]
+    normalised = (pixels - np.array(size["mean"])) / np.array(size["std"])
+    return normalised.astype(np.float32).transpose(2, 0, 1)[None]
 
 
 for path in sys.argv[2:]:
