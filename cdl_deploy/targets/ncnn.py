@@ -23,6 +23,6 @@ TARGET = Target(
     distribution="ncnn",
     install="pip install ncnn numpy && pip install --no-deps pnnx portalocker",
     converted=(".ncnn.param", ".ncnn.bin"),
-    note="blobs are in0, out0 (logits), out1 (probabilities), …; the best classes are the caller's to find, there is no "
-    "distance; pnnx misreads a Gather of several positions and opset 18's ReduceMean in silence, so there is none",
+    note="blobs are in0, out0 (logits), out1 (probabilities), …; the best classes are the caller's to find; there is "
+    "no distance; pnnx misreads a Gather of several positions and opset 18's ReduceMean in silence, so there is none",
 )

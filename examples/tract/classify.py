@@ -27,7 +27,7 @@ def prepared(image: Image.Image) -> np.ndarray:
     left, top = round((resized.width - width) / 2), round((resized.height - height) / 2)
     pixels = np.asarray(resized.crop((left, top, left + width, top + height)), np.float32) / 255
     normalised = (pixels - np.array(size["mean"])) / np.array(size["std"])
-    return normalised.astype(np.float32).transpose(2, 0, 1)[None]
+    return np.ascontiguousarray(normalised.transpose(2, 0, 1)[None], np.float32)
 
 
 for path in sys.argv[2:]:
