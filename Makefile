@@ -15,7 +15,7 @@ DEMO_BENCH   = cdl bench-latency $(DEMO)/run --batch 1,8 --time-limit 30 --save 
 DEMO_SUMMARY = cdl runs $(DEMO)/run --latency $(DEMO)/latency.json
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast slow-tests test-install test-foreign examples runtimes lint types check format build release-check constraints clean
+.PHONY: help demo test test-fast slow-tests test-install test-foreign examples targets lint types check format build release-check constraints clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 15
@@ -53,16 +53,14 @@ examples: $(VENV)/.installed-dev  ## build and run every app of examples/ (Debia
 	examples/prepare.sh $(BIN)/python
 	$(BIN)/pytest -m examples tests/examples
 
+# Some of them only: make targets TARGETS="mnn openvino" ARGS="-k 'mnn or openvino'"
 RUNTIMES ?= .runtimes
+TARGETS ?=
 
-runtimes:  ## environments with other runtimes, one a file of tests/runtimes/, and the tests that run in them
-	@for file in tests/runtimes/*.txt; do name=$$(basename $$file .txt); \
-	  test $(RUNTIMES)/$$name/.installed -nt $$file && continue; \
-	  echo "$(RUNTIMES)/$$name"; rm -rf $(RUNTIMES)/$$name; \
-	  $(PYTHON) -m venv $(RUNTIMES)/$$name && \
-	  $(RUNTIMES)/$$name/bin/python -m pip --disable-pip-version-check --no-input -qq install -r $$file && \
-	  touch $(RUNTIMES)/$$name/.installed || echo "$$name: not installed, its tests are skipped"; done
+targets: $(VENV)/.installed-dev  ## other runtimes, each in an environment of its own: its tests, and the table of docs/runtimes.md
+	$(BIN)/python tools/runtime_environments.py $(RUNTIMES) $(TARGETS)
 	CDL_RUNTIMES=$(abspath $(RUNTIMES)) $(PYTEST) -m runtimes $(ARGS)
+	$(BIN)/python tools/runtimes_doc.py --environments $(RUNTIMES) --print
 
 lint: $(VENV)/.installed-dev  ## ruff: lint, and whether `make format` would change anything
 	$(BIN)/ruff check

@@ -20,6 +20,7 @@ from torch import Tensor
 from cdl_deploy.data.preprocessing import INPUTS, Preprocessing
 from cdl_deploy.errors import BundleError, OptionError, RunError, nearest
 from cdl_deploy.export.features_hash import features_hash
+from cdl_deploy.export.fit_target import fit_target
 from cdl_deploy.export.fixed_shapes import answers_of, check_fixed, check_same_answers, fix_shapes, of_fixed_size
 from cdl_deploy.export.graph import ExportGraph
 from cdl_deploy.export.latency import latency_ms
@@ -29,8 +30,6 @@ from cdl_deploy.export.ort_file import write_ort
 from cdl_deploy.export.parity import check_features, check_parity, graph_input, trained_logits
 from cdl_deploy.export.preprocessing import check_filter
 from cdl_deploy.export.selection import BATCH, Select, check_select, fix_selection, load_images
-from cdl_deploy.export.targets import find_target
-from cdl_deploy.export.targets.checking import NotInstalled, Proof, is_installed, prove
 from cdl_deploy.export.two_views import behind_preprocessing, query_view
 from cdl_deploy.export.updates import MadeUpdate, make_updates, older_models
 from cdl_deploy.export.variants import Shrink, write_variants
@@ -40,6 +39,7 @@ from cdl_deploy.run import metrics
 from cdl_deploy.run.migrations import first_config
 from cdl_deploy.run.record import RunRecord
 from cdl_deploy.runtime.bundle import (
+    DISTANCE_NAME,
     MAX_TOP_K,
     Accuracy,
     Bundle,
@@ -52,6 +52,9 @@ from cdl_deploy.runtime.bundle import (
     read_bundle,
 )
 from cdl_deploy.runtime.threshold import threshold_by_images, threshold_by_sums
+from cdl_deploy.targets import find_target
+from cdl_deploy.targets.checking import NotInstalled, Proof, prove
+from cdl_deploy.targets.process import is_installed
 from cdl_deploy.training.checkpoint import load_heldout, load_run
 from cdl_deploy.training.methods.folded import FixedSelection
 from cdl_deploy.training.models.learner import Learner
@@ -124,7 +127,7 @@ class ExportOptions:
     labels: str = "graph"
     """`"graph"`: names of the best classes leave the graph, as strings. `"none"`: their positions alone."""
     target: str | None = None
-    """The runtime that the files are for, in which they are tried: a name of `export/targets`."""
+    """The runtime that the files are for, in which they are tried: a name of `cdl_deploy/targets`."""
     target_python: Path | None = None
     """A Python that has this runtime; by default this one."""
     batch: int | None = None
@@ -341,9 +344,14 @@ def _fixed(item: Exported, images: Tensor, options: ExportOptions) -> Exported:
     path, bundle = item.bundle.path, item.bundle
     free = onnx.load(path)
     fixed = fix_shapes(free, options.batch, options.image_size)
+    if options.target is not None:
+        fixed = fit_target(fixed, find_target(options.target))
+        if DISTANCE_NAME not in [it.name for it in fixed.graph.output]:
+            bundle = replace(bundle, unknown_threshold=None, unknown_rule=None)
+            write_json(description_file(path), description(bundle))
     check_same_answers(free, fixed, bundle, images)
     save_onnx(fixed, path, encode_metadata(bundle))
-    return replace(item, bytes=file_size(path), nodes=len(fixed.graph.node))
+    return replace(item, bundle=bundle, bytes=file_size(path), nodes=len(fixed.graph.node))
 
 
 def _proved(

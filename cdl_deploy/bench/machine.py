@@ -69,15 +69,6 @@ def cpu_model() -> str:
     return platform.processor() or platform.machine() or "unknown"
 
 
-def switched_away() -> int | None:
-    """How often the system has taken the processor from this process to give it to another one; None on Windows."""
-    try:
-        import resource
-    except ImportError:
-        return None
-    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
-
-
 def describe_machine() -> Machine:
     """The machine as it is now."""
     return Machine(

@@ -12,6 +12,7 @@ from cdl_deploy.errors import BundleError, OptionError, RunError
 from cdl_deploy.printable import as_typed
 from cdl_deploy.run.latest import latest_record
 from cdl_deploy.run.record import Role
+from cdl_deploy.targets.process import Place
 
 SUFFIXES = (".onnx", ".ort")
 ROLES: tuple[Role, ...] = ("student", "teacher")
@@ -37,6 +38,22 @@ def find_models(sources: Sequence[str | Path], torch: bool = False) -> list[Mode
         raise OptionError("--torch measures the models of a run, and no run directory is given: add one")
     found = [ModelSpec(path, name) for path, name in zip(files, _names(files), strict=True)]
     return _last(found + _distinct(trained))
+
+
+def in_runtimes(models: Sequence[ModelSpec], places: Sequence[Place]) -> list[ModelSpec]:
+    """Each model in each runtime, onnxruntime last: it is what the others are compared with.
+
+    Raises OptionError for what other runtimes cannot run.
+    """
+    for model in models:
+        if model.kind != "onnx" or model.path.suffix != ".onnx":
+            raise OptionError(f"--runtime is about .onnx files, and {model.name} is none: leave it out")
+    found = []
+    for place in sorted(places, key=lambda it: it.name == "onnxruntime"):
+        own = place if place.python is not None or place.name != "onnxruntime" else None
+        kind = "onnx" if own is None else "runtime"
+        found += [replace(it, name=f"{it.name} ({place.name})", kind=kind, place=own) for it in models]
+    return found
 
 
 def _models_in(folder: Path) -> list[Path]:

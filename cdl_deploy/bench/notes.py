@@ -10,6 +10,7 @@ from cdl_deploy.bench.report import Measurement, ModelRecord
 from cdl_deploy.bench.statistics import MIN_ROUNDS
 from cdl_deploy.bench.watch import Watch
 from cdl_deploy.runtime.bundle import Bundle
+from cdl_deploy.targets import targets
 
 BUSY = 0.1
 """Share of the processor in other hands that is worth a note."""
@@ -140,6 +141,12 @@ def _about_models(
                 f"{model.name} does not say how it preprocesses: from JPEG, images were resized to its input and "
                 "normalised as for ImageNet"
             )
+        if model.runtime is not None:
+            yield f"{model.name} ran in {model.runtime}"
+    others = {model.runtime.split()[0] for model in models if model.runtime is not None}
+    one = sorted(name for name in others if not targets()[name].threads)
+    if one and options.threads != (1,):
+        yield f"{', '.join(one)}: the number of threads is its own, whatever --threads says"
     torch = [model.name for model in models if model.kind == "torch"]
     if torch and len(torch) < len(models):
         yield f"{', '.join(torch)}: memory is that of a process with PyTorch; size is that of the run's weights"

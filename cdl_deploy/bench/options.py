@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cdl_deploy.errors import OptionError, nearest
 from cdl_deploy.runtime.cores import usable_cores
+from cdl_deploy.targets.process import Place
 
 STAGES = ("graph", "jpeg")
 """Where a measurement starts: at what the graph takes, or at an image file on the disk."""
@@ -23,9 +24,11 @@ class ModelSpec:
     name: str
     """Short name in the report; unique among the models measured."""
     kind: str = "onnx"
-    """`"onnx"` or `"torch"`."""
+    """`"onnx"`, `"torch"`, or `"runtime"` for another runtime than onnxruntime."""
     role: str | None = None
     """Which model of a run, for `"torch"`: `"student"` or `"teacher"`."""
+    place: Place | None = None
+    """For `"runtime"`: which, and where it is."""
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ class ModelRecord:
     path: str
     """The file measured; for a PyTorch model its run directory."""
     kind: str
-    """`"onnx"` or `"torch"`."""
+    """`"onnx"`, `"torch"`, or `"runtime"` for another runtime."""
     role: str | None
     """`"student"`, `"teacher"`, or None for a model that cdl did not export."""
     file_bytes: int
@@ -74,6 +74,8 @@ class ModelRecord:
     """Every time of `first_inference_ms`."""
     bytes_before: int | None
     """Memory of the process before the model was loaded: Python, numpy, onnxruntime or PyTorch."""
+    runtime: str | None = None
+    """Name and version of another runtime than onnxruntime: `"mnn 3.6.1"`."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
@@ -15,16 +15,17 @@ from typing import Any
 
 from cdl_deploy.bench import statistics as stats
 from cdl_deploy.bench.cells import Cell, compare, compare_all, summarise
-from cdl_deploy.bench.client import WorkerClient
 from cdl_deploy.bench.inputs import photos_in, write_photos
 from cdl_deploy.bench.machine import describe_machine
 from cdl_deploy.bench.notes import make_notes
 from cdl_deploy.bench.options import PHOTO_SIZE, BenchOptions, ModelSpec
+from cdl_deploy.bench.processes import check_options, facts_there, job_in_runtime, start
 from cdl_deploy.bench.report import BenchProgress, BenchReport, ModelRecord
 from cdl_deploy.bench.watch import Watcher
 from cdl_deploy.errors import BundleError, OptionError
 from cdl_deploy.folders import scratch_folder
 from cdl_deploy.runtime.bundle import FORMAT_KEY, Bundle, decode_metadata
+from cdl_deploy.targets.client import WorkerClient
 
 BURST_SECONDS = 0.05
 LOADS = 3
@@ -67,7 +68,9 @@ def bench_latency(
     created = datetime.now(UTC).isoformat(timespec="seconds")
     machine = describe_machine()
     with scratch_folder("cdl-bench-") as folder:
-        bench = _Bench(options, on_progress, _photos(options, folder))
+        if any(model.place is not None for model in models):
+            check_options(options)
+        bench = _Bench(options, on_progress, _photos(options, folder), folder)
         bench.inspect(models)
         bench.load_again()
         watcher = Watcher()
@@ -109,9 +112,13 @@ class _Bench:
     """The state of one benchmark."""
 
     def __init__(
-        self, options: BenchOptions, on_progress: Callable[[BenchProgress], object] | None, photos: Sequence[Path]
+        self,
+        options: BenchOptions,
+        on_progress: Callable[[BenchProgress], object] | None,
+        photos: Sequence[Path],
+        folder: Path,
     ) -> None:
-        self._options, self._on_progress, self._photos = options, on_progress, photos
+        self._options, self._on_progress, self._photos, self._folder = options, on_progress, photos, folder
         self._begin = time.monotonic()
         self._within: dict[int, float] = {}
         self._rounds = 0
@@ -130,13 +137,18 @@ class _Bench:
         """A process of its own for what is there to know apart from times; whatever cannot be run is found here."""
         batch = min(self._options.batches)
         with ExitStack() as stack:
-            clients = [(spec, stack.enter_context(WorkerClient(spec))) for spec in specs]  # all import at once
-            for spec, client in clients:
+            plain = [replace(spec, kind="onnx", place=None) if spec.place else spec for spec in specs]
+            clients = [stack.enter_context(start(spec)) for spec in plain]  # all import at once
+            for spec, own, client in zip(specs, plain, clients, strict=True):
                 self._tell("load", spec.name)
-                before = client.prepare(self._job(spec, *self._options.groups[0], photos=False))
+                before = client.prepare(self._job(own, *self._options.groups[0], photos=False))
                 client.load()
                 facts = client.inspect(batch)
                 client.close()
+                if spec.place is not None:
+                    threads = self._options.threads[0]
+                    job = job_in_runtime(spec, facts, self._folder, threads, self._options)
+                    facts = facts_there(spec, facts, job)
                 metadata = facts["metadata"]
                 bundle = decode_metadata(spec.path, metadata) if FORMAT_KEY in metadata else None
                 model = _Model(spec, facts, bundle, bytes_before=before)
@@ -154,8 +166,8 @@ class _Bench:
                 if self.elapsed() > LOAD_SHARE * self._options.time_limit:
                     return
                 self._tell("load", model.spec.name)
-                with WorkerClient(model.spec) as client:
-                    client.prepare(self._job(model.spec, *self._options.groups[0], photos=False))
+                with start(model.spec) as client:
+                    client.prepare(self._job_of(model, *self._options.groups[0], photos=False))
                     self._load(model, client, keep=True)
 
     def measure(self, stage: str, threads: int, share: float, watcher: Watcher) -> None:
@@ -165,10 +177,10 @@ class _Bench:
         """
         limit = self.elapsed() + share * (self._options.time_limit - self.elapsed())
         with ExitStack() as stack:
-            clients = {model.spec.name: stack.enter_context(WorkerClient(model.spec)) for model in self.models}
+            clients = {model.spec.name: stack.enter_context(start(model.spec)) for model in self.models}
             for model in self.models:  # all of them import at once; then none loads while another is timed
                 ours = model.bundle is not None
-                clients[model.spec.name].prepare(self._job(model.spec, stage, threads, stage == "jpeg", ours))
+                clients[model.spec.name].prepare(self._job_of(model, stage, threads, stage == "jpeg", ours))
             for model in self.models:
                 self._tell("load", model.spec.name)
                 keep = (stage, threads) == self._options.groups[0]
@@ -193,6 +205,11 @@ class _Bench:
         if keep:
             model.loads.append(loading)
             model.firsts.append(first)
+
+    def _job_of(self, model: _Model, stage: str, threads: int, photos: bool, ours: bool = False) -> dict[str, Any]:
+        if model.spec.place is not None:
+            return job_in_runtime(model.spec, model.facts, self._folder, threads, self._options)
+        return self._job(model.spec, stage, threads, photos, ours)
 
     def _job(self, spec: ModelSpec, stage: str, threads: int, photos: bool, ours: bool = False) -> dict[str, Any]:
         return {
@@ -288,6 +305,7 @@ def _record(model: _Model) -> ModelRecord:
         loads_ms=tuple(model.loads),
         firsts_ms=tuple(model.firsts),
         bytes_before=model.bytes_before,
+        runtime=facts.get("runtime"),
     )
 
 

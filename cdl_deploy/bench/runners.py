@@ -112,6 +112,8 @@ class GraphRunner:
         return {
             "metadata": self.metadata,
             "inputs": "; ".join(map(str, inputs)),
+            "feed": [TYPES[inputs[0].kind].__name__, inputs[0].shape] if len(inputs) == 1 else None,
+            "outputs": {node.name: node.type for node in self.session.get_outputs()},
             "fixed_batch": only,
             "file_bytes": file_bytes(self.path),
             "sha256": hashlib.sha256(self.path.read_bytes()).hexdigest(),

@@ -23,6 +23,7 @@ cdl bench-latency runs/digits
 cdl bench-latency student.onnx teacher.onnx --batch 1,8 --threads 1,2
 cdl bench-latency runs/digits --torch --from graph,jpeg --plot latency.png
 cdl bench-latency student.onnx --streams 1,4 --csv latency.csv
+cdl bench-latency portable/student.onnx --batch 1 --runtime onnxruntime,openvino,mnn=~/mnn/bin/python
 cdl bench-latency runs/digits --save main.json
 cdl bench-latency runs/digits --baseline main.json
 """
@@ -58,6 +59,15 @@ def command(
     torch: Annotated[
         bool, typer.Option("--torch", help="Also measure the run's models in PyTorch, as they were trained.")
     ] = False,
+    runtime: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,...",
+            help="Measure the models in these runtimes, side by side: onnxruntime, openvino, mnn=PATH/bin/python where "
+            "another Python has it, and so on; what cdl export --target knows.",
+            show_default=False,
+        ),
+    ] = None,
     image_size: Annotated[
         str | None,
         typer.Option(
@@ -113,6 +123,8 @@ def command(
     """
     with require_extra("cdl bench-latency"):
         from cdl_deploy.bench import Baseline, BenchOptions, bench_latency, describe_machine, find_models
+        from cdl_deploy.bench.models import in_runtimes
+        from cdl_deploy.targets.process import parse_places
     options = BenchOptions(
         batches=_numbers("--batch", batch),
         threads=_numbers("--threads", threads) if threads is not None else (),
@@ -128,6 +140,8 @@ def command(
     if images is not None and "jpeg" not in options.stages:
         raise OptionError("--images is for --from jpeg: add it, or leave --images out")
     specs = find_models(models, torch=torch)
+    if runtime is not None:
+        specs = in_runtimes(specs, parse_places(runtime))
     earlier = Baseline(baseline, describe_machine(), other_machine) if baseline is not None else None
     if earlier is not None:
         earlier.check(specs, options)

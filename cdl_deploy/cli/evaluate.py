@@ -29,6 +29,8 @@ from cdl_deploy.require_extra import require_extra
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from cdl_deploy.evaluation import Evaluation
+
 EXAMPLES = """
 cdl evaluate student.onnx --data photos/
 cdl evaluate student.onnx --data photos/ --holdout 0.2 --plots pictures/
@@ -36,6 +38,7 @@ cdl evaluate student.onnx --data photos/ --against teacher.onnx
 cdl evaluate theirs.onnx --data photos/ --against student.onnx
 cdl evaluate student.onnx --data digits --json > evaluation.json
 cdl evaluate student.onnx --data photos/ --unknown other-things/
+cdl evaluate student.onnx --data photos/ --runtime openvino,tract
 cdl evaluate runs/digits
 """
 
@@ -76,6 +79,15 @@ def command(
             show_default=False,
         ),
     ] = None,
+    runtime: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,...",
+            help="Run the model in these runtimes and compare each with onnxruntime: openvino, mnn=PATH/bin/python "
+            "where another Python has it, and so on; what cdl export --target knows.",
+            show_default=False,
+        ),
+    ] = None,
     teacher: Annotated[bool, typer.Option("--teacher/--no-teacher", help="Of a run: the teacher as well.")] = True,
     plots: Annotated[
         Path | None,
@@ -105,7 +117,12 @@ def command(
     An image that cannot be read is named and counted; the rest go on, and the exit code is 1 at the end.
     """
     if (model / "run.json").exists():
-        refused = {"--against": against is not None, "--unknown": unknown is not None, "--all-classes": all_classes}
+        refused = {
+            "--runtime": runtime is not None,
+            "--against": against is not None,
+            "--unknown": unknown is not None,
+            "--all-classes": all_classes,
+        }
         for name in (name for name, given in refused.items() if given):
             raise OptionError(f"{name} is about a model, and {model} is a run: give an exported model, or leave it out")
         _evaluate_run(model, data, holdout, labels, skip_unknown, teacher, plots, batch_size, threads, as_json, save)
@@ -120,6 +137,12 @@ def command(
         from cdl_deploy.evaluation import evaluate
         from cdl_deploy.evaluation.rejection import check_unknown, measure_rejection
         from cdl_deploy.runtime.classifier import Classifier
+    if runtime is not None:
+        refused = {"--against": against is not None, "--unknown": unknown is not None, "--plots": plots is not None}
+        for name in (name for name, given in refused.items() if given):
+            raise OptionError(f"{name} does not go with --runtime, which compares with onnxruntime: leave one out")
+        _evaluate_in_runtimes(model, runtime, data, holdout, labels, skip_unknown, batch_size, as_json, save)
+        return
     if plots is not None:
         with require_extra("cdl evaluate --plots", "plot"):
             from cdl_deploy.evaluation import pictures  # noqa: F401  asked for before the work, not after it
@@ -162,6 +185,51 @@ def command(
 
         _print(evaluation_tables(report, all_classes), written)
     report_unreadable(report.unreadable, report.images)
+
+
+def _evaluate_in_runtimes(
+    model: Path,
+    runtime: str,
+    data: str,
+    holdout: float | None,
+    labels: str | None,
+    skip_unknown: bool,
+    batch_size: int,
+    as_json: bool,
+    save: Path | None,
+) -> None:
+    from cdl_deploy.evaluation import evaluate
+    from cdl_deploy.evaluation.in_runtime import in_runtime
+    from cdl_deploy.runtime.classifier import Classifier
+    from cdl_deploy.targets.process import parse_places
+
+    places = parse_places(runtime)
+    images = open_labelled("--data", "cdl evaluate", data, holdout, labels)
+    note_left_out(images)
+    plain = Classifier(model, threads=1)
+    reports: dict[str, Evaluation] = {}
+    with image_progress() as show:
+        for place in places:
+            with in_runtime(model, place) as there:
+                reports[there.runtime] = evaluate(
+                    there,
+                    images,
+                    plain,
+                    skip_unknown=skip_unknown,
+                    batch_size=batch_size,
+                    workers=1,
+                    on_image=lambda done, total, name=place.name: show(f"evaluate in {name}", done, total),  # type: ignore[misc]
+                )
+    found = {"runtimes": {name: report.to_dict() for name, report in reports.items()}}
+    written = _save(save, found)
+    if as_json:
+        echo_json(found)
+    else:
+        from cdl_deploy.cli.evaluate_table import runtimes_table
+
+        _print(runtimes_table(reports), written)
+    first = next(iter(reports.values()))
+    report_unreadable(first.unreadable, first.images)
 
 
 def _evaluate_run(

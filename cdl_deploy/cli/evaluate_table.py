@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Group, RenderableType
@@ -31,6 +31,22 @@ def evaluation_tables(report: Evaluation, all_classes: bool = False) -> Renderab
     if report.against is not None:
         parts.append(_against(report.against, report.model))
     return Group(*parts)
+
+
+def runtimes_table(reports: Mapping[str, Evaluation]) -> Group:
+    """One row a runtime, each compared with onnxruntime on the same images."""
+    table = Table()
+    table.add_column("runtime", no_wrap=True)
+    for name in ("images", "right", "95 % interval", "ECE", "same class"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, report in reports.items():
+        low, high = report.interval
+        same = "–" if report.against is None else f"{report.against.same:.1f}"
+        numbers = (f"{report.accuracy:.1f}", f"{low:.1f} to {high:.1f}", f"{report.calibration_error:.1f}", same)
+        table.add_row(name, f"{report.images:,}", *numbers)
+    first = next(iter(reports.values()))
+    title = f"{ending(first.model, 40)} on {ending(first.source, 30)} (%); the same class as in onnxruntime"
+    return _titled(title, table)
 
 
 def _titled(title: str, table: Table) -> Group:

@@ -57,8 +57,9 @@ def command(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Write for another runtime, and try the file in it: onnxruntime, openvino, tract, mnn, or "
-            "portable for most converters. Without --out: RUN/export/NAME.",
+            help="Write for another runtime, convert where that is the way, and try the file in it: onnxruntime, "
+            "openvino, tract, tinygrad, mnn, ncnn, litert, executorch, tvm, rknn, or portable for most converters. "
+            "Without --out: RUN/export/NAME.",
             show_default=False,
         ),
     ] = None,
@@ -265,7 +266,7 @@ def _print(exported: list[Exported], destination: Path) -> None:
 
 def _print_proof(console: Console, item: Exported) -> None:
     """How a file answered in the runtime it is for, or how to install that."""
-    from cdl_deploy.export.targets.checking import NotInstalled
+    from cdl_deploy.targets.checking import NotInstalled
 
     proof, name = item.proof, item.bundle.path.name
     if proof is None:

@@ -377,10 +377,11 @@ def bundle_of(session: onnxruntime.InferenceSession, path: Path) -> Bundle:
                 "export the model again"
             )
     more = [(FEATURES_NAME, "tensor(float)", bundle.features.dimension, "a number")] if bundle.features else []
+    best = bool({TOPK_PROBABILITY_NAME, TOPK_LABEL_NAME, TOPK_INDEX_NAME} & set(outputs))  # none for some runtimes
     for name, kind, columns, what in (
         (LOGITS_NAME, "tensor(float)", classes, "a class"),
         (PROBABILITIES_NAME, "tensor(float)", classes, "a class"),
-        (TOPK_PROBABILITY_NAME, "tensor(float)", bundle.top_k, "a place among the best"),
+        *([(TOPK_PROBABILITY_NAME, "tensor(float)", bundle.top_k, "a place among the best")] * best),
         *([(TOPK_LABEL_NAME, "tensor(string)", bundle.top_k, "a place among the best")] * (TOPK_LABEL_NAME in outputs)),
         *([(TOPK_INDEX_NAME, "tensor(int64)", bundle.top_k, "a place among the best")] * (TOPK_INDEX_NAME in outputs)),
         (TASK_SCORES_NAME, "tensor(float)", tasks, "a task"),

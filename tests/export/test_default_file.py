@@ -26,7 +26,7 @@ from tests.export.learning import task
 from tests.export.test_preprocessing import photograph
 
 ENVIRONMENTS = Path(os.environ.get("CDL_RUNTIMES", Path(__file__).parents[2] / ".runtimes"))
-"""Where `make runtimes` puts them."""
+"""Where `make targets` puts them."""
 
 
 def session(path) -> onnxruntime.InferenceSession:
@@ -214,7 +214,7 @@ print(json.dumps([onnxruntime.__version__, *(it.tolist() for it in found)]))
 def test_old_versions_of_onnxruntime_give_the_same(name, opset, trained, bundles, tmp_path):
     python = ENVIRONMENTS / name / "bin" / "python"
     if not python.exists():
-        pytest.skip(f"no {name} in {ENVIRONMENTS}: make runtimes")
+        pytest.skip(f"no {name} in {ENVIRONMENTS}: make targets")
     model = bundles() / "student.onnx"
     if opset != 20:
         exported(trained(), tmp_path / "out", teacher=False, opset=opset)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import textwrap
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,13 +12,16 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from onnx import helper, numpy_helper
 from typer.testing import CliRunner
 
 from cdl_deploy.cli import app
-from cdl_deploy.errors import OptionError, ParityError
+from cdl_deploy.errors import BundleError, OptionError, ParityError
 from cdl_deploy.export import ExportOptions, export_run, settled
-from cdl_deploy.export.targets import find_target, targets
-from cdl_deploy.export.targets.checking import NotInstalled, Proof, is_installed, prove
+from cdl_deploy.export.fit_target import fit_target, split_gathers
+from cdl_deploy.targets import checking, find_target, targets
+from cdl_deploy.targets.checking import NotInstalled, Proof, prove
+from cdl_deploy.targets.process import SCRIPTS, check_fits, is_installed, parse_places
 from tests.conftest import no_shape_checks
 from tests.export.conftest import exported
 from tests.export.learning import error_of
@@ -36,7 +41,7 @@ def question(small_bundle):
 
 def test_an_unknown_target_names_the_nearest(small_run):
     said = error_of("export", small_run, "--target", "openvin")
-    assert "unknown --target 'openvin', expected one of onnxruntime, mnn, openvino" in said
+    assert "unknown --target 'openvin', expected one of onnxruntime, executorch, litert, mnn, ncnn, openvino" in said
     assert "did you mean 'openvino'?" in said
 
 
@@ -52,6 +57,11 @@ def test_an_unknown_target_names_the_nearest(small_run):
         ("portable", {"opset": 20}, "--target portable takes --opset 17 to 19, got 20"),
         ("portable", {"input": "image"}, "--target portable takes --input tensor, got image"),
         ("mnn", {"labels": "graph"}, "--target mnn cannot hold the output of names"),
+        ("ncnn", {"batch": 4}, "--target ncnn takes --batch 1, got 4: leave --batch out"),
+        ("ncnn", {"input": "image"}, "--target ncnn takes --input tensor, got image"),
+        ("executorch", {"opset": 18}, "--target executorch takes --opset 17 to 17, got 18"),
+        ("litert", {"input": "image"}, "--target litert takes images of one size: add --image-size H,W"),
+        ("rknn", {"kinds": ("int8",)}, "--target rknn does not go with --quantize int8: its operators"),
     ],
 )
 def test_known_traps_are_refused(target, options, said):
@@ -71,6 +81,8 @@ def test_every_target_says_how_to_install_it_and_has_its_script():
     scripts = Path(find_target.__code__.co_filename).parent / "scripts"
     for target in targets().values():
         assert target.install.startswith("pip install ")
+        assert target.note
+        assert target.batches in (None, target.batch)
         assert (scripts / target.script).is_file()
         assert target.opsets[0] <= target.opset <= target.opsets[1]
         assert target.input in target.inputs
@@ -106,10 +118,10 @@ def test_other_answers_are_refused(question, change):
 
 def test_a_runtime_that_fails_says_how(question):
     """Its exit code and its last lines."""
-    lacking = replace(find_target("openvino"), script="run_openvino.py", package="json")
+    lacking = replace(find_target("openvino"), script="run_openvino.py", packages=("json",))
     if is_installed(find_target("openvino")):
         pytest.skip("openvino is installed here")
-    with pytest.raises(ParityError, match=r"does not run in openvino \(exit code 1\): .*No module named 'openvino'"):
+    with pytest.raises(ParityError, match=r"does not run in openvino \(exit code 1: .*No module named 'openvino'"):
         prove(lacking, *question)
 
 
@@ -152,12 +164,150 @@ def test_portable_is_a_tensor_of_one_batch_without_strings(trained, tmp_path):
     assert item.to_dict()["proof"]["top1_agreement"] == 1
 
 
+@pytest.fixture
+def tensor_model(small_bundle):
+    """The tail of one: TopK, and a Gather of two positions."""
+    return onnx.load(small_bundle / "student.onnx")
+
+
+def test_ncnn_gets_no_best_classes_and_no_gather_of_several(tensor_model):
+    fitted = fit_target(tensor_model, find_target("ncnn"))
+    constants = {it.name: numpy_helper.to_array(it) for it in fitted.graph.initializer}
+    several = [n for n in fitted.graph.node if n.op_type == "Gather" and np.ndim(constants.get(n.input[1], 0))]
+    assert not several
+    assert "TopK" not in {node.op_type for node in fitted.graph.node}
+    images = np.stack([photograph(32, 32, seed) for seed in range(3)])
+    assert [it.name for it in fitted.graph.output][:2] == ["logits", "probabilities"]
+    before, after = (
+        onnxruntime.InferenceSession(it.SerializeToString()).run(["logits"], {"image": images})[0]
+        for it in (tensor_model, fitted)
+    )
+    np.testing.assert_array_equal(before, after)
+
+
+def test_a_gather_of_the_last_and_the_first_as_slices():
+    given = [numpy_helper.from_array(np.array([-1, 0, -2]), "at")]
+    ends = [helper.make_tensor_value_info(n, 1, [2, size, 3]) for n, size in (("x", 4), ("y", 3))]
+    graph = helper.make_graph([helper.make_node("Gather", ["x", "at"], ["y"], axis=1)], "g", ends[:1], ends[1:], given)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    split_gathers(model)
+    x = np.arange(24, dtype=np.float32).reshape(2, 4, 3)
+    found = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"x": x})[0]
+    np.testing.assert_array_equal(found, x[:, [3, 0, 2]])
+
+
+def test_a_model_that_selects_by_topk_is_not_for_ncnn(tensor_model):
+    values = [helper.make_tensor_value_info("values", 1, None), helper.make_tensor_value_info("places", 7, None)]
+    tensor_model.graph.initializer.append(numpy_helper.from_array(np.array([1]), "one"))
+    tensor_model.graph.node.append(helper.make_node("TopK", ["task_scores", "one"], ["values", "places"]))
+    tensor_model.graph.output.extend(values)
+    with pytest.raises(OptionError, match=r"ncnn cannot hold this model, which selects prompts by TopK: .*--select"):
+        fit_target(tensor_model, find_target("ncnn"))
+
+
+def worker(tmp_path, body):
+    """A runtime that is made up: `load` or `convert`, in a script of its own."""
+    scripts = SCRIPTS.as_posix()
+    script = tmp_path / "run_made_up.py"
+    head = f"import sys\nsys.path.insert(0, {scripts!r})\nimport common\n"
+    script.write_text(head + textwrap.dedent(body), encoding="utf-8")
+    return replace(find_target("onnxruntime"), name="made-up", script=str(script), converted=(".made",))
+
+
+FAILS = """
+def convert(model, folder, first):
+    made = folder / "student.made"
+    common.command(sys.executable, "-c", "print(1); print('no such operator'); raise SystemExit(7)", made=[made])
+    return [made]
+
+common.main("numpy", None, convert)
+"""
+PRINTS = """
+print("welcome to made-up", end="")
+
+def convert(model, folder, first):
+    made = folder / "student.made"
+    made.write_bytes(b"made")
+    return [made]
+
+def load(model, first, threads):
+    assert model.read_bytes() == b"made"
+    return lambda batch: batch.reshape(len(batch), -1)[:, :4].astype("float32")
+
+common.main("numpy", load, convert)
+"""
+ENDS = "common.main('numpy', None, lambda model, folder, first: __import__('os').abort())"
+WAITS = "common.main('numpy', None, lambda model, folder, first: __import__('time').sleep(60))"
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (FAILS, r"does not run in made-up \(python.* ended with exit code 7: 1 \| no such operator\); nothing was wr"),
+        (ENDS, r"does not run in made-up \(exit code -6.*\); nothing was written"),
+    ],
+)
+def test_a_converter_that_fails_or_crashes(question, tmp_path, body, said):
+    model, *rest = question
+    copy = shutil.copy(model, tmp_path)
+    with pytest.raises(ParityError, match=said):
+        prove(worker(tmp_path, body), Path(copy), *rest)
+    assert sorted(it.name for it in tmp_path.iterdir()) == ["run_made_up.py", "student.onnx"]
+
+
+def test_a_converter_that_hangs_is_stopped(question, tmp_path, monkeypatch):
+    monkeypatch.setattr(checking, "SECONDS", 0.5)
+    with pytest.raises(ParityError, match=r"does not run in made-up \(stopped after 0.5 s\)"):
+        prove(worker(tmp_path, WAITS), *question)
+
+
+def test_what_was_converted_lies_beside_the_model(question, tmp_path):
+    model, images, _ = question
+    copy = Path(shutil.copy(model, tmp_path))
+    proof = prove(worker(tmp_path, PRINTS), copy, images, images.reshape(5, -1)[:, :4].astype(np.float32))
+    assert (proof.file, proof.bytes, proof.max_abs_logit_difference) == ("student.made", 4, 0)
+    assert (tmp_path / "student.made").read_bytes() == b"made"
+
+
+def test_an_old_version_is_refused():
+    future = replace(find_target("onnxruntime"), oldest=(99,))
+    with pytest.raises(
+        OptionError, match=r"onnxruntime 1\..* is too old, expected 99 or later: pip install onnxruntime"
+    ):
+        is_installed(future)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("onxruntime", "unknown --runtime 'onxruntime', .*did you mean 'onnxruntime'"),
+        ("portable", "--runtime portable is a form of files and no runtime"),
+        ("onnxruntime,onnxruntime", "--runtime has onnxruntime twice"),
+        (" , ", "--runtime is empty"),
+        ("mnn", r"--runtime mnn: it is not installed here: pip install MNN; or name .* mnn=PATH/bin/python"),
+        ("mnn=/none/python", "--runtime /none/python: No such file or directory, expected a Python with MNN"),
+    ],
+)
+def test_runtimes_that_cannot_be(text, said):
+    with pytest.raises(OptionError, match=said):
+        parse_places(text)
+
+
+def test_a_file_that_is_not_for_the_runtime_says_why(small_bundle):
+    (place,) = parse_places("onnxruntime")
+    assert place.python is None
+    outputs = {"logits": "tensor(float)", "topk_label": "tensor(string)", "topk_index": "tensor(int64)"}
+    with pytest.raises(BundleError, match=r"not for ncnn: it takes an image and it gives names and it gives the best"):
+        check_fits(Path("student.onnx"), find_target("ncnn"), "image", outputs)
+    check_fits(Path("student.onnx"), find_target("openvino"), "image", outputs)
+
+
 @pytest.mark.runtimes
 @pytest.mark.parametrize("name", [it for it in targets() if it not in ("onnxruntime", "portable")])
 def test_the_proof_of_each_runtime_that_is_there(name, trained, tmp_path):
     python = ENVIRONMENTS / name / "bin" / "python"
     if not python.exists():
-        pytest.skip(f"no {name} in {ENVIRONMENTS}: make runtimes")
+        pytest.skip(f"no {name} in {ENVIRONMENTS}: make targets")
     with no_shape_checks():
         (item,) = exported(trained(), tmp_path / "out", teacher=False, target_python=python, **settled(name))
     assert not isinstance(item.proof, NotInstalled)

@@ -331,7 +331,7 @@ def test_an_older_pillow_gives_the_same_pixels_of_a_tall_image():
     root = Path(__file__).parents[2]
     python = Path(os.environ.get("CDL_RUNTIMES", root / ".runtimes")) / "onnxruntime-1.15" / "bin" / "python"
     if not python.exists():
-        pytest.skip(f"no {python}: make runtimes")
+        pytest.skip(f"no {python}: make targets")
     said = [
         subprocess.run([it, "-c", OLD_PILLOW, root], capture_output=True, text=True, check=True).stdout.split()
         for it in (python, sys.executable)

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[2] / "cdl_deploy"
-ORDER = ("data", "run", "closed_form", "runtime", "rows", "update", "learn", "evaluation", "bench")
+ORDER = ("data", "run", "closed_form", "runtime", "rows", "update", "learn", "targets", "evaluation", "bench")
 """Each room may import those before it, and the files beside the rooms that import none."""
 
 

@@ -19,10 +19,10 @@ import pytest
 
 from cdl_deploy import Classifier
 from cdl_deploy.bench import BenchOptions, ModelSpec, bench_latency, find_models
-from cdl_deploy.bench.client import WorkerClient
+from cdl_deploy.bench.processes import start
 from cdl_deploy.bench.runners import Job, make_runner
-from cdl_deploy.bench.worker import timed
 from cdl_deploy.errors import BundleError, OptionError
+from cdl_deploy.targets.scripts.worker import timed
 
 QUICK = BenchOptions(batches=(1,), threads=(1,), time_limit=0.5, precision=50)
 
@@ -198,7 +198,7 @@ def job(path: Path, threads: int = 1) -> dict:
 
 
 def test_a_worker_that_dies_is_one_error(model_path):
-    with WorkerClient(ModelSpec(model_path, "m")) as client:
+    with start(ModelSpec(model_path, "m")) as client:
         client.prepare(job(model_path))
         client.load()
         os.kill(client._process.pid, signal.SIGKILL)
@@ -207,7 +207,7 @@ def test_a_worker_that_dies_is_one_error(model_path):
 
 
 def test_worker_ends_with_its_input_and_is_idle_between_bursts(model_path):
-    with WorkerClient(ModelSpec(model_path, "m")) as client:
+    with start(ModelSpec(model_path, "m")) as client:
         client.prepare(job(model_path, threads=2))
         client.load()
         client.warm(4, 1, 0.2)
@@ -230,7 +230,7 @@ def test_worker_ends_with_its_input_and_is_idle_between_bursts(model_path):
 def test_a_file_in_the_users_folder_does_not_shadow_the_standard_library(model_path, tmp_path, monkeypatch):
     (tmp_path / "random.py").write_text("raise SystemExit('shadowed')")
     monkeypatch.chdir(tmp_path)
-    with WorkerClient(ModelSpec(model_path, "m")) as client:
+    with start(ModelSpec(model_path, "m")) as client:
         client.prepare(job(model_path))
         assert client.load() > 0
 

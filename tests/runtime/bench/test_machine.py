@@ -9,9 +9,10 @@ import pytest
 
 from cdl_deploy.bench import Watch
 from cdl_deploy.bench import watch as watching
-from cdl_deploy.bench.machine import cpu_model, describe_machine, switched_away
+from cdl_deploy.bench.machine import cpu_model, describe_machine
 from cdl_deploy.process_memory import peak_memory
 from cdl_deploy.runtime.cores import usable_cores
+from cdl_deploy.targets.scripts.worker import switched_away
 from tests.runtime.bench.conftest import CALM, QUIET
 
 
