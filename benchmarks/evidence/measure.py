@@ -1,0 +1,244 @@
+"""Measure what has no record yet, row by row; a record is a JSON file that is written whole.
+
+A row is a run (`cdl_deploy.train`, resumed where it was interrupted), given its other heads by `cdl head`, exported with
+an int8 file, and the files tested by `cdl_deploy.evaluate`. Killed at any moment, the same command goes on: finished
+runs and records are kept, a run goes on from its last checkpoint, and what was being exported is exported again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from benchmarks.evidence.budget import Budget, cut
+from benchmarks.evidence.rows import HEADS, JOINT, Row, all_rows
+from cdl_deploy.files import write_json
+
+PROJECT = Path(__file__).resolve().parent.parent.parent
+METRICS = ("final_average_accuracy", "average_incremental_accuracy", "forgetting", "forgetting_standard")
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a set of rows lives, and what its runs have in common."""
+
+    data: Path
+    """Image folder, with train/ and test/."""
+    runs: Path
+    """Folder for run directories, exported files and links to images; none of it is committed."""
+    records: Path
+    budget: Budget
+    models: dict[str, Any]
+    """Teacher and student, as `cdl_deploy.train` takes them."""
+    tasks: int = 10
+    say: Say = lambda text: print(text, file=sys.stderr, flush=True)
+
+    @property
+    def row_data(self) -> Path:
+        return cut(self.data, self.runs / "images", self.budget.images, self.budget.row_tests)
+
+    @property
+    def final_data(self) -> Path:
+        return cut(self.data, self.runs / "final-images", 1, self.budget.final_tests)
+
+    def record(self, name: str) -> Path:
+        return self.records / f"{name}.json"
+
+
+def measure_all(place: Place, until: float = float("inf"), only: tuple[str, ...] = ()) -> None:
+    """Every row of every seed that has no record; no row begins after `until` (time.monotonic)."""
+    rows = [row for row in all_rows(place.budget.methods) if not only or row.name in only]
+    for row in rows:
+        for seed in place.budget.seeds:
+            for work in measured(place, row, seed):
+                if time.monotonic() > until:
+                    place.say("out of time: the same command goes on")
+                    return
+                work()
+    if not only or JOINT in only:
+        joint(place, until)
+
+
+def measured(place: Place, row: Row, seed: int) -> Iterator[Callable[[], None]]:
+    """What is left to do for a row: its run, then each head's record."""
+    root = place.runs / f"{row.name}-{seed}"
+    missing = [head for head in row.heads if not place.record(f"{row.name}-{head}-{seed}").exists()]
+    lends = any(other.teacher_of == row.name for other in all_rows(place.budget.methods))
+    if not missing and (root.exists() or not lends):
+        return
+    yield lambda: train(place, row, seed, root)
+    for head in missing:
+        yield lambda head=head: keep_head(place, row, head, seed, root)  # type: ignore[misc]
+
+
+@contextmanager
+def clock(into: dict[str, Any]) -> Iterator[None]:
+    """Seconds of the wall clock, and of the processor, which another process's load does not lengthen."""
+    wall, processor = time.perf_counter(), time.process_time()
+    yield
+    into["seconds"] = round(time.perf_counter() - wall, 1)
+    into["processor_seconds"] = round(time.process_time() - processor, 1)
+
+
+def options_of(place: Place, row: Row, seed: int) -> dict[str, Any]:
+    """What `cdl_deploy.train` is told."""
+    budget = place.budget
+    own = {"head": "learned"} if row.own_head == "learned" else HEADS[row.own_head]
+    common = {"tasks": place.tasks, "seed": seed, "epochs": budget.epochs, **own, **place.models, **dict(budget.options)}
+    if row.method == "none":
+        return {**common, "method": "none", "distill": "none", **row.options}
+    if budget.views:
+        common["cache_views"] = budget.views
+    if row.distill == "none":
+        common = {name: value for name, value in common.items() if not name.startswith("teacher")}
+    elif row.teacher_of is not None:
+        common["teacher_run"] = str(place.runs / f"{row.teacher_of}-{seed}")
+    return {**common, "method": row.method, "distill": row.distill, "adapt": row.adapt, **row.options}
+
+
+def train(place: Place, row: Row, seed: int, root: Path) -> None:
+    """The run of a row, from where it was interrupted if it was."""
+    import cdl_deploy
+    from cdl_deploy.run.record import read_record
+
+    times = root.with_suffix(".times.json")
+    if (root / "run.json").exists() and read_record(root).finished and times.exists():
+        return
+    place.say(f"{root.name}: training")
+    spent: dict[str, Any] = {}
+    with clock(spent):
+        if (root / "run.json").exists():
+            spent["resumed"] = True  # what an earlier process spent is not in these seconds
+            cdl_deploy.train(root, resume=True)
+        else:
+            shutil.rmtree(root, ignore_errors=True)
+            options = options_of(place, row, seed)
+            cdl_deploy.train(place.row_data, out=root, **options)
+    write_json(times, spent)
+    place.say(f"{root.name}: trained, {spent}")
+
+
+def keep_head(place: Place, row: Row, head: str, seed: int, root: Path) -> None:
+    """The record of a row under one head: the run's figures, and those of its exported files."""
+    from cdl_deploy.run.record import read_record
+    from cdl_deploy.training.revisions import new_heads
+
+    name = f"{row.name}-{head}-{seed}"
+    run, spent = root, json.loads(root.with_suffix(".times.json").read_text())
+    if head != row.own_head:
+        run, times = place.runs / name, place.runs / f"{name}.times.json"
+        if not times.exists():
+            shutil.rmtree(run, ignore_errors=True)
+            spent = {}
+            with clock(spent):
+                new_heads(root, run, HEADS[head])
+            write_json(times, spent)
+        spent = json.loads(times.read_text())
+    record = read_record(run)
+    figures: dict[str, Any] = {
+        "row": row.name, "method": row.method, "distillation": row.distill, "adapt": row.adapt, "head": head,
+        "seed": seed, "tasks": place.tasks, "data": place.data.name, "budget": place.budget.about, "training": spent,
+        "stage_seconds": stage_seconds(record), "teacher_taken": row.teacher_of,
+        "backbones": {
+            role: {key: getattr(info, key) for key in ("model", "sha256", "parameters")}
+            for role, info in record.backbones.items()
+        },
+        **about_here(),
+    }  # fmt: skip
+    for role, matrix in record.matrices.items():
+        figures[role] = {key: round(getattr(record.results(role), key), 3) for key in METRICS}
+        figures[role]["accuracy_matrix"] = [[round(value, 2) for value in line] for line in matrix]
+    with clock(files := {}):
+        figures["files"] = files_of(place, run, teacher=row.has_teacher and row.teacher_of is None)
+    figures["files_seconds"] = files
+    write_json(place.record(name), figures)
+    shown = {file: entry["accuracy"] for file, entry in figures["files"].items()}
+    place.say(f"{name}: {shown}")
+
+
+def files_of(place: Place, run: Path, teacher: bool) -> dict[str, Any]:
+    """Export, and what each file weighs and gets right."""
+    import cdl_deploy
+    from cdl_deploy.export import ExportOptions, Shrink, export_run
+
+    out = run.with_suffix(".files")
+    shutil.rmtree(out, ignore_errors=True)
+    # What int8 loses is shown, so nothing is kept from it; latency is measured of all files together, elsewhere.
+    export_run(run, out, ExportOptions(teacher=teacher, shrink=Shrink(("int8",), max_drop=100), latency=False))
+    found = {}
+    for file in sorted(out.glob("*.onnx")):
+        evaluation = cdl_deploy.evaluate(file, place.final_data, threads=1)
+        found[file.stem] = {
+            "accuracy": round(evaluation.accuracy, 3),
+            "images": evaluation.images,
+            "bytes": file.stat().st_size,
+        }
+    return found
+
+
+def stage_seconds(record: Any) -> dict[str, int]:
+    """What the tasks of a run took by the wall clock: learning by role, and evaluation after each."""
+    names = dict.fromkeys(name for task in record.tasks for name in task.seconds)
+    return {name: round(sum(task.seconds.get(name, 0) for task in record.tasks)) for name in names}
+
+
+def about_here() -> dict[str, Any]:
+    """Commit, machine and versions."""
+    import torch
+
+    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=PROJECT, capture_output=True, text=True)
+    machine = f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}, shared; "
+    machine += f"{torch.get_num_threads()} thread{'s' if torch.get_num_threads() > 1 else ''}"
+    return {
+        "commit": done.stdout.strip(),
+        "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else machine,
+        "versions": {name: version(name) for name in ("torch", "timm", "numpy", "onnxruntime")},
+    }
+
+
+def joint(place: Place, until: float) -> None:
+    """Student and teacher, frozen: logistic regression on the features of all classes at once."""
+    import torch
+
+    from benchmarks.heads_photographs import joint_probe
+    from cdl_deploy.data.preprocessing import ResizeCrop
+    from cdl_deploy.data.sources import open_source
+    from cdl_deploy.training.recipes.backbone_probes import extract
+    from cdl_deploy.training.recipes.public_backbone import read_backbone
+
+    import numpy as np
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    for role in ("student", "teacher"):
+        name = f"{JOINT}-{role}"
+        if place.record(name).exists() or time.monotonic() > until:
+            continue
+        place.say(f"{name}: features")
+        backbone, about = read_backbone(Path(place.models[f"{role}_weights"]), device)
+        resize = ResizeCrop.square(about["image_size"], about["image_size"], "bicubic")
+        train_, test = open_source(str(place.row_data), None).train, open_source(str(place.final_data), None).test
+        labels = {it: at for at, it in enumerate(sorted(set(train_.labels)))}
+        pairs = []
+        for images in (train_, test):
+            found = extract(backbone, images, resize)
+            rows = np.array([labels[it] for it in images.labels])
+            pairs.append((np.concatenate([found["class"], found["patches"]], axis=1), rows))
+        figures = joint_probe(*pairs)
+        write_json(
+            place.record(name),
+            {"row": JOINT, "role": role, "features": "class+patches", **figures, "images": len(test.labels),
+             "budget": place.budget.about, "data": place.data.name, **about_here()},
+        )  # fmt: skip
+        place.say(f"{name}: {figures}")

@@ -1,0 +1,57 @@
+"""The rows of the table, in the order in which they are measured: a training run, and the heads it is given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+RANPAC = {"head": "ridge", "random_features": 2000}
+HEADS: dict[str, dict[str, Any]] = {
+    "slda": {"head": "slda"},
+    "ncm": {"head": "ncm"},
+    "ridge": {"head": "ridge"},
+    "RanPAC": RANPAC,
+}
+"""What `cdl head` is told."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run of `cdl train`, its own head first; the other heads are given to the finished run by `cdl head`."""
+
+    name: str
+    method: str
+    distill: str
+    adapt: str
+    heads: tuple[str, ...]
+    options: dict[str, Any] = field(default_factory=dict)
+    teacher_of: str | None = None
+    """The row of the same seed whose teacher it takes over."""
+
+    @property
+    def own_head(self) -> str:
+        return self.heads[0]
+
+    @property
+    def has_teacher(self) -> bool:
+        return self.distill != "none" or bool(self.options.get("train_teacher"))
+
+
+FROZEN = Row("frozen", "none", "none", "none", ("slda", "ncm", "ridge", "RanPAC"), {"train_teacher": True})
+JOINT = "joint"
+"""A linear probe on all classes at once: no continual learning, the upper bound."""
+
+
+def of_method(method: str, adapt: str) -> list[Row]:
+    """The student alone, KD, KDP; a closed-form head after `adapt first`, a learned one and slda after `all`."""
+    heads = ("slda",) if adapt == "first" else ("learned", "slda")
+    rows = []
+    for distill in ("none", "kd", "kdp"):
+        lender = f"{method}-kd-{adapt}" if distill == "kdp" else None
+        rows.append(Row(f"{method}-{distill}-{adapt}", method, distill, adapt, heads, teacher_of=lender))
+    return rows
+
+
+def all_rows(methods: tuple[str, ...]) -> list[Row]:
+    """In the order in which they are worth their time: the frozen baseline, then method by method, the cheap first."""
+    return [FROZEN, *(row for method in methods for adapt in ("first", "all") for row in of_method(method, adapt))]
