@@ -19,7 +19,7 @@ from pathlib import Path
 PROJECT = Path(__file__).resolve().parent.parent.parent
 
 from benchmarks.evidence.budget import BUDGETS  # noqa: E402
-from benchmarks.evidence.measure import Place, measure_all  # noqa: E402
+from benchmarks.evidence.measure import PARTS, Place, measure_all  # noqa: E402
 
 MODELS = {"teacher": "vit_small_patch14_dinov2", "student": "vit_384x6_patch14_98"}
 RECORDS = PROJECT / "docs" / "results" / "evidence"
@@ -47,9 +47,10 @@ def main() -> None:
     run.add_argument("--data", type=Path, default=Path("data/cifar100"))
     run.add_argument("--weights", type=Path, default=Path("weights"))
     run.add_argument("--runs", type=Path, default=Path("runs/evidence"))
+    run.add_argument("--parts", nargs="+", choices=PARTS, default=[])
     given = parser.parse_args()
     until = time.monotonic() + 60 * given.minutes if given.minutes else float("inf")
-    measure_all(place_of(given), until, tuple(given.only))
+    measure_all(place_of(given), until, tuple(given.only), tuple(given.parts))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -57,30 +58,69 @@ class Place:
         return self.records / f"{name}.json"
 
 
-def measure_all(place: Place, until: float = float("inf"), only: tuple[str, ...] = ()) -> None:
-    """Every row of every seed that has no record; no row begins after `until` (time.monotonic)."""
+def measure_all(place: Place, until: float = float("inf"), only: tuple[str, ...] = (), parts: tuple[str, ...] = ()) -> None:
+    """What has no record of every row and seed, a part of the table after another; nothing begins after `until`
+    (time.monotonic)."""
     rows = [row for row in all_rows(place.budget.methods) if not only or row.name in only]
+    for part in parts or PARTS:
+        for work in PARTS[part](place, rows):
+            if time.monotonic() > until:
+                place.say("out of time: the same command goes on")
+                return
+            work()
+
+
+def row_work(place: Place, rows: list[Row]) -> Iterator[Callable[[], None]]:
+    """Runs, and their records under the head they were trained with."""
     for row in rows:
         for seed in place.budget.seeds:
-            for work in measured(place, row, seed):
-                if time.monotonic() > until:
-                    place.say("out of time: the same command goes on")
-                    return
-                work()
-    if not only or JOINT in only:
-        joint(place, until)
+            root = place.runs / f"{row.name}-{seed}"
+            missing = not place.record(f"{row.name}-{row.own_head}-{seed}").exists()
+            if missing or not root.exists() and any(other.teacher_of == row.name for other in rows):
+                yield partial(train, place, row, seed, root)
+            if missing:
+                yield partial(keep_head, place, row, row.own_head, seed, root)
 
 
-def measured(place: Place, row: Row, seed: int) -> Iterator[Callable[[], None]]:
-    """What is left to do for a row: its run, then each head's record."""
-    root = place.runs / f"{row.name}-{seed}"
-    missing = [head for head in row.heads if not place.record(f"{row.name}-{head}-{seed}").exists()]
-    lends = any(other.teacher_of == row.name for other in all_rows(place.budget.methods))
-    if not missing and (root.exists() or not lends):
-        return
-    yield lambda: train(place, row, seed, root)
-    for head in missing:
-        yield lambda head=head: keep_head(place, row, head, seed, root)  # type: ignore[misc]
+def head_work(place: Place, rows: list[Row]) -> Iterator[Callable[[], None]]:
+    """The other heads of the runs that are here."""
+    for row in sorted(rows, key=lambda row: row.method == "none"):
+        for seed in place.budget.seeds:
+            root = place.runs / f"{row.name}-{seed}"
+            for head in row.heads[1:]:
+                if root.with_suffix(".times.json").exists() and not place.record(f"{row.name}-{head}-{seed}").exists():
+                    yield partial(keep_head, place, row, head, seed, root)
+
+
+def joint_work(place: Place, rows: list[Row]) -> Iterator[Callable[[], None]]:
+    """The upper bound, of student and teacher."""
+    for role in ("student", "teacher"):
+        if not place.record(f"{JOINT}-{role}").exists():
+            yield partial(joint, place, role)
+
+
+def file_work(place: Place, rows: list[Row], small: bool) -> Iterator[Callable[[], None]]:
+    """Exported students, in fp32 or in int8 with the teacher beside it, of the runs that are here."""
+    for row in rows:
+        for seed in place.budget.seeds:
+            for head in row.heads:
+                name = f"{row.name}-{head}-{seed}"
+                if not place.record(name).exists():
+                    continue
+                files = json.loads(place.record(name).read_text()).get("files", {})
+                run = place.runs / (f"{row.name}-{seed}" if head == row.own_head else name)
+                if ("student.int8" if small else "student") not in files and run.exists():
+                    yield partial(keep_files, place, row, name, run, small)
+
+
+PARTS: dict[str, Callable[[Place, list[Row]], Iterator[Callable[[], None]]]] = {
+    "rows": row_work,
+    "heads": head_work,
+    "joint": joint_work,
+    "files": partial(file_work, small=False),
+    "small files": partial(file_work, small=True),
+}
+"""Of the table, in the order in which they are worth their time."""
 
 
 @contextmanager
@@ -160,25 +200,36 @@ def keep_head(place: Place, row: Row, head: str, seed: int, root: Path) -> None:
     for role, matrix in record.matrices.items():
         figures[role] = {key: round(getattr(record.results(role), key), 3) for key in METRICS}
         figures[role]["accuracy_matrix"] = [[round(value, 2) for value in line] for line in matrix]
-    with clock(files := {}):
-        figures["files"] = files_of(place, run, teacher=row.has_teacher and row.teacher_of is None)
-    figures["files_seconds"] = files
     write_json(place.record(name), figures)
-    shown = {file: entry["accuracy"] for file, entry in figures["files"].items()}
-    place.say(f"{name}: {shown}")
+    place.say(f"{name}: {[figures[role][METRICS[0]] for role in record.matrices]}")
 
 
-def files_of(place: Place, run: Path, teacher: bool) -> dict[str, Any]:
-    """Export, and what each file weighs and gets right."""
+def keep_files(place: Place, row: Row, name: str, run: Path, small: bool) -> None:
+    """Files of a run, into its record."""
+    found = files_of(place, run, small, small and row.has_teacher and row.teacher_of is None)
+    figures = json.loads(place.record(name).read_text())
+    figures["files"] = {**figures.get("files", {}), **found}
+    write_json(place.record(name), figures)
+    place.say(f"{name}: { {file: entry['accuracy'] for file, entry in found.items()} }")
+
+
+def files_of(place: Place, run: Path, small: bool, teacher: bool) -> dict[str, Any]:
+    """Export the student, or its int8 file and the teacher, and measure what each weighs and gets right.
+
+    The files stay beside the run: `latency` measures all of them together, on a quiet machine.
+    """
     import cdl_deploy
     from cdl_deploy.export import ExportOptions, Shrink, export_run
 
-    out = run.with_suffix(".files")
+    out = run.with_suffix(".small" if small else ".files")
     shutil.rmtree(out, ignore_errors=True)
-    # What int8 loses is shown, so nothing is kept from it; latency is measured of all files together, elsewhere.
-    export_run(run, out, ExportOptions(teacher=teacher, shrink=Shrink(("int8",), max_drop=100), latency=False))
+    # What int8 loses is shown, so nothing is kept from it.
+    shrink = Shrink(("int8",), max_drop=100) if small else Shrink()
+    export_run(run, out, ExportOptions(teacher=teacher, shrink=shrink, latency=False))
     found = {}
     for file in sorted(out.glob("*.onnx")):
+        if small and file.stem == "student":
+            continue
         evaluation = cdl_deploy.evaluate(file, place.final_data, threads=1)
         found[file.stem] = {
             "accuracy": round(evaluation.accuracy, 3),
@@ -208,8 +259,9 @@ def about_here() -> dict[str, Any]:
     }
 
 
-def joint(place: Place, until: float) -> None:
-    """Student and teacher, frozen: logistic regression on the features of all classes at once."""
+def joint(place: Place, role: str) -> None:
+    """Logistic regression on the frozen features of all classes at once."""
+    import numpy as np
     import torch
 
     from benchmarks.heads_photographs import joint_probe
@@ -218,27 +270,19 @@ def joint(place: Place, until: float) -> None:
     from cdl_deploy.training.recipes.backbone_probes import extract
     from cdl_deploy.training.recipes.public_backbone import read_backbone
 
-    import numpy as np
-
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    for role in ("student", "teacher"):
-        name = f"{JOINT}-{role}"
-        if place.record(name).exists() or time.monotonic() > until:
-            continue
-        place.say(f"{name}: features")
-        backbone, about = read_backbone(Path(place.models[f"{role}_weights"]), device)
-        resize = ResizeCrop.square(about["image_size"], about["image_size"], "bicubic")
-        train_, test = open_source(str(place.row_data), None).train, open_source(str(place.final_data), None).test
-        labels = {it: at for at, it in enumerate(sorted(set(train_.labels)))}
-        pairs = []
-        for images in (train_, test):
-            found = extract(backbone, images, resize)
-            rows = np.array([labels[it] for it in images.labels])
-            pairs.append((np.concatenate([found["class"], found["patches"]], axis=1), rows))
-        figures = joint_probe(*pairs)
-        write_json(
-            place.record(name),
-            {"row": JOINT, "role": role, "features": "class+patches", **figures, "images": len(test.labels),
-             "budget": place.budget.about, "data": place.data.name, **about_here()},
-        )  # fmt: skip
-        place.say(f"{name}: {figures}")
+    backbone, about = read_backbone(Path(place.models[f"{role}_weights"]), device)
+    resize = ResizeCrop.square(about["image_size"], about["image_size"], "bicubic")
+    few, tests = open_source(str(place.row_data), None).train, open_source(str(place.final_data), None).test
+    places = {name: at for at, name in enumerate(sorted(set(few.labels)))}
+    pairs = []
+    for images in (few, tests):
+        found = extract(backbone, images, resize)
+        labels = np.array([places[name] for name in images.labels])
+        pairs.append((np.concatenate([found["class"], found["patches"]], axis=1), labels))
+    figures: dict[str, Any] = {
+        "row": JOINT, "role": role, "features": "class+patches", **joint_probe(*pairs), "images": len(tests.labels),
+        "budget": place.budget.about, "data": place.data.name, **about_here(),
+    }  # fmt: skip
+    write_json(place.record(f"{JOINT}-{role}"), figures)
+    place.say(f"{JOINT}-{role}: {figures['accuracy']}")
