@@ -15,7 +15,7 @@ DEMO_BENCH   = cdl bench-latency $(DEMO)/run --batch 1,8 --time-limit 30 --save 
 DEMO_SUMMARY = cdl runs $(DEMO)/run --latency $(DEMO)/latency.json
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast slow-tests test-install test-foreign examples runtimes lint types check format build release-check constraints clean
+.PHONY: help demo test test-fast slow-tests test-install test-foreign examples runtimes evidence lint types check format build release-check constraints clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 15
@@ -63,6 +63,13 @@ runtimes:  ## environments with other runtimes, one a file of tests/runtimes/, a
 	  $(RUNTIMES)/$$name/bin/python -m pip --disable-pip-version-check --no-input -qq install -r $$file && \
 	  touch $(RUNTIMES)/$$name/.installed || echo "$$name: not installed, its tests are skipped"; done
 	CDL_RUNTIMES=$(abspath $(RUNTIMES)) $(PYTEST) -m runtimes $(ARGS)
+
+BUDGET ?= short
+MINUTES ?=
+DATA ?= data/cifar100
+
+evidence: $(VENV)/.installed-all  ## the table of docs/results.md, in the background: make evidence BUDGET=full MINUTES=15 DATA=…
+	PYTHONPATH=. $(BIN)/python -m benchmarks.evidence start --budget $(BUDGET) --data $(DATA) $(if $(MINUTES),--minutes $(MINUTES))
 
 lint: $(VENV)/.installed-dev  ## ruff: lint, and whether `make format` would change anything
 	$(BIN)/ruff check

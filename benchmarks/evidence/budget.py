@@ -30,12 +30,15 @@ class Budget:
     """In words, for whoever starts it."""
     options: tuple[tuple[str, Any], ...] = ()
     """More of `cdl train`."""
+    tasks: int = 10
+    adapts: tuple[str, ...] = ("first", "all")
+    """Which `--adapt` there is a row of, in this order."""
 
     @property
     def about(self) -> dict[str, Any]:
         """What a record says of it."""
         values = asdict(self)
-        del values["hours"], values["seeds"], values["methods"]
+        del values["hours"], values["seeds"], values["methods"], values["adapts"]
         return {**values, "options": dict(self.options)}
 
 
@@ -49,6 +52,10 @@ BUDGETS = {
         ),
         Budget("short", 100, 10, None, 5, 5, (0, 1), ("coda", "l2p"), "about 20 hours on one CPU core"),
         Budget("shortest", 10, 4, 20, 3, 1, (0,), ("coda", "l2p"), "about an hour and a half on one CPU core"),
+        Budget(
+            "drawings", 16, 8, None, 5, 1, (0,), ("coda",), "about 10 minutes on one CPU core", tasks=3,
+            adapts=("first",),
+        ),
     )
 }  # fmt: skip
 DRAWN = "a class's files in alphabetical order, the first of the permutation drawn from (0, 'evidence', split, class)"

@@ -1,8 +1,8 @@
 """Measure what has no record yet, row by row; a record is a JSON file that is written whole.
 
-A row is a run (`cdl_deploy.train`, resumed where it was interrupted), given its other heads by `cdl head`, exported with
-an int8 file, and the files tested by `cdl_deploy.evaluate`. Killed at any moment, the same command goes on: finished
-runs and records are kept, a run goes on from its last checkpoint, and what was being exported is exported again.
+A row is a run (`cdl_deploy.train`, resumed where it was interrupted), given its other heads as `cdl head` does,
+exported with an int8 file, and the files tested by `cdl_deploy.evaluate`. Killed at any moment, the same command goes
+on: finished runs and records are kept, a run goes on from its last checkpoint, an export begins again.
 """
 
 from __future__ import annotations
@@ -43,7 +43,6 @@ class Place:
     budget: Budget
     models: dict[str, Any]
     """Teacher and student, as `cdl_deploy.train` takes them."""
-    tasks: int = 10
     say: Say = lambda text: print(text, file=sys.stderr, flush=True)
 
     @property
@@ -58,10 +57,12 @@ class Place:
         return self.records / f"{name}.json"
 
 
-def measure_all(place: Place, until: float = float("inf"), only: tuple[str, ...] = (), parts: tuple[str, ...] = ()) -> None:
+def measure_all(
+    place: Place, until: float = float("inf"), only: tuple[str, ...] = (), parts: tuple[str, ...] = ()
+) -> None:
     """What has no record of every row and seed, a part of the table after another; nothing begins after `until`
     (time.monotonic)."""
-    rows = [row for row in all_rows(place.budget.methods) if not only or row.name in only]
+    rows = [row for row in all_rows(place.budget) if not only or row.name in only]
     for part in parts or PARTS:
         for work in PARTS[part](place, rows):
             if time.monotonic() > until:
@@ -76,7 +77,7 @@ def row_work(place: Place, rows: list[Row]) -> Iterator[Callable[[], None]]:
         for seed in place.budget.seeds:
             root = place.runs / f"{row.name}-{seed}"
             missing = not place.record(f"{row.name}-{row.own_head}-{seed}").exists()
-            if missing or not root.exists() and any(other.teacher_of == row.name for other in rows):
+            if missing or (not root.exists() and any(other.teacher_of == row.name for other in rows)):
                 yield partial(train, place, row, seed, root)
             if missing:
                 yield partial(keep_head, place, row, row.own_head, seed, root)
@@ -136,7 +137,14 @@ def options_of(place: Place, row: Row, seed: int) -> dict[str, Any]:
     """What `cdl_deploy.train` is told."""
     budget = place.budget
     own = {"head": "learned"} if row.own_head == "learned" else HEADS[row.own_head]
-    common = {"tasks": place.tasks, "seed": seed, "epochs": budget.epochs, **own, **place.models, **dict(budget.options)}
+    common = {
+        "tasks": place.budget.tasks,
+        "seed": seed,
+        "epochs": budget.epochs,
+        **own,
+        **place.models,
+        **dict(budget.options),
+    }
     if row.method == "none":
         return {**common, "method": "none", "distill": "none", **row.options}
     if budget.views:
@@ -189,7 +197,7 @@ def keep_head(place: Place, row: Row, head: str, seed: int, root: Path) -> None:
     record = read_record(run)
     figures: dict[str, Any] = {
         "row": row.name, "method": row.method, "distillation": row.distill, "adapt": row.adapt, "head": head,
-        "seed": seed, "tasks": place.tasks, "data": place.data.name, "budget": place.budget.about, "training": spent,
+        "seed": seed, "data": place.data.name, "budget": place.budget.about, "training": spent,
         "stage_seconds": stage_seconds(record), "teacher_taken": row.teacher_of,
         "backbones": {
             role: {key: getattr(info, key) for key in ("model", "sha256", "parameters")}
@@ -273,7 +281,8 @@ def joint(place: Place, role: str) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     backbone, about = read_backbone(Path(place.models[f"{role}_weights"]), device)
     resize = ResizeCrop.square(about["image_size"], about["image_size"], "bicubic")
-    few, tests = open_source(str(place.row_data), None).train, open_source(str(place.final_data), None).test
+    few = open_source(str(place.row_data), None, skip_bad=False).train
+    tests = open_source(str(place.final_data), None, skip_bad=False).test
     places = {name: at for at, name in enumerate(sorted(set(few.labels)))}
     pairs = []
     for images in (few, tests):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from benchmarks.evidence.budget import Budget
+
 RANPAC = {"head": "ridge", "random_features": 2000}
 HEADS: dict[str, dict[str, Any]] = {
     "slda": {"head": "slda"},
@@ -52,6 +54,8 @@ def of_method(method: str, adapt: str) -> list[Row]:
     return rows
 
 
-def all_rows(methods: tuple[str, ...]) -> list[Row]:
+def all_rows(budget: Budget) -> list[Row]:
     """In the order in which they are worth their time: the frozen baseline, then method by method, the cheap first."""
-    return [FROZEN, *(row for method in methods for adapt in ("first", "all") for row in of_method(method, adapt))]
+    return [
+        FROZEN, *(row for method in budget.methods for adapt in budget.adapts for row in of_method(method, adapt))
+    ]  # fmt: skip

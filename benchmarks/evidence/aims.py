@@ -1,0 +1,115 @@
+"""What was aimed at, and whether the records reach it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from statistics import mean
+
+from benchmarks.evidence.records import Records
+from benchmarks.evidence.rows import FROZEN
+
+TEACHER, BELOW, SHARE, CLOSED = 60.0, 1.0, 0.25, 0.5
+
+
+def verdict(reached: bool | None) -> str:
+    if reached is None:
+        return "**not measured**"
+    return "reached" if reached else "**not reached**"
+
+
+def aims(records: Records, results: Path) -> list[str]:
+    """A line an aim: what it is, reached or not, and by which figures."""
+    return [*teacher_aim(records, results), *student_aim(records), *forgetting_aim(records), *gap_aim(records, results)]
+
+
+def mean_of(found: dict[int, float]) -> float | None:
+    return mean(found.values()) if found else None
+
+
+def teacher_aim(records: Records, results: Path) -> list[str]:
+    found = {
+        f"{'frozen' if row is FROZEN else row.name}, {head}": value
+        for row, head in records.shown()
+        if (value := mean_of(records.best(row.name, head, "teacher"))) is not None
+    }
+    best = max(found, key=lambda name: found[name]) if found else None
+    whole = json.loads((results / "heads-photographs.json").read_text())["baselines"]
+    frozen = whole["teacher, class+patches, slda"]["accuracy"]
+    here = f"; under the table's budget its best is {found[best]:.1f} ({best})" if best else ""
+    reached = max([frozen, *found.values()]) >= TEACHER
+    return [
+        f"* **Teacher at least {TEACHER:.0f} %**: {verdict(reached)}. Frozen, with slda and 100 images a class, it has "
+        f"{frozen:.1f} %{here}."
+    ]
+
+
+def student_aim(records: Records) -> list[str]:
+    """Of the students with a teacher of their own kind, the one that comes nearest to it."""
+    lines = []
+    latency = (records.latency or {}).get("models", {})
+    for row, head in records.shown():
+        if row.distill != "kdp" or row.teacher_of is None:
+            continue
+        student = mean_of(records.best(row.name, head, "student"))
+        teacher = mean_of(records.best(row.teacher_of, head, "teacher"))
+        if student is None or teacher is None:
+            continue
+        name, theirs = f"{row.name}-{head}", f"{row.teacher_of}-{head}.teacher"
+        timed = name in latency and theirs in latency
+        share = latency[name]["p50_ms"] / latency[theirs]["p50_ms"] if timed else None
+        cost = "its latency was not measured" if share is None else f"at {share:.2f} of its latency"
+        near = teacher - student <= BELOW
+        reached = False if not near else None if share is None else share <= SHARE
+        lines.append(f"{row.name}, {head}: {student:.1f} against {teacher:.1f}, {cost}: {verdict(reached)}")
+    lines = lines or ["no pair of student and teacher has been measured: " + verdict(None)]
+    return [
+        f"* **The exported student within {BELOW:.1f} point of its teacher at no more than {SHARE:g} of its latency**. "
+        + "; ".join(lines)
+        + ". Half the depth at the same width is about half the latency, whatever trains: a quarter wants a student of "
+        "half the width (`--student vit_192x12_patch14_98`), which must be pretrained, and that wants a GPU."
+    ]
+
+
+def forgetting_aim(records: Records) -> list[str]:
+    found = []
+    for row, head in records.shown():
+        if row.distill != "kdp" or row.teacher_of is None:
+            continue
+        student = records.of_role(row.name, head, "student", "forgetting")
+        teacher = records.of_role(row.teacher_of, head, "teacher", "forgetting")
+        if student and teacher:
+            ours, theirs = mean(student), mean(teacher)
+            found.append(f"{row.name}, {head}: {ours:.1f} against {theirs:.1f}, {verdict(ours < theirs)}")
+    return [
+        "* **The student forgets less than its teacher** (the paper's measure). "
+        + ("; ".join(found) or verdict(None))
+        + "."
+    ]
+
+
+def gap_aim(records: Records, results: Path) -> list[str]:
+    """How much of the gap between frozen student and frozen teacher KDP's features close, under the same head."""
+    found = []
+    for row, head in records.shown():
+        if row.distill != "kdp" or head == "learned":
+            continue
+        student, teacher = (mean_of(records.best(FROZEN.name, head, role)) for role in ("student", "teacher"))
+        ours = mean_of(records.best(row.name, head, "student"))
+        if student is not None and teacher is not None and ours is not None and teacher > student:
+            closed = (ours - student) / (teacher - student)
+            found.append(f"{row.name}, {head}: {100 * closed:.0f} %, {verdict(closed >= CLOSED)}")
+    whole = json.loads((results / "heads-photographs.json").read_text())
+    student, teacher = (
+        whole["baselines"][f"{role}, class+patches, slda"]["accuracy"] for role in ("student", "teacher")
+    )
+    ours = whole["adapted"]["CODA + KDP, class+patches+kd, slda"]["accuracy"]
+    closed = (ours - student) / (teacher - student)
+    found.append(
+        f"with 100 images a class, CODA, adapt first, slda: {ours:.1f} between {student:.1f} and {teacher:.1f}, "
+        f"{100 * closed:.0f} %, {verdict(closed >= CLOSED)}"
+    )
+    return [
+        "* **KDP's features close at least half of the gap between frozen student and frozen teacher under the same "
+        "head** (a negative share: the gap grew). " + "; ".join(found) + "."
+    ]
