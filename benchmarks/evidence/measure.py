@@ -283,12 +283,10 @@ def joint(place: Place, role: str) -> None:
     resize = ResizeCrop.square(about["image_size"], about["image_size"], "bicubic")
     few = open_source(str(place.row_data), None, skip_bad=False).train
     tests = open_source(str(place.final_data), None, skip_bad=False).test
-    places = {name: at for at, name in enumerate(sorted(set(few.labels)))}
     pairs = []
     for images in (few, tests):
         found = extract(backbone, images, resize)
-        labels = np.array([places[name] for name in images.labels])
-        pairs.append((np.concatenate([found["class"], found["patches"]], axis=1), labels))
+        pairs.append((np.concatenate([found["class"], found["patches"]], axis=1), images.labels))
     figures: dict[str, Any] = {
         "row": JOINT, "role": role, "features": "class+patches", **joint_probe(*pairs), "images": len(tests.labels),
         "budget": place.budget.about, "data": place.data.name, **about_here(),

@@ -215,7 +215,8 @@ def test_one_line_for_what_is_missing(tmp_path, monkeypatch, capsys):
         main()
     assert stop.value.code == 2
     said = capsys.readouterr().err
-    assert said.startswith("data/cifar100 has no train and no test: lay CIFAR-100 there") and said.count("\n") == 1
+    assert said.startswith("data/cifar100 has no train and no test: lay CIFAR-100 there")
+    assert said.count("\n") == 1
     assert os.listdir(tmp_path) == []
     (tmp_path / "other.tgz").write_bytes(b"other")
     with pytest.raises(SystemExit, match=r"it is not emoji-datasource-google@16\.0\.0"):
