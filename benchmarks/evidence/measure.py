@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.evidence.budget import Budget, cut
-from benchmarks.evidence.rows import HEADS, JOINT, Row, all_rows
+from benchmarks.evidence.rows import HEADS, JOINT, Row, ablation_rows, all_rows
 from cdl_deploy.files import write_json
 
 PROJECT = Path(__file__).resolve().parent.parent.parent
@@ -62,9 +62,9 @@ def measure_all(
 ) -> None:
     """What has no record of every row and seed, a part of the table after another; nothing begins after `until`
     (time.monotonic)."""
-    rows = [row for row in all_rows(place.budget) if not only or row.name in only]
     for part in parts or PARTS:
-        for work in PARTS[part](place, rows):
+        every = (ablation_rows if part == "ablation" else all_rows)(place.budget)
+        for work in PARTS[part](place, [row for row in every if not only or row.name in only]):
             if time.monotonic() > until:
                 place.say("out of time: the same command goes on")
                 return
@@ -119,6 +119,7 @@ PARTS: dict[str, Callable[[Place, list[Row]], Iterator[Callable[[], None]]]] = {
     "heads": head_work,
     "joint": joint_work,
     "files": partial(file_work, small=False),
+    "ablation": row_work,
     "small files": partial(file_work, small=True),
 }
 """Of the table, in the order in which they are worth their time."""
@@ -226,6 +227,8 @@ def files_of(place: Place, run: Path, small: bool, teacher: bool) -> dict[str, A
 
     The files stay beside the run: `latency` measures all of them together, on a quiet machine.
     """
+    import torch
+
     import cdl_deploy
     from cdl_deploy.export import ExportOptions, Shrink, export_run
 
@@ -238,7 +241,7 @@ def files_of(place: Place, run: Path, small: bool, teacher: bool) -> dict[str, A
     for file in sorted(out.glob("*.onnx")):
         if small and file.stem == "student":
             continue
-        evaluation = cdl_deploy.evaluate(file, place.final_data, threads=1)
+        evaluation = cdl_deploy.evaluate(file, place.final_data, threads=torch.get_num_threads())
         found[file.stem] = {
             "accuracy": round(evaluation.accuracy, 3),
             "images": evaluation.images,

@@ -9,7 +9,7 @@ from benchmarks.evidence.aims import aims
 from benchmarks.evidence.measure import PROJECT
 from benchmarks.evidence.picture import picture
 from benchmarks.evidence.records import Records, read_paper, read_records
-from benchmarks.evidence.tables import features_table, gains, readme_table, second_table, whole_table
+from benchmarks.evidence.tables import ablation_table, features_table, gains, readme_table, second_table, whole_table
 
 RESULTS = PROJECT / "docs" / "results"
 TABLES = ("full", "short", "shortest")
@@ -42,6 +42,9 @@ Drawings: the 24 kinds of Google's emoji that have at least 24 pictures, as the 
 16.0.0 carries them (`benchmarks/evidence/drawings.py`). Three tasks of eight classes; 16 pictures a class to learn from
 and 8 others to test on, 192 in all (one standard error: 3.5 points). The pair and all options are those of the
 photographs; accuracy is that of the run.
+"""
+ABLATION = """\
+CODA, `--adapt first`, slda on the features; one thing changed each, with the same teacher; accuracy is that of the run.
 """
 
 
@@ -121,6 +124,9 @@ def report(results: Path) -> str:
     lines += [FEATURES, features_table(results), ""]
     if second:
         lines += [SECOND, f"{schedule(second).capitalize()}.", "", second_table(second), ""]
+    for made, where in ((records, "Split CIFAR-100"), (second, "the drawings")):
+        if made and (found := ablation_table(made)):
+            lines += [f"## What KDP is made of: {where}", "", ABLATION, found, ""]
     return "\n".join(lines)
 
 

@@ -59,3 +59,27 @@ def all_rows(budget: Budget) -> list[Row]:
     return [
         FROZEN, *(row for method in budget.methods for adapt in budget.adapts for row in of_method(method, adapt))
     ]  # fmt: skip
+
+
+FIVEFOLD = "five times the epochs"
+CHANGES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "none-longer": ("none", FIVEFOLD, {}),
+    "kdp-longer": ("kdp", FIVEFOLD, {}),
+    "kdp-class-patches": ("kdp", "`--features class+patches`: without the KD token", {"features": "class+patches"}),
+    "kdp-head-only": ("kdp", "`--kd-token-start none --kd-prompt-length 0`: no token, no KD prompts",
+                      {"kd_token_start": "none", "kd_prompt_length": 0}),
+    "kdp-alpha": ("kdp", "`--alpha 0.25`", {"alpha": 0.25}),
+    "kdp-length": ("kdp", "`--kd-prompt-length 6`", {"kd_prompt_length": 6}),
+    "kdp-depth": ("kdp", "`--kd-prompt-blocks 2`", {"kd_prompt_blocks": 2}),
+}  # fmt: skip
+"""What is changed of CODA, adapt first, slda: its distillation, in words, and the options."""
+
+
+def ablation_rows(budget: Budget) -> list[Row]:
+    """One thing changed each; the teacher is that of KD, as in the table."""
+    rows = []
+    for name, (distill, words, options) in CHANGES.items():
+        own = {"epochs": 5 * budget.epochs} if words == FIVEFOLD else options
+        lender = "coda-kd-first" if distill == "kdp" else None
+        rows.append(Row(f"coda-{name}", "coda", distill, "first", ("slda",), own, lender))
+    return rows

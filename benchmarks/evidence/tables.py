@@ -8,7 +8,7 @@ from statistics import mean
 from typing import Any
 
 from benchmarks.evidence.records import METRIC, Records, gain, spread
-from benchmarks.evidence.rows import FROZEN, Row
+from benchmarks.evidence.rows import CHANGES, FROZEN, Row
 
 NAMES = {"coda": "CODA", "l2p": "L2P", "none": "alone", "kd": "KD", "kdp": "KDP"}
 
@@ -107,6 +107,17 @@ def second_table(records: Records) -> str:
         words = "frozen" if row is FROZEN else label(row)
         lines.append("| " + " | ".join([words, row.adapt, head, *map(spread, found)]) + " |")
     return "\n".join(lines)
+
+
+def ablation_table(records: Records) -> str:
+    """CODA, adapt first, slda, with one thing changed; nothing where nothing was measured."""
+    lines = ruled("", "changed", "student", "forgetting, standard")
+    rows = {"none-first": ("none", "", {}), "kdp-first": ("kdp", "", {}), **CHANGES}
+    for name, (distill, words, _) in rows.items():
+        found = [records.of_role(f"coda-{name}", "slda", "student", key) for key in (METRIC, "forgetting_standard")]
+        if found[0]:
+            lines.append(f"| CODA, {NAMES[distill]} | {words} | " + " | ".join(map(spread, found)) + " |")
+    return "\n".join(lines) if any((f"coda-{name}", "slda") in records.rows for name in CHANGES) else ""
 
 
 def features_table(results: Path) -> str:
