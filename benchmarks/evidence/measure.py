@@ -199,7 +199,7 @@ def keep_head(place: Place, row: Row, head: str, seed: int, root: Path) -> None:
     figures: dict[str, Any] = {
         "row": row.name, "method": row.method, "distillation": row.distill, "adapt": row.adapt, "head": head,
         "seed": seed, "data": place.data.name, "budget": place.budget.about, "training": spent,
-        "stage_seconds": stage_seconds(record), "teacher_taken": row.teacher_of,
+        "stage_seconds": stage_seconds(record), "teacher_taken": row.teacher_of, "changed": row.options,
         "backbones": {
             role: {key: getattr(info, key) for key in ("model", "sha256", "parameters")}
             for role, info in record.backbones.items()
