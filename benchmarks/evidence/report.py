@@ -43,6 +43,22 @@ Drawings: the 24 kinds of Google's emoji that have at least 24 pictures, as the 
 and 8 others to test on, 192 in all (one standard error: 3.5 points). The pair and all options are those of the
 photographs; accuracy is that of the run.
 """
+AGAIN = """\
+## To measure it
+
+    make evidence                             the budget `short`, in the background; says how long, where the log is
+    make evidence BUDGET=full MINUTES=15      with a GPU: 20 epochs, 3 seeds, as many rows as fit, in this order
+    python -m benchmarks.evidence latency     afterwards, when the machine is quiet
+    python -m benchmarks.evidence report      this page
+
+Every row is a record of its own: a killed job goes on with the same command, and a GPU that is there for a quarter of
+an hour goes on where the last one stopped. CIFAR-100 must be there as an image folder (`DATA=…`); the pair is fetched.
+To a machine without a network bring `weights/` along (`python -m cdl_deploy.training.recipes.public_backbone --out
+weights`). `full` has not been run.
+
+Better backbones for it: `--tune-teacher IMAGES` tunes the teacher's last blocks on labelled images, `--tune IMAGES`
+distils a student towards the teacher's tokens, `--student vit_192x12_patch14_98` one of half the width.
+"""
 ABLATION = """\
 CODA, `--adapt first`, slda on the features; one thing changed each, with the same teacher; accuracy is that of the run.
 """
@@ -127,6 +143,7 @@ def report(results: Path) -> str:
     for made, where in ((records, "Split CIFAR-100"), (second, "the drawings")):
         if made and (found := ablation_table(made)):
             lines += [f"## What KDP is made of: {where}", "", ABLATION, found, ""]
+    lines.append(AGAIN)
     return "\n".join(lines)
 
 
