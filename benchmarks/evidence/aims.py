@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import mean
 
 from benchmarks.evidence.records import Records
-from benchmarks.evidence.rows import FROZEN
+from benchmarks.evidence.rows import FROZEN, same_head
 
 TEACHER, BELOW, SHARE, CLOSED = 60.0, 1.0, 0.25, 0.5
 
@@ -52,10 +52,10 @@ def student_aim(records: Records) -> list[str]:
         if row.distill != "kdp" or row.teacher_of is None:
             continue
         student = mean_of(records.best(row.name, head, "student"))
-        teacher = mean_of(records.best(row.teacher_of, head, "teacher"))
+        teacher = mean_of(records.best(row.teacher_of, same_head(head), "teacher"))
         if student is None or teacher is None:
             continue
-        name, theirs = f"{row.name}-{head}", f"{row.teacher_of}-{head}.teacher"
+        name, theirs = f"{row.name}-{head}", f"{row.teacher_of}-{same_head(head)}.teacher"
         timed = name in latency and theirs in latency
         share = latency[name]["p50_ms"] / latency[theirs]["p50_ms"] if timed else None
         cost = "its latency was not measured" if share is None else f"at {share:.2f} of its latency"
@@ -77,7 +77,7 @@ def forgetting_aim(records: Records) -> list[str]:
         if row.distill != "kdp" or row.teacher_of is None:
             continue
         student = records.of_role(row.name, head, "student", "forgetting")
-        teacher = records.of_role(row.teacher_of, head, "teacher", "forgetting")
+        teacher = records.of_role(row.teacher_of, same_head(head), "teacher", "forgetting")
         if student and teacher:
             ours, theirs = mean(student), mean(teacher)
             found.append(f"{row.name}, {head}: {ours:.1f} against {theirs:.1f}, {verdict(ours < theirs)}")
@@ -94,7 +94,9 @@ def gap_aim(records: Records, results: Path) -> list[str]:
     for row, head in records.shown():
         if row.distill != "kdp" or head == "learned":
             continue
-        student, teacher = (mean_of(records.best(FROZEN.name, head, role)) for role in ("student", "teacher"))
+        student, teacher = (
+            mean_of(records.best(FROZEN.name, same_head(head), role)) for role in ("student", "teacher")
+        )
         ours = mean_of(records.best(row.name, head, "student"))
         if student is not None and teacher is not None and ours is not None and teacher > student:
             closed = (ours - student) / (teacher - student)

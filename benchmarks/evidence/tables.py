@@ -8,7 +8,7 @@ from statistics import mean
 from typing import Any
 
 from benchmarks.evidence.records import METRIC, Records, gain, spread
-from benchmarks.evidence.rows import CHANGES, FROZEN, Row
+from benchmarks.evidence.rows import CHANGES, FROZEN, Row, same_head
 
 NAMES = {"coda": "CODA", "l2p": "L2P", "none": "alone", "kd": "KD", "kdp": "KDP"}
 
@@ -18,6 +18,13 @@ def label(row: Row, role: str = "student") -> str:
     if row is FROZEN:
         return f"frozen {role}"
     return f"{NAMES[row.method]}, {'teacher' if role == 'teacher' else NAMES[row.distill]}"
+
+
+HEAD_WORDS = {"slda-no-kd": "slda, without the KD token"}
+
+
+def head_words(head: str) -> str:
+    return HEAD_WORDS.get(head, head)
 
 
 def teaches(row: Row) -> bool:
@@ -71,7 +78,7 @@ def whole_table(records: Records) -> str:
 
 def line(records: Records, row: Row, head: str, role: str) -> str:
     """One line of the whole table."""
-    cells = [label(row, role), row.adapt, head, final(records, row, head, role)]
+    cells = [label(row, role), row.adapt, head_words(head), final(records, row, head, role)]
     for metric in ("average_incremental_accuracy", "forgetting", "forgetting_standard"):
         cells.append(spread(records.of_role(row.name, head, role, metric)))
     cells.append(spread(records.figures(row.name, head, lambda record: seconds(record, role, row, head)), 0))
@@ -90,9 +97,9 @@ def gains(records: Records, paper: dict[tuple[str, str], float]) -> str:
     for row, head in records.shown():
         if row.distill != "kdp":
             continue
-        found, cells = records.best(row.name, head, "student"), [NAMES[row.method], row.adapt, head]
+        found, cells = records.best(row.name, head, "student"), [NAMES[row.method], row.adapt, head_words(head)]
         for other in ("none", "kd"):
-            base = records.best(f"{row.method}-{other}-{row.adapt}", head, "student")
+            base = records.best(f"{row.method}-{other}-{row.adapt}", same_head(head), "student")
             cells += [gain(found, base), f"{paper[row.method, 'kdp'] - paper[row.method, other]:+.2f}"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -105,7 +112,7 @@ def second_table(records: Records) -> str:
         found = [records.of_role(row.name, head, role, METRIC) for role in ("student", "teacher")]
         found.append(records.of_role(row.name, head, "student", "forgetting_standard"))
         words = "frozen" if row is FROZEN else label(row)
-        lines.append("| " + " | ".join([words, row.adapt, head, *map(spread, found)]) + " |")
+        lines.append("| " + " | ".join([words, row.adapt, head_words(head), *map(spread, found)]) + " |")
     return "\n".join(lines)
 
 
@@ -143,7 +150,7 @@ def readme_table(records: Records) -> str:
     taught = [(row, head, "teacher") for row, head in wanted if teaches(row)]
     for row, head, role in [*((row, head, "student") for row, head in wanted), *taught]:
         name = f"{row.name}-{head}" + (".teacher" if role == "teacher" else "")
-        cells = [label(row, role), row.adapt, head, final(records, row, head, role)]
+        cells = [label(row, role), row.adapt, head_words(head), final(records, row, head, role)]
         cells.append(spread(records.of_role(row.name, head, role, "forgetting")))
         lines.append(
             "| " + " | ".join([*cells, megabytes(records, row, head, role), milliseconds(records, name)]) + " |"
