@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from statistics import mean
 
-from benchmarks.evidence.records import Records
+from benchmarks.evidence.records import Records, Which
 from benchmarks.evidence.rows import FROZEN, same_head
 
 TEACHER, BELOW, SHARE, CLOSED = 60.0, 1.0, 0.25, 0.5
@@ -25,6 +25,12 @@ def aims(records: Records, results: Path) -> list[str]:
 
 def mean_of(found: dict[int, float]) -> float | None:
     return mean(found.values()) if found else None
+
+
+def difference(records: Records, one: Which, other: Which) -> float | None:
+    """How much more accurate one is, on the same images."""
+    first, second = map(mean_of, records.both(one, other))
+    return None if first is None or second is None else first - second
 
 
 def teacher_aim(records: Records, results: Path) -> list[str]:
@@ -51,8 +57,8 @@ def student_aim(records: Records) -> list[str]:
     for row, head in records.shown():
         if row.distill != "kdp" or row.teacher_of is None:
             continue
-        student = mean_of(records.best(row.name, head, "student"))
-        teacher = mean_of(records.best(row.teacher_of, same_head(head), "teacher"))
+        lent = (row.teacher_of, same_head(head), "teacher")
+        student, teacher = map(mean_of, records.both((row.name, head, "student"), lent))
         if student is None or teacher is None:
             continue
         name, theirs = f"{row.name}-{head}", f"{row.teacher_of}-{same_head(head)}.teacher"
@@ -94,12 +100,10 @@ def gap_aim(records: Records, results: Path) -> list[str]:
     for row, head in records.shown():
         if row.distill != "kdp" or head == "learned":
             continue
-        student, teacher = (
-            mean_of(records.best(FROZEN.name, same_head(head), role)) for role in ("student", "teacher")
-        )
-        ours = mean_of(records.best(row.name, head, "student"))
-        if student is not None and teacher is not None and ours is not None and teacher > student:
-            closed = (ours - student) / (teacher - student)
+        frozen = [(FROZEN.name, same_head(head), role) for role in ("student", "teacher")]
+        gain, gap = (difference(records, one, frozen[0]) for one in ((row.name, head, "student"), frozen[1]))
+        if gain is not None and gap is not None and gap > 0:
+            closed = gain / gap
             found.append(f"{row.name}, {head}: {100 * closed:.0f} %, {verdict(closed >= CLOSED)}")
     whole = json.loads((results / "heads-photographs.json").read_text())
     student, teacher = (

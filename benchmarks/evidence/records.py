@@ -14,6 +14,8 @@ from benchmarks.evidence.budget import BUDGETS, Budget
 from benchmarks.evidence.rows import FROZEN, JOINT, Row, all_rows
 
 METRIC = "final_average_accuracy"
+Which = tuple[str, str, str]
+"""Row, head, role."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,21 @@ class Records:
             if value is not None:
                 found[seed] = value
         return found
+
+    def both(self, one: Which, other: Which) -> tuple[dict[int, float], dict[int, float]]:
+        """Final accuracies of two that are compared, by seed, on the same images: of exported files where both have
+        one, else of the runs."""
+        if self.exported(*one) and self.exported(*other):
+            return self.best(*one), self.best(*other)
+        first, second = (
+            {
+                seed: record[role][METRIC]
+                for seed, record in self.rows.get((row, head), {}).items()
+                if METRIC in record.get(role, {})
+            }
+            for row, head, role in (one, other)
+        )
+        return first, second
 
     def exported(self, row: str, head: str, role: str) -> bool:
         return bool(self.of_file(row, head, role, "accuracy"))

@@ -97,10 +97,13 @@ def gains(records: Records, paper: dict[tuple[str, str], float]) -> str:
     for row, head in records.shown():
         if row.distill != "kdp":
             continue
-        found, cells = records.best(row.name, head, "student"), [NAMES[row.method], row.adapt, head_words(head)]
+        cells = [NAMES[row.method], row.adapt, head_words(head)]
         for other in ("none", "kd"):
-            base = records.best(f"{row.method}-{other}-{row.adapt}", same_head(head), "student")
-            cells += [gain(found, base), f"{paper[row.method, 'kdp'] - paper[row.method, other]:+.2f}"]
+            base = (f"{row.method}-{other}-{row.adapt}", same_head(head), "student")
+            cells += [
+                gain(*records.both((row.name, head, "student"), base)),
+                f"{paper[row.method, 'kdp'] - paper[row.method, other]:+.2f}",
+            ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

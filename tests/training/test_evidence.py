@@ -161,9 +161,9 @@ def test_the_table_and_the_gains(results):
     assert kdp.strip("| ").split(" | ")[3:] == cells
     assert any(line.startswith("| joint linear probe, frozen student | – | all at once | 53.0 |") for line in lines)
     assert sum(line.startswith("| CODA, teacher") for line in lines) == 1, "a lent teacher is not counted twice"
-    # KDP − none: 6 and 3; KDP − KD: 5 and 4; the paper's ViT-S: 84.31 − 82.18, 84.31 − 83.03
+    # the others have no file, so of the runs: KDP − none 4 and 3, KDP − KD 3 and 4; the paper: 84.31 − 82.18, − 83.03
     assert tables.gains(found, records.read_paper(results)).splitlines()[-1] == (
-        "| CODA | first | slda | +4.5 (2 of 2) | +2.13 | +4.5 (2 of 2) | +1.28 |"
+        "| CODA | first | slda | +3.5 (2 of 2) | +2.13 | +3.5 (2 of 2) | +1.28 |"
     )
     assert "| CODA, KDP | first | slda | 55.5 ± 0.7 | 5.0 ± 0.0 | 9.0 | – |" in tables.readme_table(found)
 
@@ -173,9 +173,9 @@ def test_aims_say_reached_or_not(results):
     found = records.read_records(results / "evidence", "shortest")
     teacher, student, forgetting, gap = aims.aims(found, results)
     assert "**not reached**" not in teacher, "the frozen teacher has 60"
-    assert "55.5 against 59.0, its latency was not measured: **not reached**" in student
+    assert "54.5 against 59.0, its latency was not measured: **not reached**" in student
     assert "coda-kdp-first, slda: 5.0 against 7.0, reached" in forgetting
-    assert "coda-kdp-first, slda: 55 %, reached" in gap
+    assert "coda-kdp-first, slda: 45 %, **not reached**" in gap
     assert "-19 %, **not reached**" in gap
     timed = {"coda-kdp-first-slda": {"p50_ms": 2.0}, "coda-kd-first-slda.teacher": {"p50_ms": 8.0}}
     (folder / "latency.json").write_text(
@@ -183,10 +183,10 @@ def test_aims_say_reached_or_not(results):
     )
     near = json.loads((folder / "coda-kd-first-slda-0.json").read_text())
     for seed in (0, 1):
-        near["teacher"]["final_average_accuracy"], near["seed"] = 56.0, seed
+        near["teacher"]["final_average_accuracy"], near["seed"] = 55.5, seed
         (folder / f"coda-kd-first-slda-{seed}.json").write_text(json.dumps(near))
     found = records.read_records(results / "evidence", "shortest")
-    assert "55.5 against 56.0, at 0.25 of its latency: reached" in aims.aims(found, results)[1]
+    assert "54.5 against 55.5, at 0.25 of its latency: reached" in aims.aims(found, results)[1]
     text = report.report(results)
     assert "* busy" in text.splitlines()
     assert "10 training images a class" in text
