@@ -51,29 +51,36 @@ def teacher_aim(records: Records, results: Path) -> list[str]:
 
 
 def student_aim(records: Records) -> list[str]:
-    """Of the students with a teacher of their own kind, the one that comes nearest to it."""
-    lines = []
-    latency = (records.latency or {}).get("models", {})
+    """The frozen student and KDP's, in fp32 and int8, each against the teacher of its own kind."""
+    lines, latency = list[str](), (records.latency or {}).get("models", {})
     for row, head in records.shown():
-        if row.distill != "kdp" or row.teacher_of is None:
+        if row is not FROZEN and (row.distill != "kdp" or row.teacher_of is None):
             continue
-        lent = (row.teacher_of, same_head(head), "teacher")
-        student, teacher = map(mean_of, records.both((row.name, head, "student"), lent))
-        if student is None or teacher is None:
-            continue
-        name, theirs = f"{row.name}-{head}", f"{row.teacher_of}-{same_head(head)}.teacher"
-        timed = name in latency and theirs in latency
-        share = latency[name]["p50_ms"] / latency[theirs]["p50_ms"] if timed else None
-        cost = "its latency was not measured" if share is None else f"at {share:.2f} of its latency"
-        near = teacher - student <= BELOW
-        reached = False if not near else None if share is None else share <= SHARE
-        lines.append(f"{row.name}, {head}: {student:.1f} against {teacher:.1f}, {cost}: {verdict(reached)}")
+        lent = (row.teacher_of or row.name, same_head(head), "teacher")
+        own = (row.name, head, "student")
+        one, other = records.both(own, lent)
+        pairs = {"": (mean_of(one), mean_of(other))}
+        if records.exported(*lent) and (found := records.of_file(row.name, head, "student.int8", "accuracy")):
+            pairs[".int8"] = (mean(found), mean_of(records.best(*lent)))
+        for suffix, (student, teacher) in pairs.items():
+            if student is None or teacher is None:
+                continue
+            name, theirs = f"{row.name}-{head}{suffix}", f"{lent[0]}-{lent[1]}.teacher"
+            timed = name in latency and theirs in latency
+            share = latency[name]["p50_ms"] / latency[theirs]["p50_ms"] if timed else None
+            cost = "its latency was not measured" if share is None else f"at {share:.2f} of its latency"
+            near = teacher - student <= BELOW
+            reached = False if not near else None if share is None else share <= SHARE
+            words = f"{row.name}, {head}{', int8' if suffix else ''}"
+            words += "" if records.exported(*own) and records.exported(*lent) else " (of the runs)"
+            lines.append(f"{words}: {student:.1f} against {teacher:.1f}, {cost}: {verdict(reached)}")
     lines = lines or ["no pair of student and teacher has been measured: " + verdict(None)]
     return [
         f"* **The exported student within {BELOW:.1f} point of its teacher at no more than {SHARE:g} of its latency**. "
         + "; ".join(lines)
-        + ". Half the depth at the same width is about half the latency, whatever trains: a quarter wants a student of "
-        "half the width (`--student vit_192x12_patch14_98`), which must be pretrained, and that wants a GPU."
+        + ". Half the depth at the same width is about half the latency, whatever trains, and int8 about half of that. "
+        "A quarter in fp32 wants a student of half the width (`--student vit_192x12_patch14_98`), which must be "
+        "pretrained, and that wants a GPU."
     ]
 
 

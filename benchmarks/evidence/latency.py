@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -35,25 +36,19 @@ def measure_latency(place: Place, seconds: float, seed: int = 0, batch: int = 1)
     if not models:
         raise SystemExit(f"no exported files in {place.runs}: run first")
     with tempfile.TemporaryDirectory() as temporary:
-        links = []
-        for number, path in enumerate(models.values()):
-            link = Path(temporary) / f"{number:02d}.onnx"
-            link.symlink_to(path.resolve())
-            links.append(str(link))
-        command = [sys.executable, "-m", "cdl_deploy", "bench-latency", *links, "--batch", str(batch), "--threads", "1",
-                   "--time-limit", str(seconds), "--json"]  # fmt: skip
+        copies = [str(shutil.copy(path, Path(temporary) / f"{name}.onnx")) for name, path in models.items()]
+        command = [
+            sys.executable, "-m", "cdl_deploy", "bench-latency", *copies, "--batch", str(batch), "--threads", "1",
+            "--time-limit", str(seconds), "--json",
+        ]  # fmt: skip
         report = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
-    names = {link.rpartition("/")[2].removesuffix(".onnx"): name for link, name in zip(links, models, strict=True)}
     figures = {
-        names[item["model"]]: {key: item[key] for key in ("p50_ms", "low_ms", "high_ms", "p99_ms")}
+        item["model"]: {key: item[key] for key in ("p50_ms", "low_ms", "high_ms", "p99_ms")}
         for item in report["measurements"]
     }
     machine = report["machine"]
-    notes = report["notes"]
-    for short, name in names.items():
-        notes = [note.replace(f"{short} ", f"{name} ") for note in notes]
     about = f"{machine['cpu']} ({', '.join(machine['instructions'])}), batch {batch}, one thread"
     write_json(
         place.record("latency"),
-        {"about": about, "seed": seed, "models": figures, "notes": notes, "machine": machine, **about_here()},
+        {"about": about, "seed": seed, "models": figures, "notes": report["notes"], "machine": machine, **about_here()},
     )

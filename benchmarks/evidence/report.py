@@ -136,7 +136,12 @@ def report(results: Path) -> str:
         lines.append(SHORT.format(name=records.budget.name))
     lines += [*about(records), "", "![accuracy against latency](results/evidence.png)", "", whole_table(records), ""]
     lines += latency(records)
-    lines += ["## KDP's gains, beside the paper's", "", "Points of final accuracy, under the same head.", ""]
+    lines += [
+        "## KDP's gains, beside the paper's",
+        "",
+        "Points of final accuracy, under the same head; † of the runs, whose test images are fewer.",
+        "",
+    ]
     lines += [gains(records, read_paper(results)), "", "## Aims", "", *aims(records, results), ""]
     lines += [FEATURES, features_table(results), ""]
     if second:

@@ -100,8 +100,10 @@ def gains(records: Records, paper: dict[tuple[str, str], float]) -> str:
         cells = [NAMES[row.method], row.adapt, head_words(head)]
         for other in ("none", "kd"):
             base = (f"{row.method}-{other}-{row.adapt}", same_head(head), "student")
+            own = (row.name, head, "student")
+            whole = records.budget.images is None or (records.exported(*own) and records.exported(*base))
             cells += [
-                gain(*records.both((row.name, head, "student"), base)),
+                gain(*records.both(own, base)) + ("" if whole else " †"),
                 f"{paper[row.method, 'kdp'] - paper[row.method, other]:+.2f}",
             ]
         lines.append("| " + " | ".join(cells) + " |")
