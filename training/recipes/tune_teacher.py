@@ -110,5 +110,6 @@ class Tuning:
             own.load_state_dict(tuned.state_dict())
         self.vit.norm.load_state_dict(self.average["norm"].state_dict())
         record = {**asdict(self.recipe), "frozen_blocks": self.tokens.blocks, "images": len(self.tokens)}
+        del record["student"]
         record |= {"steps": self.steps, "seconds": round(spent + time.perf_counter() - began)}
         return record | {"held_out_top1": round(self.top1(held_out), 2)}
