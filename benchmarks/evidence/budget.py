@@ -50,8 +50,8 @@ BUDGETS = {
             "days on a CPU; a GPU is meant: with --minutes 15 as many rows as fit, in this order",
             (("resident", True), ("compile", True)),
         ),
-        Budget("short", 100, 10, None, 5, 5, (0, 1), ("coda", "l2p"), "about 36 hours on one CPU core, by the steps of the shortest"),
-        Budget("shortest", 10, 4, 20, 3, 1, (0,), ("coda", "l2p"), "about 3 hours on one CPU core, half of it exported files"),
+        Budget("short", 100, 10, None, 5, 5, (0, 1), ("coda", "l2p"), "about 36 hours on one CPU core"),
+        Budget("shortest", 10, 4, 20, 3, 1, (0,), ("coda", "l2p"), "about 3 hours on one CPU core"),
         Budget(
             "drawings", 16, 8, None, 5, 1, (0,), ("coda",), "about 10 minutes on one CPU core", tasks=3,
             adapts=("first",),
