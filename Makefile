@@ -15,7 +15,7 @@ DEMO_BENCH   = cdl bench-latency $(DEMO)/run --batch 1,8 --time-limit 30 --save 
 DEMO_SUMMARY = cdl runs $(DEMO)/run --latency $(DEMO)/latency.json
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast slow-tests test-install test-foreign examples targets lint types check format build release-check constraints clean
+.PHONY: help demo test test-fast slow-tests test-install test-foreign examples targets evidence lint types check format build release-check constraints clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 15
@@ -61,6 +61,13 @@ targets: $(VENV)/.installed-dev  ## other runtimes, each in an environment of it
 	$(BIN)/python tools/runtime_environments.py $(RUNTIMES) $(TARGETS)
 	CDL_RUNTIMES=$(abspath $(RUNTIMES)) $(PYTEST) -m runtimes $(ARGS)
 	$(BIN)/python tools/runtimes_doc.py --environments $(RUNTIMES) --print
+
+BUDGET ?= short
+MINUTES ?=
+DATA ?= data/cifar100
+
+evidence: $(VENV)/.installed-all  ## the table of docs/results.md, in the background: make evidence BUDGET=full MINUTES=15 DATA=…
+	PYTHONPATH=. $(BIN)/python -m benchmarks.evidence start --budget $(BUDGET) --data $(DATA) $(if $(MINUTES),--minutes $(MINUTES))
 
 lint: $(VENV)/.installed-dev  ## ruff: lint, and whether `make format` would change anything
 	$(BIN)/ruff check

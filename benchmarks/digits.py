@@ -1,12 +1,9 @@
 """The embedded digits over seeds: KDP, the student alone, and what two of our differences from the paper are worth.
 
     python benchmarks/digits.py --seeds 0,1,2 --jobs 2
-    python benchmarks/digits.py --seeds 0,1,2 --jobs 2 --weights weights --teacher vit_192x9_patch8_32
 
 Runs `cdl train` in processes of one thread each, keeps the records' figures in docs/digits.json and writes the tables
-of docs/digits.md. About 40 minutes on 2 cores. With `--weights`, the folder of pretrain_photos.py, only `kdp` and
-`none` are run, with that pair in place of the package's own, and go to docs/results/digits.json for
-split_cifar_report.py.
+of docs/digits.md. About 40 minutes on 2 cores.
 """
 
 from __future__ import annotations
@@ -26,9 +23,6 @@ from statistics import mean, stdev
 from typing import Any
 
 PROJECT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(PROJECT))
-
-from benchmarks.split_cifar import STUDENT_OF, backbone_options  # noqa: E402
 
 COMMON = ["--data", "digits", "--tasks", "5", "--method", "coda", "--device", "cpu"]
 RUNS = {
@@ -41,10 +35,10 @@ RUNS = {
 }
 
 
-def train(name: str, seed: int, folder: Path, backbones: list[str]) -> dict[str, Any]:
-    """One run; the figures of its record. `backbones`: options for other ones than the package's."""
+def train(name: str, seed: int, folder: Path) -> dict[str, Any]:
+    """One run; the figures of its record."""
     out = folder / f"{name.replace(' ', '-')}-{seed}"
-    command = [sys.executable, "-m", "cdl_deploy.cli", "train", *COMMON, *RUNS[name], *backbones]
+    command = [sys.executable, "-m", "cdl_deploy.cli", "train", *COMMON, *RUNS[name]]
     command += ["--seed", str(seed)]
     began = time.perf_counter()
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -84,31 +78,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--weights", type=Path, help="other backbones than the package's, from this folder")
-    parser.add_argument("--teacher", choices=STUDENT_OF, default="vit_small_patch4_32", help="of --weights")
     parser.add_argument("--out", type=Path, default=PROJECT / "docs")
     arguments = parser.parse_args()
     seeds = [int(seed) for seed in arguments.seeds.split(",")]
-    other = arguments.weights is not None
-    backbones = backbone_options(arguments.weights, arguments.teacher) if other else []
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(arguments.jobs) as pool:
-        names = ("kdp", "none") if other else RUNS
-        work = [(name, seed, Path(folder), backbones) for name in names for seed in seeds]
+        work = [(name, seed, Path(folder)) for name in RUNS for seed in seeds]
         rows = list(pool.map(lambda item: train(*item), work))
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=PROJECT, capture_output=True, text=True)
     about: dict[str, Any] = {
-        "command": f"python benchmarks/digits.py --seeds {arguments.seeds} --jobs {arguments.jobs}"
-        + (f" --weights weights --teacher {arguments.teacher}" if other else ""),
+        "command": f"python benchmarks/digits.py --seeds {arguments.seeds} --jobs {arguments.jobs}",
         "train": f"cdl train {' '.join(COMMON)}",
         "commit": commit.stdout.strip(),
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}, shared",
         "versions": {name: version(name) for name in ("torch", "torchvision", "timm", "scikit-learn")},
     }
-    record = arguments.out / ("results/digits.json" if other else "digits.json")
-    record.write_text(json.dumps({**about, "rows": rows}, indent=2) + "\n")
-    if other:
-        print(table(rows))
-        return
+    (arguments.out / "digits.json").write_text(json.dumps({**about, "rows": rows}, indent=2) + "\n")
     versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
     text = f"""# The embedded digits over seeds
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
-from benchmarks.split_cifar_variants import answers_of
 from cdl_deploy.export.heads import fold_heads
 from cdl_deploy.run.config import MethodConfig
 from cdl_deploy.training.checkpoint import load_run
@@ -202,8 +201,3 @@ def test_a_run_that_settles_its_answers_resumes_and_reloads(photos, tmp_path):
     assert other.matrices["teacher"] == plain.matrices["teacher"]
     before, after = weights(tmp_path / "plain"), weights(tmp_path / "other")
     assert all(torch.equal(before[name], after[name]) for name in before), "calibration changes no training"
-    found = answers_of(tmp_path / "plain")  # what benchmarks/split_cifar_variants.py finds without training again
-    for name, matrix in (("as trained", plain), ("alpha 0.5", plain), ("calibrated", other)):
-        rows = matrix.matrices["student"]
-        assert found[name]["diagonal"] == pytest.approx([rows[0][0], rows[1][1]], abs=0.01)
-        assert found[name]["last"] == pytest.approx(rows[1], abs=0.01)

@@ -32,6 +32,7 @@ from cdl_deploy.training.backbones.small import IMAGENET
 from cdl_deploy.training.recipes import backbone_probes, distil_tokens, onnx_encoder, public_backbone, wheel_file
 from cdl_deploy.training.recipes.backbone_probes import choose, probe
 from cdl_deploy.training.recipes.distil_tokens import Distillation, Recipe, TeacherTokens
+from cdl_deploy.training.recipes.tune_teacher import Tuning
 from cdl_deploy.training.recipes.wheel_file import WheelFile
 from tests.training.conftest import COLOURS, make_vit, write_images
 from tests.training.encoder_graph import encoder_graph
@@ -455,6 +456,80 @@ def test_options_of_a_distillation(field, option):
         Recipe(STUDENT, **{field: 0})
     with pytest.raises(OptionError, match="--tune-images is 3, expected at least 64"):
         Recipe(STUDENT, images=3)
+
+
+# ---- the teacher's last blocks ---------------------------------------------------------------------------------------
+
+
+def tuning(folder, photos, recipe, name="tuned", frozen=2):
+    """The teacher in `folder`, with its blocks after `frozen` to be tuned on the photographs."""
+    teacher, about = public_backbone.read_backbone(folder / "teacher.safetensors", torch.device("cpu"))
+    source = open_source(str(photos), None, False)
+    square = ResizeCrop.square(28, 28, "bicubic")
+    tokens = distil_tokens.TeacherTokens(
+        folder / "tokens-2", teacher, about["weights_sha256"], source.train, square, recipe, frozen
+    )
+    vit = timm.create_model(TEACHER, num_classes=0, img_size=28)
+    vit.load_state_dict(safetensors.torch.load_file(folder / "teacher.safetensors"))
+    return tokens, Tuning(recipe, vit, tokens, folder / f"{name}.safetensors"), source
+
+
+def test_the_last_blocks_read_what_the_first_ones_give_and_learn_the_labels(wheel, photos, tmp_path):
+    run("--out", tmp_path, "--wheel", wheel, "--image-size", "28")
+    tokens, tuned, source = tuning(tmp_path, photos, Recipe(TEACHER, epochs=12, batch_size=8, lr=1e-2))
+    tokens.fill(lambda _: None)
+    whole = timm.create_model(TEACHER, num_classes=0, img_size=28)
+    whole.load_state_dict(safetensors.torch.load_file(tmp_path / "teacher.safetensors"))
+    pixels = pixels_of(tokens.items[:4]).float() / 255
+    teacher = tokens.teacher
+    with torch.no_grad():
+        wanted = whole.forward_features((pixels - teacher.mean) / teacher.std)
+        found = tuned.model["norm"](tuned.model["blocks"](tokens.read([0, 1, 2, 3])))
+    torch.testing.assert_close(found, wanted, atol=5e-3, rtol=5e-3)
+    names = [path.parent.name for path in tokens.items]
+    assert [sorted(set(names))[label] for label in tokens.labels.tolist()] == names
+    record = tuned.go(source.test, lambda _: None)
+    assert record["held_out_top1"] == 100.0, "four colours"
+    assert record["frozen_blocks"] == 2
+    changed = {
+        name for name, value in whole.state_dict().items() if not torch.equal(value, tuned.vit.state_dict()[name])
+    }
+    assert changed
+    assert all(name.startswith(("blocks.2.", "norm.")) for name in changed), "the first two are as they were"
+
+
+def test_a_tuning_goes_on_where_it_stopped(wheel, photos, tmp_path, monkeypatch):
+    run("--out", tmp_path, "--wheel", wheel, "--image-size", "28")
+    recipe = Recipe(TEACHER, epochs=2, batch_size=5, lr=1e-2)
+    tokens, whole, source = tuning(tmp_path, photos, recipe, "whole")
+    tokens.fill(lambda _: None)
+    whole.go(source.test, lambda _: None)
+    _, stopped, _ = tuning(tmp_path, photos, recipe, "parts")
+    step = stopped.step
+
+    def interrupted(number):
+        if number == 5:
+            raise KeyboardInterrupt
+        return step(number)
+
+    monkeypatch.setattr(stopped, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        stopped.go(source.test, lambda _: None, save_seconds=0)
+    _, again, _ = tuning(tmp_path, photos, recipe, "parts")
+    again.go(source.test, lambda _: None)
+    one, two = whole.vit.state_dict(), again.vit.state_dict()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_tuning_by_the_command_and_blocks_that_there_are_not(wheel, photos, tmp_path, capsys):
+    options = ["--out", tmp_path, "--wheel", wheel, "--image-size", "28", "--epochs", 1, "--batch-size", 4]
+    run(*options, "--tune-teacher", photos, "--frozen-blocks", 2)
+    record = json.loads((tmp_path / "teacher-tuned.json").read_text())
+    assert record["what"].startswith("the blocks after 2 tuned on 24 labelled images")
+    assert record["tuning"]["held_out_top1"] >= 0
+    said = refusal(capsys, *options, "--tune-teacher", photos, "--frozen-blocks", 3)
+    assert said == "--frozen-blocks is 3, expected 1 to 2: the rest is tuned"
+    assert not (tmp_path / "tokens-3").exists()
 
 
 # ---- probing ---------------------------------------------------------------------------------------------------------

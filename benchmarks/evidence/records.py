@@ -1,0 +1,118 @@
+"""The records of a budget, and figures over their seeds."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from benchmarks.evidence.budget import BUDGETS, Budget
+from benchmarks.evidence.rows import FROZEN, JOINT, Row, all_rows
+
+METRIC = "final_average_accuracy"
+Which = tuple[str, str, str]
+"""Row, head, role."""
+
+
+@dataclass(frozen=True)
+class Records:
+    """What has been measured under one budget."""
+
+    budget: Budget
+    rows: dict[tuple[str, str], dict[int, dict[str, Any]]]
+    """By row and head, by seed."""
+    joint: dict[str, dict[str, Any]]
+    """By role."""
+    latency: dict[str, Any] | None
+
+    @property
+    def every(self) -> list[dict[str, Any]]:
+        return [record for by_seed in self.rows.values() for record in by_seed.values()]
+
+    def figures(self, row: str, head: str, get: Callable[[dict[str, Any]], float | None]) -> list[float]:
+        """A figure of each seed that has it."""
+        found = (get(record) for record in self.rows.get((row, head), {}).values())
+        return [value for value in found if value is not None]
+
+    def of_role(self, row: str, head: str, role: str, metric: str) -> list[float]:
+        return self.figures(row, head, lambda record: record.get(role, {}).get(metric))
+
+    def of_file(self, row: str, head: str, file: str, key: str) -> list[float]:
+        return self.figures(row, head, lambda record: record.get("files", {}).get(file, {}).get(key))
+
+    def best(self, row: str, head: str, role: str) -> dict[int, float]:
+        """Final accuracy by seed: of the exported file, which is tested on most images, or of the run."""
+        found = {}
+        for seed, record in self.rows.get((row, head), {}).items():
+            file = record.get("files", {}).get(role)
+            value = file["accuracy"] if file else record.get(role, {}).get(METRIC)
+            if value is not None:
+                found[seed] = value
+        return found
+
+    def both(self, one: Which, other: Which) -> tuple[dict[int, float], dict[int, float]]:
+        """Final accuracies of two that are compared, by seed, on the same images: of exported files where both have
+        one, else of the runs."""
+        if self.exported(*one) and self.exported(*other):
+            return self.best(*one), self.best(*other)
+        first, second = (
+            {
+                seed: record[role][METRIC]
+                for seed, record in self.rows.get((row, head), {}).items()
+                if METRIC in record.get(role, {})
+            }
+            for row, head, role in (one, other)
+        )
+        return first, second
+
+    def exported(self, row: str, head: str, role: str) -> bool:
+        return bool(self.of_file(row, head, role, "accuracy"))
+
+    def shown(self) -> list[tuple[Row, str]]:
+        """Rows and heads that have a record, in the order of the table."""
+        pairs = [(row, head) for row in (FROZEN, *all_rows(self.budget)[1:]) for head in row.heads]
+        return [pair for pair in pairs if (pair[0].name, pair[1]) in self.rows]
+
+
+def read_records(folder: Path, name: str) -> Records | None:
+    """Of a budget; None where nothing has been measured."""
+    rows: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
+    joint: dict[str, dict[str, Any]] = {}
+    for file in sorted((folder / name).glob("*.json")):
+        if file.stem == "latency":
+            continue
+        record = json.loads(file.read_text())
+        if record["row"] == JOINT:
+            joint[record["role"]] = record
+        else:
+            rows.setdefault((record["row"], record["head"]), {})[record["seed"]] = record
+    if not rows:
+        return None
+    latency = folder / name / "latency.json"
+    return Records(BUDGETS[name], rows, joint, json.loads(latency.read_text()) if latency.exists() else None)
+
+
+def read_paper(results: Path) -> dict[tuple[str, str], float]:
+    """Final average accuracy of the paper's ViT-S students (teacher ViT-B) on CIFAR-100, by method and distillation."""
+    with (results / "paper.csv").open() as lines:
+        rows = [row for row in csv.DictReader(lines) if (row["dataset"], row["student"]) == ("cifar100", "vit_small")]
+    return {(row["cl_method"], row["distillation"]): float(row["final_average_accuracy"]) for row in rows}
+
+
+def spread(found: list[float], digits: int = 1) -> str:
+    """Mean ± standard deviation over seeds; a single number has none."""
+    if not found:
+        return "–"
+    return f"{mean(found):.{digits}f}" + (f" ± {stdev(found):.{digits}f}" if len(found) > 1 else "")
+
+
+def gain(found: dict[int, float], base: dict[int, float]) -> str:
+    """Mean difference over the seeds that both have."""
+    shared = [found[seed] - base[seed] for seed in sorted(found.keys() & base.keys())]
+    if not shared:
+        return "–"
+    return f"{mean(shared):+.1f}" + (f" ({sum(value > 0 for value in shared)} of {len(shared)})" if shared[1:] else "")

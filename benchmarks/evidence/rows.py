@@ -1,0 +1,92 @@
+"""The rows of the table, in the order in which they are measured: a training run, and the heads it is given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from benchmarks.evidence.budget import Budget
+
+RANPAC = {"head": "ridge", "random_features": 2000}
+HEADS: dict[str, dict[str, Any]] = {
+    "slda": {"head": "slda"},
+    "slda-no-kd": {"head": "slda", "features": "class+patches"},
+    "ncm": {"head": "ncm"},
+    "ridge": {"head": "ridge"},
+    "RanPAC": RANPAC,
+}
+"""What `cdl head` is told."""
+
+
+def same_head(head: str) -> str:
+    """Under which head others are compared with one under `head`: without a KD token there is nothing to leave out."""
+    return head.removesuffix("-no-kd")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run of `cdl train`, its own head first; the other heads are given to the finished run by `cdl head`."""
+
+    name: str
+    method: str
+    distill: str
+    adapt: str
+    heads: tuple[str, ...]
+    options: dict[str, Any] = field(default_factory=dict)
+    teacher_of: str | None = None
+    """The row of the same seed whose teacher it takes over."""
+
+    @property
+    def own_head(self) -> str:
+        return self.heads[0]
+
+    @property
+    def has_teacher(self) -> bool:
+        return self.distill != "none" or bool(self.options.get("train_teacher"))
+
+
+FROZEN = Row("frozen", "none", "none", "none", ("slda", "ncm", "ridge", "RanPAC"), {"train_teacher": True})
+JOINT = "joint"
+"""A linear probe on all classes at once: no continual learning, the upper bound."""
+
+
+def of_method(method: str, adapt: str) -> list[Row]:
+    """The student alone, KD, KDP; a closed-form head after `adapt first`, a learned one and slda after `all`."""
+    heads = ("slda",) if adapt == "first" else ("learned", "slda")
+    others = {"kdp": ("slda-no-kd",)}
+    rows = []
+    for distill in ("none", "kd", "kdp"):
+        lender = f"{method}-kd-{adapt}" if distill == "kdp" else None
+        own = (*heads, *others.get(distill, ()))
+        rows.append(Row(f"{method}-{distill}-{adapt}", method, distill, adapt, own, teacher_of=lender))
+    return rows
+
+
+def all_rows(budget: Budget) -> list[Row]:
+    """In the order in which they are worth their time: the frozen baseline, then method by method, the cheap first."""
+    return [
+        FROZEN, *(row for method in budget.methods for adapt in budget.adapts for row in of_method(method, adapt))
+    ]  # fmt: skip
+
+
+FIVEFOLD = "five times the epochs"
+CHANGES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "none-longer": ("none", FIVEFOLD, {}),
+    "kdp-longer": ("kdp", FIVEFOLD, {}),
+    "kdp-head-only": ("kdp", "`--kd-token-start none --kd-prompt-length 0`: no token, no KD prompts",
+                      {"kd_token_start": "none", "kd_prompt_length": 0}),
+    "kdp-alpha": ("kdp", "`--alpha 0.25`", {"alpha": 0.25}),
+    "kdp-length": ("kdp", "`--kd-prompt-length 6`", {"kd_prompt_length": 6}),
+    "kdp-depth": ("kdp", "`--kd-prompt-blocks 2`", {"kd_prompt_blocks": 2}),
+}  # fmt: skip
+"""What is changed of CODA, adapt first, slda: its distillation, in words, and the options."""
+
+
+def ablation_rows(budget: Budget) -> list[Row]:
+    """One thing changed each; the teacher is that of KD, as in the table."""
+    rows = []
+    for name, (distill, words, options) in CHANGES.items():
+        own = {"epochs": 5 * budget.epochs} if words == FIVEFOLD else options
+        lender = "coda-kd-first" if distill == "kdp" else None
+        rows.append(Row(f"coda-{name}", "coda", distill, "first", ("slda",), own, lender))
+    return rows

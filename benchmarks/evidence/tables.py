@@ -1,0 +1,163 @@
+"""The tables of docs/results.md and of README, in Markdown. What has no record has no row; what was not measured, –."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from benchmarks.evidence.records import METRIC, Records, gain, spread
+from benchmarks.evidence.rows import CHANGES, FROZEN, Row, same_head
+
+NAMES = {"coda": "CODA", "l2p": "L2P", "none": "alone", "kd": "KD", "kdp": "KDP"}
+
+
+def label(row: Row, role: str = "student") -> str:
+    """A row in words."""
+    if row is FROZEN:
+        return f"frozen {role}"
+    return f"{NAMES[row.method]}, {'teacher' if role == 'teacher' else NAMES[row.distill]}"
+
+
+HEAD_WORDS = {"slda-no-kd": "slda, without the KD token"}
+
+
+def head_words(head: str) -> str:
+    return HEAD_WORDS.get(head, head)
+
+
+def teaches(row: Row) -> bool:
+    """Whether it has a teacher of its own."""
+    return row.has_teacher and row.teacher_of is None
+
+
+def ruled(*headings: str) -> list[str]:
+    return ["| " + " | ".join(headings) + " |", "|" + "---|" * len(headings)]
+
+
+def final(records: Records, row: Row, head: str, role: str) -> str:
+    """Final accuracy, marked where it is not of the exported file on all the images that those are tested on."""
+    found = spread(list(records.best(row.name, head, role).values()))
+    return found if records.exported(row.name, head, role) or records.budget.images is None else f"{found} †"
+
+
+def milliseconds(records: Records, name: str) -> str:
+    """Of one image."""
+    found = (records.latency or {}).get("models", {}).get(name)
+    return f"{found['p50_ms']:.1f}" if found else "–"
+
+
+def megabytes(records: Records, row: Row, head: str, file: str) -> str:
+    size = records.of_file(row.name, head, file, "bytes")
+    return f"{mean(size) / 1e6:.1f}" if size else "–"
+
+
+def seconds(record: dict[str, Any], stage: str, row: Row, head: str) -> float | None:
+    """Processor seconds of a run's learning: its share of the whole run by the wall clock's stages."""
+    stages, spent = record["stage_seconds"], record["training"]
+    if head != row.own_head or stage not in stages or spent.get("resumed"):
+        return None
+    return float(spent["processor_seconds"] * stages[stage] / max(1, sum(stages.values())))
+
+
+def whole_table(records: Records) -> str:
+    """A line a row and head; the upper bound; the teachers."""
+    lines = ruled(
+        "", "adapt", "head", "final accuracy", "average incremental", "forgetting, paper's", "forgetting, standard",
+        "training, s", "ms, batch 1", "MB", "int8: accuracy", "ms", "MB",
+    )  # fmt: skip
+    lines += [line(records, row, head, "student") for row, head in records.shown()]
+    for role in ("student", "teacher"):
+        if role in records.joint:
+            found = records.joint[role]["accuracy"]
+            lines.append(f"| joint linear probe, frozen {role} | – | all at once | {found:.1f} |" + " – |" * 9)
+    lines += [line(records, row, head, "teacher") for row, head in records.shown() if teaches(row)]
+    return "\n".join(lines)
+
+
+def line(records: Records, row: Row, head: str, role: str) -> str:
+    """One line of the whole table."""
+    cells = [label(row, role), row.adapt, head_words(head), final(records, row, head, role)]
+    for metric in ("average_incremental_accuracy", "forgetting", "forgetting_standard"):
+        cells.append(spread(records.of_role(row.name, head, role, metric)))
+    cells.append(spread(records.figures(row.name, head, lambda record: seconds(record, role, row, head)), 0))
+    name = f"{row.name}-{head}" + (".teacher" if role == "teacher" else "")
+    cells += [milliseconds(records, name), megabytes(records, row, head, role)]
+    if role == "teacher":
+        return "| " + " | ".join([*cells, "–", "–", "–"]) + " |"
+    cells.append(spread(records.of_file(row.name, head, "student.int8", "accuracy")))
+    cells += [milliseconds(records, f"{name}.int8"), megabytes(records, row, head, "student.int8")]
+    return "| " + " | ".join(cells) + " |"
+
+
+def gains(records: Records, paper: dict[tuple[str, str], float]) -> str:
+    """What KDP adds, beside the paper's."""
+    lines = ruled("", "adapt", "head", "KDP over the student alone", "paper's", "KDP over KD", "paper's")
+    for row, head in records.shown():
+        if row.distill != "kdp":
+            continue
+        cells = [NAMES[row.method], row.adapt, head_words(head)]
+        for other in ("none", "kd"):
+            base = (f"{row.method}-{other}-{row.adapt}", same_head(head), "student")
+            own = (row.name, head, "student")
+            whole = records.budget.images is None or (records.exported(*own) and records.exported(*base))
+            cells += [
+                gain(*records.both(own, base)) + ("" if whole else " †"),
+                f"{paper[row.method, 'kdp'] - paper[row.method, other]:+.2f}",
+            ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def second_table(records: Records) -> str:
+    """The second set: student and teacher of every row."""
+    lines = ruled("", "adapt", "head", "student", "teacher", "student's forgetting, standard")
+    for row, head in records.shown():
+        found = [records.of_role(row.name, head, role, METRIC) for role in ("student", "teacher")]
+        found.append(records.of_role(row.name, head, "student", "forgetting_standard"))
+        words = "frozen" if row is FROZEN else label(row)
+        lines.append("| " + " | ".join([words, row.adapt, head_words(head), *map(spread, found)]) + " |")
+    return "\n".join(lines)
+
+
+def ablation_table(records: Records) -> str:
+    """CODA, adapt first, slda, with one thing changed; nothing where nothing was measured."""
+    lines = ruled("", "changed", "student", "forgetting, standard")
+    rows = {"none-first": ("none", "", {}), "kdp-first": ("kdp", "", {}), **CHANGES}
+    for name, (distill, words, _) in rows.items():
+        found = [records.of_role(f"coda-{name}", "slda", "student", key) for key in (METRIC, "forgetting_standard")]
+        if found[0]:
+            lines.append(f"| CODA, {NAMES[distill]} | {words} | " + " | ".join(map(spread, found)) + " |")
+    return "\n".join(lines) if any((f"coda-{name}", "slda") in records.rows for name in CHANGES) else ""
+
+
+def features_table(results: Path) -> str:
+    """Features under the same heads, with more images: the records of heads_photographs.py."""
+    record = json.loads((results / "heads-photographs.json").read_text())
+    heads = ("ncm", "slda", "ridge", "RanPAC", "joint linear probe")
+    lines = ruled("class token and patches", *heads)
+    for role in ("student", "teacher"):
+        found = [record["baselines"][f"{role}, class+patches, {head}"]["accuracy"] for head in heads]
+        lines.append(f"| frozen {role} | " + " | ".join(f"{it:.1f}" for it in found) + " |")
+    adapted = {"CODA, class+patches": "CODA, alone", "CODA + KDP, class+patches": "CODA, KDP",
+               "CODA + KDP, class+patches+kd": "CODA, KDP, and the KD token"}  # fmt: skip
+    for name, words in adapted.items():
+        found = [record["adapted"][f"{name}, {head}"]["accuracy"] for head in heads[:3]]
+        lines.append(f"| {words} | " + " | ".join(f"{it:.1f}" for it in found) + " | – | – |")
+    return "\n".join(lines)
+
+
+def readme_table(records: Records) -> str:
+    """What a newcomer needs: the frozen pair, and every training row under slda or a learned head."""
+    lines = ruled("", "adapt", "head", "final accuracy", "forgetting", "exported, MB", "ms, batch 1")
+    wanted = [(row, head) for row, head in records.shown() if head in ("slda", "learned")]
+    taught = [(row, head, "teacher") for row, head in wanted if teaches(row)]
+    for row, head, role in [*((row, head, "student") for row, head in wanted), *taught]:
+        name = f"{row.name}-{head}" + (".teacher" if role == "teacher" else "")
+        cells = [label(row, role), row.adapt, head_words(head), final(records, row, head, role)]
+        cells.append(spread(records.of_role(row.name, head, role, "forgetting")))
+        lines.append(
+            "| " + " | ".join([*cells, megabytes(records, row, head, role), milliseconds(records, name)]) + " |"
+        )
+    return "\n".join(lines)
