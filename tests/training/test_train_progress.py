@@ -159,4 +159,4 @@ def test_progress_from_the_hooks_alone(monkeypatch):
     run.tasks.append(convert(FinishedTask, finished_task(1, ["a"]), ""))
     run.matrices["student"] = [[75.0]]
     progress.task_finished(run)
-    assert file.getvalue() == "task 1/2 done: student 75.0 % over 1 classes\n"
+    assert file.getvalue() == "task 1/2 done: student 75.0 % over 1 class\n"
