@@ -23,7 +23,7 @@ cdl bench-latency runs/digits
 cdl bench-latency student.onnx teacher.onnx --batch 1,8 --threads 1,2
 cdl bench-latency runs/digits --torch --from graph,jpeg --plot latency.png
 cdl bench-latency student.onnx --streams 1,4 --csv latency.csv
-cdl bench-latency portable/student.onnx --batch 1 --runtime onnxruntime,openvino,mnn=~/mnn/bin/python
+cdl bench-latency portable/student.onnx --batch 1 --runtime onnxruntime,mnn=~/mnn/bin/python
 cdl bench-latency runs/digits --save main.json
 cdl bench-latency runs/digits --baseline main.json
 """
