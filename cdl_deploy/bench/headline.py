@@ -9,7 +9,8 @@ if TYPE_CHECKING:
 
 
 def headline(report: BenchReport) -> str:
-    """The first model against the reference, under the first condition: speed, accuracy kept, size.
+    """The first model against the reference, under the first condition: speed, accuracy kept, size. Where several
+    runtimes were measured, the first model in the reference's own, if there is another than itself.
 
     `student: 3.1× faster than teacher at batch 1 (0.52 ms against 1.61 ms), keeps 96.6 % of its accuracy (91.0 %
     against 94.2 %), 5.2× smaller (4.1 MB against 21.2 MB)`
@@ -20,7 +21,8 @@ def headline(report: BenchReport) -> str:
             f"{m.model}: {milliseconds(m.p50_ms)} at {report.condition(m)} (median), "
             f"{m.images_per_second:,.0f} images/s, {file_size(report.model(m.model).file_bytes)}"
         )
-    comparison = report.comparisons[0]
+    own = (it for it in report.comparisons if _runtime(report, it.model) == _runtime(report, it.reference))
+    comparison = next(own, report.comparisons[0])
     model, reference = report.model(comparison.model), report.model(comparison.reference)
     where = report.condition(comparison)
     p50 = {m.model: m.p50_ms for m in report.measurements if report.condition(m) == where}
@@ -32,6 +34,10 @@ def headline(report: BenchReport) -> str:
         f"({file_size(model.file_bytes)} against {file_size(reference.file_bytes)})",
     ]
     return ", ".join(parts)
+
+
+def _runtime(report: BenchReport, name: str) -> str | None:
+    return report.model(name).runtime
 
 
 def _speed(comparison: Comparison) -> str:

@@ -35,6 +35,20 @@ def test_headline():
     assert made_up_report(models=unknown).headline.endswith("1.61 ms), the same size (1.0 kB against 1.0 kB)")
 
 
+def test_headline_compares_within_one_runtime():
+    report = made_up_report()
+    elsewhere = made_up_record("student (openvino)", 4_100_000, 91.0, runtime="openvino 2026.4.1")
+    first = Comparison("student (openvino)", "teacher", "graph", 2, 1, 1, 2.6, 2.5, 2.7, "faster")
+    mixed = made_up_report(
+        models=(elsewhere, *report.models),
+        measurements=(made_up("student (openvino)", 0.62), *report.measurements),
+        comparisons=(first, *report.comparisons),
+    )
+    assert mixed.headline == report.headline
+    one_model = replace(mixed, comparisons=(first,))
+    assert one_model.headline.startswith("student (openvino): 2.6× faster than teacher")
+
+
 def test_numbers_in_words():
     assert [short_time(t) for t in (0.1234, 1.234, 12.34, 123.4, 1234.5)] == ["0.123", "1.23", "12.3", "123", "1,234"]
     assert [count(n) for n in (None, 12, 380_040, 22_050_664, 4_600_000_000)] == ["–", "12", "380 k", "22.1 M", "4.6 G"]
