@@ -15,6 +15,8 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from cdl_deploy.export.layers import drop_unused
+
 
 class _Scaled(NamedTuple):
     """A product, its addition and its multiplication by γ, all of constants."""
@@ -83,13 +85,13 @@ def fold_layer_scale(model: onnx.ModelProto) -> None:
             _multiply(constants[bias], factor)
         for it in found_here:
             it.last.output[0] = it.multiplication.output[0]
-            removed.add(it.multiplication.output[0] + it.multiplication.name)
-    kept = [node for node in graph.node if node.op_type != "Mul" or node.output[0] + node.name not in removed]
+            removed.add(it.multiplication.output[0])
+    if not removed:
+        return
+    kept = [node for node in graph.node if node.op_type != "Mul" or node.output[0] not in removed]
     del graph.node[:]
     graph.node.extend(kept)
-    read = {value for node in graph.node for value in node.input} | outputs
-    for value in [it for it in graph.initializer if it.name not in read]:
-        graph.initializer.remove(value)
+    drop_unused(model)
 
 
 def _multiply(constant: onnx.TensorProto, factor: np.ndarray) -> None:

@@ -66,11 +66,9 @@ def prove(
     """
     size, count = batch or 1, min(IMAGES, len(images))
     with scratch_folder("cdl-target-") as folder:
-        copy = folder / model.name  # some converters write to the file that they are given
-        shutil.copyfile(model, copy)
         try:
             with start(Place(target, python), model, SECONDS) as client:
-                client.prepare(job_of(copy, folder, size, str(images.dtype), images.shape[1:]))
+                client.prepare(job_of(model, folder, size, str(images.dtype), images.shape[1:]))
                 client.load()
                 about = client.inspect(size)
                 logits = logits_of(client, images[:count], size, folder)

@@ -6,6 +6,7 @@ first run), `dtype` and `shape` (of one image), `threads` and `seed`.
 
 import json
 import runpy
+import shutil
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
@@ -19,9 +20,9 @@ class RefusedError(Exception):
 
 
 def main(distribution, load, convert=None):
-    """`convert(model, folder, first)` → the files that it made of an .onnx file for a batch like `first`; `load(model,
-    first, threads)`, with the first of these or the .onnx file itself → `run(batch)` → logits. `distribution`: what the
-    runtime is called where it is installed from.
+    """`convert(model, folder, first)` → the files that it made of an .onnx file for a batch like `first`; `model` is a
+    copy in `folder`. `load(model, first, threads)`, with the first of these or the .onnx file itself → `run(batch)` →
+    logits. `distribution`: what the runtime is called where it is installed from.
     """
     memory = runpy.run_path(str(Path(__file__).parents[2] / "process_memory.py"))["peak_memory"]
     serve(lambda job: Runtime(distribution, load, convert, **job), memory, RefusedError)
@@ -48,7 +49,9 @@ class Runtime:
         record = own / "made.json"
         if not record.exists():
             own.mkdir(parents=True, exist_ok=True)
-            made = self.convert(self.model, own, self.feed(batch))
+            copy = own / self.model.name  # some converters write to the file that they are given, or beside it
+            shutil.copyfile(self.model, copy)
+            made = self.convert(copy, own, self.feed(batch))
             record.write_text(json.dumps([str(it) for it in made]))
         return [Path(it) for it in json.loads(record.read_text())]
 

@@ -10,13 +10,11 @@ from common import command, main
 
 def convert(model, folder, first):
     """See `main`."""
-    copy = folder / model.name  # it writes to the file that it is given
-    copy.write_bytes(model.read_bytes())
     tool, own = Path(sys.executable).with_name("onnx2tf"), folder / "made"
     made = own / f"{model.stem}_float32.tflite"
     shape = f"image:{','.join(map(str, first.shape))}"
     kept = ["-kat", "image"] if first.dtype == np.uint8 else []
-    command(tool, "-i", copy, "-o", own, "-n", "-ois", shape, *kept, folder=folder, made=[made])
+    command(tool, "-i", model, "-o", own, "-n", "-ois", shape, *kept, folder=folder, made=[made])
     return [made.rename(folder / f"{model.stem}.tflite")]
 
 

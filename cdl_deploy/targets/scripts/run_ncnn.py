@@ -12,10 +12,8 @@ def convert(model, folder, first):
     """See `main`."""
     program = Path(find_spec("pnnx").submodule_search_locations[0]) / "pnnx"
     made = [folder / f"{model.stem}.ncnn.{end}" for end in ("param", "bin")]
-    copy = folder / model.name  # it writes beside the file that it reads
-    copy.write_bytes(model.read_bytes())
     shape = ",".join(map(str, first.shape))
-    command(program, copy, f"inputshape=[{shape}]", "fp16=0", folder=folder, made=made)
+    command(program, model, f"inputshape=[{shape}]", "fp16=0", folder=folder, made=made)
     return made
 
 

@@ -1,7 +1,6 @@
 """A model for Rockchip's processors: converted by rknn-toolkit2, then run in its simulator (fp16)."""
 
 import os
-import shutil
 
 from common import RefusedError, main
 from rknn.api import RKNN
@@ -27,15 +26,14 @@ def build(model, made):
 
 def convert(model, folder, first):
     """See `main`."""
-    copy, made = folder / "model.onnx", folder / f"{model.stem}.rknn"
-    shutil.copyfile(model, copy)
-    TOOLS[made] = build(copy, made)
+    made = folder / f"{model.stem}.rknn"
+    TOOLS[made] = build(model, made)
     return [made]
 
 
 def load(model, first, threads):
     """See `main`."""
-    tool = TOOLS.get(model) or build(model.with_name("model.onnx"), model)
+    tool = TOOLS.get(model) or build(model.with_suffix(".onnx"), model)
     if tool.init_runtime():
         raise RefusedError("rknn-toolkit2's simulator does not start")
     return lambda batch: tool.inference(inputs=[batch], data_format="nchw")[0]
