@@ -5,6 +5,7 @@ first run), `dtype` and `shape` (of one image), `threads` and `seed`.
 """
 
 import json
+import os
 import runpy
 import shutil
 import subprocess
@@ -33,7 +34,9 @@ class Runtime:
 
     def __init__(self, distribution, load, convert, model, folder, batch, dtype, shape, threads, seed):
         self.distribution, self.load_file, self.convert = distribution, load, convert
-        self.model, self.folder, self.batch, self.threads = Path(model), Path(folder), batch, threads
+        self.model, self.folder = Path(model).resolve(), Path(folder).resolve()
+        self.batch, self.threads = batch, threads
+        os.chdir(self.folder)  # some leave files where they are run
         self.dtype, self.shape, self.seed = np.dtype(dtype), tuple(shape), seed
         self.files, self.runs = {}, {}
         self.convert_for(batch)
