@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, field, replace
 
 import torch
+from torch import Tensor
 
 from cdl_deploy.data.sources import ImageSource
 from cdl_deploy.run.config import OptimConfig, default_batch_size
@@ -22,6 +23,29 @@ from cdl_deploy.training.processes import Processes
 from cdl_deploy.training.progress import Progress, Stop
 from cdl_deploy.training.run_directory import RunDirectory
 from cdl_deploy.training.seeds import generator
+
+
+class KeptFeatures:
+    """What a closed-form head reads of test images, task by task, so that they are looked at once."""
+
+    LARGEST = 2**28
+    """Bytes that are kept at most; what is beyond is computed again."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self.tasks: dict[int, tuple[TaskImages, list[tuple[Tensor, Tensor]]]] = {}
+
+    def of(self, number: int, images: TaskImages) -> list[tuple[Tensor, Tensor]] | None:
+        """Batches of features [B, F] and labels [B] of a task's test images, if they are still these."""
+        before, kept = self.tasks.get(number, (None, None))
+        return kept if before is not None and before.same_as(images) else None
+
+    def keep(self, number: int, images: TaskImages, computed: list[tuple[Tensor, Tensor]]) -> None:
+        """For the tasks to come, as far as there is room."""
+        size = sum(features.nbytes for features, _ in computed)
+        if self.bytes + size <= self.LARGEST:
+            self.tasks[number] = images, computed
+            self.bytes += size
 
 
 @dataclass
@@ -45,6 +69,8 @@ class Run:
         self.data = TaskData(self.plans, record.tasks, self.sources, self.directory.load_heldout, record.skipped_images)
         self.preprocessing = record.preprocessing.views
         self.tests_on_device: dict[int, TaskImages] = {}
+        self.test_features: dict[Role, KeptFeatures] = {}
+        """Of learners whose features no later task changes."""
         positions = {name: i for i, name in enumerate(record.classes)}
         self.forgotten_positions = {positions[name] for name in record.forgotten}
         """Among the logits."""

@@ -144,7 +144,7 @@ def plan_run(config: RunConfig, out: Path | None = None, progress: Progress | No
         on_gpu = processes.device.type == "cuda"
     trained = [task for task in tasks if record.config.method.trains_in(task.number)]
     images_learned = sum(optim.epochs * task.train_images for task in trained)
-    images_tested = sum(sum(task.test_images for task in tasks[: number + 1]) for number in range(len(tasks)))
+    images_tested = sum(tested_in(number, tasks, record, pair) for number in range(len(tasks)))
     learned = {role: images_learned / speeds[role] for role in steps}
     if prepared.precomputed and learned:
         learned["teacher"] = 0.0
@@ -164,6 +164,13 @@ def plan_run(config: RunConfig, out: Path | None = None, progress: Progress | No
         tested=tested,
     )
     return Plan(record, tasks, parameters, estimate)
+
+
+def tested_in(position: int, tasks: list[PlannedTask], record: RunRecord, pair: TeacherStudent) -> int:
+    """Test images that a task looks at: those of all tasks so far, or, where no feature has changed, its own."""
+    closed_form = all(learner.closed_form is not None for learner in pair.learners.values())
+    stay = closed_form and not record.config.method.trains_in(tasks[position].number)
+    return sum(task.test_images for task in tasks[position if stay else 0 : position + 1])
 
 
 def count_parameters(learner: Learner, trains: bool = True) -> dict[str, int]:

@@ -11,13 +11,13 @@ import torch
 
 from cdl_deploy.evaluation.calibration import BINS, bin_sums, bins_of, expected_calibration_error
 from cdl_deploy.run.record import FittedHead, Role
-from cdl_deploy.training.context import Run, Task
+from cdl_deploy.training.context import KeptFeatures, Run, Task
 from cdl_deploy.training.data.loading import to_device
 from cdl_deploy.training.data.resident import ResidentImages
 from cdl_deploy.training.data.task_data import TaskImages
 from cdl_deploy.training.data.transforms import PixelTransform, evaluation_transform
 from cdl_deploy.training.fitting import evaluation_batches, fitted_head
-from cdl_deploy.training.models.learner import Learner, QueryEncoder, learner_logits
+from cdl_deploy.training.models.learner import Learner, QueryEncoder, learner_logits, learner_output
 from cdl_deploy.training.processes import Processes
 from cdl_deploy.training.progress import Stopped
 
@@ -48,13 +48,18 @@ def evaluate(run: Run, task: Task) -> tuple[list[TaskImages], dict[Role, FittedH
         if run.processes.count == 1 and run.stop():  # nothing is lost: what was learned is saved
             raise Stopped
 
+    trains = run.config.method.trains_in
+    if task.adapts or trains(task.number + 1):
+        run.test_features.clear()
     heads: dict[Role, FittedHead] = {}
     for role, learner in run.pair.learners.items():
         row = run.precomputed.accuracy_row(role, task.number, tests) if run.precomputed else None
         ece = None
         if row is None or learner.closed_form is not None:
+            stay = learner.closed_form is not None and learner.closed_form.fitted and not trains(task.number + 1)
+            kept = run.test_features.setdefault(role, KeptFeatures()) if stay else None
             tested = measure_learner(
-                run.pair.encoder, learner, shown, transform, workers, partial(on_images, role), run.processes
+                run.pair.encoder, learner, shown, transform, workers, partial(on_images, role), run.processes, kept
             )
             before = run.record.matrices.get(role, [])
             row = [before[-1][i] if value is None else value for i, value in enumerate(tested.row)]
@@ -108,26 +113,38 @@ def measure_learner(
     workers: int = 0,
     on_images: Callable[[int, int], None] = lambda done, total: None,
     processes: Processes | None = None,
+    kept: KeptFeatures | None = None,
 ) -> Tested:
     """Accuracy on each task's test images, choosing among all classes seen, and the calibration error over all.
 
-    Several processes divide every task's images among them.
+    Several processes divide every task's images among them. `kept`: what is known of images that were tested before,
+    of a learner with a closed-form head whose features have not changed since.
     """
     device = encoder.backbone.mean.device
     processes = processes or Processes(device)
     total, done, correct = sum(len(test.labels) for test in tests), 0, []
     bins = torch.zeros(3, BINS, dtype=torch.float64)
-    for test in tests:
+    for number, test in enumerate(tests, start=1):
         right = torch.zeros((), dtype=torch.int64, device=device)
-        for pixels, labels in evaluation_batches(test, transform, workers, processes) if test.labels else ():
-            confidence, predicted = (
-                learner_logits(encoder, learner, to_device(pixels, device)).softmax(dim=1).max(dim=1)
-            )
-            hits = predicted == to_device(labels, device)
+        known = None if kept is None else kept.of(number, test)
+        computed = []
+        for seen, labels in known or (evaluation_batches(test, transform, workers, processes) if test.labels else ()):
+            seen, labels = to_device(seen, device), to_device(labels, device)
+            if kept is None:
+                logits = learner_logits(encoder, learner, seen)
+            else:
+                assert learner.closed_form is not None
+                features = seen if known else learner.closed_form_features(learner_output(encoder, learner, seen))
+                logits = learner.closed_form(features)
+                computed.append((features, labels))
+            confidence, predicted = logits.softmax(dim=1).max(dim=1)
+            hits = predicted == labels
             right += hits.sum()
             bins += torch.from_numpy(bin_sums(confidence.double().cpu().numpy(), hits.cpu().numpy()))
             done += len(labels)
             on_images(min(total, done * processes.count), total)
+        if kept is not None and not known:
+            kept.keep(number, test, computed)
         correct.append(int(right))
     counts = processes.total(correct)
     row = [100 * count / len(test.labels) if test.labels else None for count, test in zip(counts, tests, strict=True)]

@@ -9,6 +9,7 @@ import itertools
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +21,9 @@ from cdl_deploy.cli import main
 from cdl_deploy.data.images import load_image
 from cdl_deploy.errors import CdlError, OptionError, RunError
 from cdl_deploy.run.config import DataConfig, MethodConfig, ModelConfig, OptimConfig, RunConfig
+from cdl_deploy.training import evaluation
 from cdl_deploy.training.checkpoint import load_run
+from cdl_deploy.training.context import KeptFeatures
 from cdl_deploy.training.data.transforms import evaluation_transform
 from cdl_deploy.training.loop import add_task, train
 from cdl_deploy.training.models.learner import learner_logits
@@ -180,6 +183,41 @@ def test_prompts_train_in_the_first_task_alone(photos, tmp_path, method, distill
         assert all(torch.equal(value, then[name]) for name, value in learner.method.state_dict().items())
         assert learner.closed_form.statistics.images == 12 * len(NAMES)
     assert set(record.tasks[-1].heads) == set(last.learners)
+
+
+def looked_at(monkeypatch):
+    """How often a test image passes through a backbone from here on: a list that grows."""
+    seen, batches = [], evaluation.evaluation_batches
+
+    def counting(test, *rest):
+        seen.extend(str(item) for item in test.items)
+        return batches(test, *rest)
+
+    monkeypatch.setattr(evaluation, "evaluation_batches", counting)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("method", "times"),
+    [
+        ({"train_teacher": True}, 1),
+        ({"method": "coda", "components_per_task": 2, "adapt": "first"}, 1),
+        ({"method": "coda", "components_per_task": 2, "adapt": "all"}, 3),
+    ],
+)
+def test_where_no_feature_changes_a_test_image_is_looked_at_once(photos, tmp_path, monkeypatch, method, times):
+    """And the accuracies are those of looking again after every task."""
+    teacher = method.pop("train_teacher", False)
+    config = frozen(photos, tasks=3, **method)
+    config = replace(config, models=replace(config.models, train_teacher=teacher))
+    seen = looked_at(monkeypatch)
+    record = train(config, tmp_path / "once")
+    first = [file for file in seen if Path(file).parent.name in record.tasks[0].classes]
+    assert len(first) == len(set(first)) * times * len(record.matrices)
+    monkeypatch.setattr(KeptFeatures, "LARGEST", 0)
+    again = train(config, tmp_path / "again")
+    assert len(seen) >= 2 * len(first)
+    assert (record.matrices, record.tasks[-1].heads) == (again.matrices, again.tasks[-1].heads)
 
 
 def test_cdl_head_solves_what_a_run_of_that_head_solves(photos, tmp_path):

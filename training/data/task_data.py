@@ -29,6 +29,15 @@ class TaskImages:
     pixels: Tensor | None = None
     """Preprocessed [n, 3, height, width] uint8, in place of `items`, where only these are left."""
 
+    def same_as(self, others: TaskImages) -> bool:
+        """Whether these are the same files, or the same arrays in memory, with the same labels."""
+        if self.pixels is not others.pixels or list(self.labels) != list(others.labels):
+            return False
+        if len(self.items) != len(others.items):
+            return False
+        pairs = zip(self.items, others.items, strict=True)
+        return all(one is other or (isinstance(one, Path) and one == other) for one, other in pairs)
+
 
 def hold_out(
     images: TaskImages, share: float, generator: torch.Generator | None = None
