@@ -15,8 +15,9 @@ image loses nothing. They are mostly zero: outputs are cut into groups, and each
 reads. Of an image whose shorter edge is right already they are ones and zeros, and its pixels stay what they are.
 
 Not the Resize operator: it resizes what the crop then throws away (a 1 × 40000 image would become 224 × 9 million),
-rounds once where PIL rounds twice, and runtimes differ on it: OpenVINO, MNN and ncnn drop its antialiasing in silence,
-MNN and ncnn its cubic coefficient as well. No `If` for images that need no resizing either: few runtimes take one.
+rounds once where PIL rounds twice, and runtimes differ on it: OpenVINO, MNN and ncnn drop its antialiasing in silence
+(findings/openvino_antialias.sh), MNN and ncnn its cubic coefficient as well. No `If` for images that need no resizing
+either: few runtimes take one.
 """
 
 from __future__ import annotations

@@ -11,7 +11,8 @@ TARGET = Target(
     labels="none",
     refused={
         "int8": "MNN's converter aborts on QDQ: convert fp32, and quantise with MNN's own tool",
-        "int8-dynamic": "MNN converts it and answers wrongly in silence: convert fp32, quantise with MNN's own tool",
+        "int8-dynamic": "MNN converts it and answers wrongly in silence beyond 32 tokens a thread: convert fp32, "
+        "quantise with MNN's own tool",
         "fp16": "MNN stores fp16 itself: mnnconvert --fp16",
     },
     tolerance=1e-3,
