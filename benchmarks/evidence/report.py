@@ -60,7 +60,8 @@ Better backbones for it: `--tune-teacher IMAGES` tunes the teacher's last blocks
 distils a student towards the teacher's tokens, `--student vit_192x12_patch14_98` one of half the width.
 """
 ABLATION = """\
-CODA, `--adapt first`, slda on the features; one thing changed each, with the same teacher; accuracy is that of the run.
+CODA, one thing changed each. Where one task adapts, slda is on the features, and the teacher is the same; where all do,
+heads are learned. Accuracy is that of the run.
 """
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from benchmarks.evidence.budget import Budget
 
+DISTILLATIONS = ("none", "kd", "kdp")
 RANPAC = {"head": "ridge", "random_features": 2000}
 HEADS: dict[str, dict[str, Any]] = {
     "slda": {"head": "slda"},
@@ -55,7 +56,7 @@ def of_method(method: str, adapt: str) -> list[Row]:
     heads = ("slda",) if adapt == "first" else ("learned", "slda")
     others = {"kdp": ("slda-no-kd",)}
     rows = []
-    for distill in ("none", "kd", "kdp"):
+    for distill in DISTILLATIONS:
         lender = f"{method}-kd-{adapt}" if distill == "kdp" else None
         own = (*heads, *others.get(distill, ()))
         rows.append(Row(f"{method}-{distill}-{adapt}", method, distill, adapt, own, teacher_of=lender))
@@ -70,23 +71,44 @@ def all_rows(budget: Budget) -> list[Row]:
 
 
 FIVEFOLD = "five times the epochs"
-CHANGES: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "none-longer": ("none", FIVEFOLD, {}),
-    "kdp-longer": ("kdp", FIVEFOLD, {}),
-    "kdp-head-only": ("kdp", "`--kd-token-start none --kd-prompt-length 0`: no token, no KD prompts",
-                      {"kd_token_start": "none", "kd_prompt_length": 0}),
-    "kdp-alpha": ("kdp", "`--alpha 0.25`", {"alpha": 0.25}),
-    "kdp-length": ("kdp", "`--kd-prompt-length 6`", {"kd_prompt_length": 6}),
-    "kdp-depth": ("kdp", "`--kd-prompt-blocks 2`", {"kd_prompt_blocks": 2}),
+
+
+@dataclass(frozen=True)
+class Change:
+    """One thing that is changed of CODA's row with this distillation and `--adapt`."""
+
+    distill: str
+    adapt: str
+    words: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        return ("slda",) if self.adapt == "first" else ("learned",)
+
+
+CHANGES: dict[str, Change] = {
+    "none-longer": Change("none", "first", FIVEFOLD),
+    "kdp-longer": Change("kdp", "first", FIVEFOLD),
+    "kdp-head-only": Change("kdp", "first", "`--kd-token-start none --kd-prompt-length 0`: no token, no KD prompts",
+                            {"kd_token_start": "none", "kd_prompt_length": 0}),
+    "kdp-alpha": Change("kdp", "first", "`--alpha 0.25`", {"alpha": 0.25}),
+    "kdp-length": Change("kdp", "first", "`--kd-prompt-length 6`", {"kd_prompt_length": 6}),
+    "kdp-depth": Change("kdp", "first", "`--kd-prompt-blocks 2`", {"kd_prompt_blocks": 2}),
+    "none-all-longer": Change("none", "all", FIVEFOLD),
+    "kd-all-longer": Change("kd", "all", FIVEFOLD),
+    "kdp-all-longer": Change("kdp", "all", FIVEFOLD),
 }  # fmt: skip
-"""What is changed of CODA, adapt first, slda: its distillation, in words, and the options."""
 
 
 def ablation_rows(budget: Budget) -> list[Row]:
-    """One thing changed each; the teacher is that of KD, as in the table."""
+    """One thing changed each. The teacher is that of KD, as in the table; more epochs in every task have their own."""
     rows = []
-    for name, (distill, words, options) in CHANGES.items():
-        own = {"epochs": 5 * budget.epochs} if words == FIVEFOLD else options
-        lender = "coda-kd-first" if distill == "kdp" else None
-        rows.append(Row(f"coda-{name}", "coda", distill, "first", ("slda",), own, lender))
+    for name, change in CHANGES.items():
+        if change.adapt not in budget.adapts:
+            continue
+        own = {"epochs": 5 * budget.epochs} if change.words == FIVEFOLD else change.options
+        lender = "coda-kd-first" if change.adapt == "first" else "coda-kd-all-longer"
+        teacher = lender if change.distill == "kdp" else None
+        rows.append(Row(f"coda-{name}", "coda", change.distill, change.adapt, change.heads, own, teacher))
     return rows

@@ -8,7 +8,7 @@ from statistics import mean
 from typing import Any
 
 from benchmarks.evidence.records import METRIC, Records, gain, spread
-from benchmarks.evidence.rows import CHANGES, FROZEN, Row, same_head
+from benchmarks.evidence.rows import CHANGES, DISTILLATIONS, FROZEN, Change, Row, same_head
 
 NAMES = {"coda": "CODA", "l2p": "L2P", "none": "alone", "kd": "KD", "kdp": "KDP"}
 
@@ -122,14 +122,19 @@ def second_table(records: Records) -> str:
 
 
 def ablation_table(records: Records) -> str:
-    """CODA, adapt first, slda, with one thing changed; nothing where nothing was measured."""
-    lines = ruled("", "changed", "student", "forgetting, standard")
-    rows = {"none-first": ("none", "", {}), "kdp-first": ("kdp", "", {}), **CHANGES}
-    for name, (distill, words, _) in rows.items():
-        found = [records.of_role(f"coda-{name}", "slda", "student", key) for key in (METRIC, "forgetting_standard")]
-        if found[0]:
-            lines.append(f"| CODA, {NAMES[distill]} | {words} | " + " | ".join(map(spread, found)) + " |")
-    return "\n".join(lines) if any((f"coda-{name}", "slda") in records.rows for name in CHANGES) else ""
+    """CODA with one thing changed, slda where one task adapts, a learned head where all do; nothing where nothing was
+    measured."""
+    lines = ruled("", "adapt", "head", "changed", "student", "teacher", "student's forgetting, standard")
+    base = {f"{distill}-{adapt}": Change(distill, adapt, "") for adapt in ("first", "all") for distill in DISTILLATIONS}
+    changed = sorted({**base, **CHANGES}.items(), key=lambda item: item[1].adapt != "first")
+    for name, change in changed:
+        for head in change.heads:
+            found = [records.of_role(f"coda-{name}", head, role, METRIC) for role in ("student", "teacher")]
+            found.append(records.of_role(f"coda-{name}", head, "student", "forgetting_standard"))
+            if found[0]:
+                words = [f"CODA, {NAMES[change.distill]}", change.adapt, head, change.words]
+                lines.append("| " + " | ".join([*words, *map(spread, found)]) + " |")
+    return "\n".join(lines) if any(row.removeprefix("coda-") in CHANGES for row, _ in records.rows) else ""
 
 
 def features_table(results: Path) -> str:
