@@ -9,7 +9,8 @@ time         ViT-S/16 at 224 with random weights, 10 known classes, two threads:
 size         the same with 1,000 known classes: `Learner.save` after one more addition, and the peak memory of a process
              that does nothing else, against the file.
 browser      the first model on the page of `cdl export --web`, in Chromium: the same 20 images learned and classified.
-solve        what JavaScript makes of sums of so many features, in Node.js: the first time in a process, and the median.
+solve        processor time of its part that solves the head, by number of features, in Node.js: the first time, and the
+             median.
 digits       scikit-learn's digits with the packaged student, frozen: a run of the first five, exported, then learns
              the other five one by one or at once, beside a softmax head that is trained by gradients.
 photographs  the same of classes of CIFAR-100, with the public backbone (`--weights`, as for heads_photographs.py),

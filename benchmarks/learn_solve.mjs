@@ -1,4 +1,4 @@
-// Part of learn.py: seconds that the web page's modules take to solve a head from sums. `node learn_solve.mjs ROUNDS`
+// Part of learn.py: processor time that the web page's modules need to solve a head, in seconds. `node learn_solve.mjs ROUNDS`
 import { gather, merge } from "../examples/web/src/learn/statistics.js";
 import { normals } from "../examples/web/src/learn/normals.js";
 import { solveHead } from "../examples/web/src/learn/head.js";
@@ -22,10 +22,10 @@ function sums(D) {
 }
 
 function timed(work) {
-  const [began, used] = [performance.now(), process.cpuUsage()];
+  const used = process.cpuUsage();
   work();
   const { user, system } = process.cpuUsage(used);
-  return [(performance.now() - began) / 1000, (user + system) / 1e6];
+  return (user + system) / 1e6;
 }
 
 const median = (values) => values.sort((a, b) => a - b)[Math.floor(values.length / 2)];
@@ -37,9 +37,8 @@ for (const [kind, D] of [["slda", 384], ["slda", 768], ["slda", 1152], ["ridge",
   found.push({
     head: kind,
     features: D,
-    "the first time": first[0],
-    seconds: median(rounds.map(([seconds]) => seconds)),
-    "of processor time": median(rounds.map(([, processor]) => processor)),
+    "the first time": first,
+    median: median(rounds),
   });
 }
 console.log(JSON.stringify(found));
