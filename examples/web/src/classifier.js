@@ -41,9 +41,15 @@ export const classify = (bitmap) => ask("classify", bitmap, [bitmap]);
 /** Take an ImageBitmap, which is handed over, for what is to be learned; returns how many there are. */
 export const collect = (bitmap) => ask("collect", bitmap, [bitmap]);
 
+/** Get ready to learn, so that it is quick when there are pictures. */
+export const prepare = () => ask("prepare");
+
 /** Learn what was collected as class `name`, or do not. All but `discard` return what the model knows then. */
 export const learn = (name) => ask("learn", name);
 export const discard = () => ask("discard");
+
+/** Keep what was learned for the next visit; whether this browser does. */
+export const store = () => ask("store");
 export const undo = () => ask("undo");
 export const forget = (name) => ask("forget", name);
 export const reset = () => ask("reset");

@@ -1,7 +1,8 @@
 // Teaching: a name, pictures from the camera or from files, and the model knows it. The worker does the work.
 import { isRunning, record } from "./camera.js";
 import { classes } from "./results.js";
-import { collect, decode, discard, forget, isUnreadable, learn, open, reset, save, undo, UNREADABLE } from "./classifier.js";
+import { collect, decode, discard, isUnreadable, UNREADABLE } from "./classifier.js";
+import { forget, learn, open, prepare, reset, save, store, undo } from "./classifier.js";
 
 const element = (id) => document.getElementById(id);
 const say = (text) => (element("teach-status").textContent = text);
@@ -25,6 +26,7 @@ export function offerTeaching(given) {
     teachFiles([...target.files]);
     target.value = "";
   });
+  name.addEventListener("focus", () => prepare().catch(() => undefined), { once: true }); // learning says what is wrong
   name.addEventListener("keydown", (event) => {
     if (event.key !== "Enter") return;
     event.preventDefault(); // the button would be clicked
@@ -152,16 +154,19 @@ function stopRecording() {
 }
 
 async function finish(unread = []) {
+  const began = performance.now(); // the last picture has just been looked at
   const before = new Set(page.classes);
   const own = name.value.trim();
   say(`Learning “${own}”…`);
   const said = await learn(own);
+  const { duration } = performance.measure("learn", { start: began });
   update(said);
+  const isKept = await store(); // after it is known: with many classes taught that takes as long again
   const few = said.images === 1 ? " That is little: show it from other sides, too." : "";
-  const seconds = (said.milliseconds / 1000).toFixed(1);
+  const seconds = (duration / 1000).toFixed(1);
   const what = before.has(own) ? "Knows it better now" : `Knows ${classes(page.classes.length)} now`;
   const left = unread.length ? ` Left out: ${unread.join(". ")}.` : "";
-  say(`Learned “${own}” from ${pictures(said.images)} in ${seconds} s. ${what}.${few}${reloads(said)}${left}`);
+  say(`Learned “${own}” from ${pictures(said.images)} in ${seconds} s. ${what}.${few}${reloads({ isKept })}${left}`);
 }
 
 function forgetClass() {

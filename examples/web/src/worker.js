@@ -18,6 +18,7 @@ let metadata; // of the open file
 let about; // what they say
 let files; // how to get the bytes of the open file and of its statistics again: `{ model, statistics }`
 let learner; // once something has been taught
+let untaught; // promise of a learner of the open file
 let loaded; // the two files that somebody opened in place of the page's own
 let collected = []; // features of the pictures that are being taken
 
@@ -28,7 +29,7 @@ ort.env.wasm.wasmPaths = {
 // Without cross-origin isolation there is no shared memory, and so one thread; sw.js brings it about.
 ort.env.wasm.numThreads = self.crossOriginIsolated ? Math.min(4, navigator.hardwareConcurrency || 1) : 1;
 
-const tasks = { load, classify, collect, discard, learn, undo, forget, save, open, reset };
+const tasks = { load, classify, prepare, collect, discard, learn, store, undo, forget, save, open, reset };
 
 self.onmessage = async ({ data: { id, task, given } }) => {
   try {
@@ -68,6 +69,16 @@ async function openFiles(pair) {
   learner = opened;
 }
 
+/** What has been taught, or can be. */
+async function taught() {
+  if (learner) return learner;
+  untaught ??= files.statistics().then((statistics) => new Learner(metadata, statistics));
+  return untaught.catch((error) => {
+    untaught = null; // the network may be back the next time
+    throw error;
+  });
+}
+
 async function start(model) {
   // 3: errors only. Warnings are about how graphs are written, nothing that a visitor can act on.
   const opened = await ort.InferenceSession.create(model, { executionProviders: ["wasm"], logSeverityLevel: 3 });
@@ -76,7 +87,7 @@ async function start(model) {
   metadata = metadataOf(model);
   about = describe(metadata);
   outputs = [...OUTPUTS, ...["features", "distance"].filter((name) => session.outputNames.includes(name))];
-  learner = null;
+  learner = untaught = null;
   collected = [];
   await session.run({ image: new ort.Tensor("uint8", new Uint8Array(64 * 64 * 3), [1, 64, 64, 3]) }, OUTPUTS); // warm up
 }
@@ -84,7 +95,8 @@ async function start(model) {
 /** Take up what was taught before the page was loaded; returns what there is to say about it. */
 async function restore(kept) {
   try {
-    learner ??= new Learner(metadata, await files.statistics());
+    learner = await taught();
+    untaught = null;
     if (kept.base === about.statistics.sha256 && kept.features === about.features) return void learner.resume(kept);
     learner.adopt(kept);
     return "The page has a newer model; what was taught here has been added to it";
@@ -155,6 +167,11 @@ function answerOf({ features, task_scores }) {
   };
 }
 
+/** Do ahead what the first solve would have to wait for: the statistics, random numbers, compiled loops. */
+async function prepare() {
+  (await taught()).warmUp();
+}
+
 /** One more picture of what is to be learned; returns how many there are. */
 async function collect(bitmap) {
   const { features } = await session.run({ image: pixels(bitmap) }, ["features"]);
@@ -168,14 +185,12 @@ function discard() {
 
 /** Learn class `name` from the pictures that were collected. */
 async function learn(name) {
-  const began = performance.now();
   const rows = collected;
   collected = [];
-  const fresh = learner ?? new Learner(metadata, await files.statistics());
+  const fresh = await taught();
   fresh.add(name, rows);
-  learner = fresh;
-  const milliseconds = performance.now() - began;
-  return { images: rows.length, milliseconds, isKept: await store(), ...told() };
+  [learner, untaught] = [fresh, null];
+  return { images: rows.length, ...told() };
 }
 
 async function undo() {
@@ -186,16 +201,16 @@ async function undo() {
 
 /** Take a class away for good. */
 async function forget(name) {
-  const fresh = learner ?? new Learner(metadata, await files.statistics());
+  const fresh = await taught();
   fresh.forget(name);
-  learner = fresh;
+  [learner, untaught] = [fresh, null];
   return { isKept: await store(), ...told() };
 }
 
 /** Keep what was taught for the next visit; whether that was possible. */
 async function store() {
-  const taught = { base: learner.opened.statistics.sha256, features: learner.opened.features, loaded, ...learner.kept() };
-  return keep(site.page, taught).then(
+  const { statistics, features } = learner.opened;
+  return keep(site.page, { base: statistics.sha256, features, loaded, ...learner.kept() }).then(
     () => true,
     () => false,
   );
@@ -205,8 +220,7 @@ async function store() {
 async function save() {
   const model = await files.model();
   const stem = (loaded?.model.name ?? `${about.role}.onnx`).replace(/( \(\d+\))?\.onnx$/, "");
-  learner ??= new Learner(metadata, await files.statistics());
-  const made = learner.save(model, stem);
+  const made = (await taught()).save(model, stem);
   return [
     { name: made.model.name, blob: new Blob(made.model.pieces, { type: "application/octet-stream" }) },
     { name: made.statistics.name, blob: new Blob([made.statistics.content], { type: "application/octet-stream" }) },

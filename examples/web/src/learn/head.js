@@ -29,13 +29,12 @@ export function solveHead(sums, rule) {
   let temperature = 1;
   if (classes.length > 1) {
     const { layer } = layerOf(world.sums, rule, solved.chosen, judge);
-    temperature = fitTemperature(scoresOf(layer, world, classes.length), world.labels, classes.length) * factor;
+    temperature = fitTemperature(scoresOf(layer, world), world.labels, classes.length) * factor;
   }
-  const distances = distancesTo(mahalanobis(world.sums, judge, false), world.features, world.labels.length);
   return {
     ...exported(solved.layer, temperature, classes.length > 1 ? factor : 1, sums.classes, classes),
-    distance: mahalanobis(sums, noise, true),
-    threshold: rounded(percentile(distances, PERCENT)),
+    distance: exportedDistance(sums, noise),
+    threshold: rounded(percentile(distancesIn(world, judge), PERCENT)),
   };
 }
 
@@ -55,7 +54,7 @@ function byContent({ classes, means }) {
 /** ρ and the factor L of the shrunk covariance Σ_ρ. */
 function noiseOf(sums, shrinkage) {
   const D = dimension(sums);
-  const covariance = sums.scatter.map((value) => value / Math.max(sums.noiseImages, 1));
+  const covariance = times(sums.scatter, 1 / Math.max(sums.noiseImages, 1));
   const mean = trace(covariance, D) / D;
   if (!(mean > 0)) {
     const spread = trace(regression(sums, true).gram, D) / D / Math.max(images(sums), 1);
@@ -107,40 +106,49 @@ function layerOf(sums, rule, chosen, noise) {
   return { layer: { weight, bias }, chosen: rho };
 }
 
-/** Sums as they could have come out, and fresh images: what temperature and threshold are judged on. */
+/**
+ * Sums as they could have come out, and fresh images, which judge temperature and threshold. Image r, of class c =
+ * labels[r], is φ = wide[c] · factor · standard[r] + centres[c]: it is not made, as what is asked of it costs less so.
+ */
 function worldOf(sums, { L, D }) {
   const C = sums.classes.length;
   const wide = relativeVariance(sums).map(Math.sqrt);
   const freedom = Math.max(sums.noiseImages - C, 1);
-  const scale = Math.sqrt(Math.max(sums.noiseImages / freedom, 1));
-  const factor = L.map((value) => value * scale);
-  const means = timesTransposed(normals(11, C * D), factor, C, D, D, { lower: true });
+  const factor = times(L, Math.sqrt(Math.max(sums.noiseImages / freedom, 1)));
+  const means = timesTransposed(normals(11, C * D), factor, C, D, D, { lower: "b" });
   for (let i = 0; i < means.length; i++) {
     const c = Math.floor(i / D);
     means[i] = sums.means[i] + (means[i] * wide[c]) / Math.sqrt(sums.counts[c]);
   }
   const each = Math.ceil(FRESH / C);
   const labels = Array.from({ length: C * each }, (_, i) => Math.floor(i / each));
-  const features = timesTransposed(normals(14, labels.length * D), factor, labels.length, D, D, { lower: true });
-  labels.forEach((c, r) => {
-    for (let d = 0; d < D; d++) features[r * D + d] = features[r * D + d] * wide[c] + sums.means[c * D + d];
-  });
+  const standard = normals(14, labels.length * D);
   const scatter = scatterOf(factor, freedom, D);
-  return { sums: { ...sums, means, scatter }, features, labels };
+  return { sums: { ...sums, means, scatter }, wide, factor, centres: sums.means, labels, standard };
 }
 
 /** factor · W · factorᵀ with W ~ Wishart(freedom, I). */
 function scatterOf(factor, freedom, D) {
   const direct = freedom <= DIRECT * D;
-  const root = direct ? normals(12, D * freedom) : bartlett(freedom, D);
-  const columns = direct ? freedom : D;
-  const standard = timesTransposed(root, root, D, D, columns, { half: true });
-  const across = transposed(timesTransposed(standard, factor, D, D, D, { lower: true }), D, D);
-  return timesTransposed(across, factor, D, D, D, { lower: true, half: true });
+  if (direct && freedom < D) {
+    const drawn = transposed(normals(12, D * freedom), D, freedom);
+    const root = transposed(timesTransposed(drawn, factor, freedom, D, D, { lower: "b" }), freedom, D);
+    return timesTransposed(root, root, D, D, freedom, { half: true });
+  }
+  const standard = direct ? gathered(freedom, D) : bartlett(freedom, D);
+  const root = timesTransposed(factor, transposed(standard, D, D), D, D, D, { lower: "a", upper: "b" });
+  return timesTransposed(root, root, D, D, D, { lower: "ab", half: true });
 }
 
+/** Lower triangular A with A Aᵀ = W, where W is summed from as many draws. */
+function gathered(freedom, D) {
+  const drawn = normals(12, D * freedom);
+  return lowerFactor(timesTransposed(drawn, drawn, D, D, freedom, { half: true }), D);
+}
+
+/** The same where W is drawn as such. */
 function bartlett(freedom, D) {
-  const root = normals(12, D * D).slice();
+  const root = Float64Array.from(normals(12, D * D));
   const diagonal = normals(13, D);
   for (let i = 0; i < D; i++) {
     root.fill(0, i * D + i, (i + 1) * D);
@@ -156,10 +164,33 @@ function relativeVariance(sums) {
   return sums.spread.map((value, c) => (value / mean + PRIOR) / (sums.counts[c] - 1 + PRIOR));
 }
 
-function scoresOf({ weight, bias }, { features, labels }, C) {
-  const scores = timesTransposed(features, weight, labels.length, C, weight.length / C);
-  for (let i = 0; i < scores.length; i++) scores[i] += bias[i % C];
+/** The scores [n, C] of the world's fresh images. */
+function scoresOf({ weight, bias }, { factor, wide, centres, labels, standard }) {
+  const C = bias.length;
+  const D = weight.length / C;
+  const standardised = timesTransposed(weight, transposed(factor, D, D), C, D, D, { upper: "b" });
+  const scores = timesTransposed(standard, standardised, labels.length, C, D);
+  const level = timesTransposed(centres, weight, C, C, D); // [class of the image, class]
+  labels.forEach((own, r) => {
+    for (let c = 0; c < C; c++) scores[r * C + c] = wide[own] * scores[r * C + c] + level[own * C + c] + bias[c];
+  });
   return scores;
+}
+
+/** How far the world's fresh images are from the nearest of its means, by the factor L of its covariance: [n]. */
+function distancesIn({ sums, factor, wide, centres, labels, standard }, { L, D }) {
+  const C = sums.classes.length;
+  const { centre, offset } = centred(sums.means, C, D);
+  const means = solveLower(L, offset, C, D);
+  const places = solveLower(L, centres.map((value, i) => value - centre[i % D]), C, D);
+  const across = solveLower(L, transposed(factor, D, D), D, D, { upper: true }); // (L⁻¹ factor)ᵀ
+  const z = timesTransposed(standard, transposed(across, D, D), labels.length, D, D, { lower: "b" });
+  labels.forEach((own, r) => {
+    for (let d = 0; d < D; d++) z[r * D + d] = wide[own] * z[r * D + d] + places[own * D + d];
+  });
+  const products = timesTransposed(z, means, labels.length, C, D);
+  const squares = squaresOf(means, C, D);
+  return Float64Array.from(labels, (_, r) => nearest(z, r, squares, (c) => products[r * C + c], D));
 }
 
 /** The layer divided by its temperature, free of what all classes share, rounded where training rounds it. */
@@ -180,18 +211,24 @@ function exported({ weight, bias }, temperature, factor, classes, ordered) {
 }
 
 /** `{ centre [D], inverse [D, D], means [C, D], squares [C] }`, where `inverse` is Fᵀ, lower triangular, F Fᵀ = Σ_ρ⁻¹. */
-function mahalanobis(sums, { L, D }, short) {
+function exportedDistance(sums, { L, D }) {
   const C = sums.classes.length;
+  const { centre, offset } = centred(sums.means, C, D);
   const inverse = inverseLower(L, D);
-  const centre = new Float64Array(D);
-  sums.means.forEach((value, i) => (centre[i % D] += value / C));
-  const offset = sums.means.map((value, i) => value - centre[i % D]);
-  if (short) roundColumns(inverse, steps(L, offset, C, D));
-  let means = timesTransposed(offset, inverse, C, D, D, { lower: true });
-  if (short) means = means.map((value) => Math.round(value * 2 ** MEAN_BITS) / 2 ** MEAN_BITS);
-  const squares = Float64Array.from(sums.counts, (_, c) => dot(means, c * D, means, c * D, D));
-  return { centre, inverse, means, squares, C, D };
+  roundColumns(inverse, steps(L, offset, C, D));
+  const means = timesTransposed(offset, inverse, C, D, D, { lower: "b" });
+  for (let i = 0; i < means.length; i++) means[i] = Math.round(means[i] * 2 ** MEAN_BITS) / 2 ** MEAN_BITS;
+  return { centre, inverse, means, squares: squaresOf(means, C, D), D };
 }
+
+/** The mean of the class means, and how they differ from it. */
+function centred(means, C, D) {
+  const centre = new Float64Array(D);
+  means.forEach((value, i) => (centre[i % D] += value / C));
+  return { centre, offset: means.map((value, i) => value - centre[i % D]) };
+}
+
+const squaresOf = (rows, n, D) => Float64Array.from({ length: n }, (_, r) => dot(rows, r * D, rows, r * D, D));
 
 /** Of each feature, the power of two of which its numbers in F are multiples: 2⁻⁷ over its spread, or less. */
 function steps(L, offset, C, D) {
@@ -204,19 +241,22 @@ function steps(L, offset, C, D) {
 
 function roundColumns(matrix, steps) {
   const D = steps.length;
-  for (let i = 0; i < matrix.length; i++) matrix[i] = Math.round(matrix[i] / steps[i % D]) * steps[i % D];
+  for (let i = 0; i < D; i++) {
+    for (let j = 0; j <= i; j++) matrix[i * D + j] = Math.round(matrix[i * D + j] / steps[j]) * steps[j];
+  }
 }
 
-/** The distance of each of `n` images φ [n, D] to the nearest class. */
-export function distancesTo({ centre, inverse, means, squares, C, D }, features, n) {
-  const offset = features.map((value, i) => value - centre[i % D]);
-  const z = timesTransposed(offset, inverse, n, D, D, { lower: true });
-  const products = timesTransposed(z, means, n, C, D);
-  return Float64Array.from({ length: n }, (_, r) => {
-    let nearest = Infinity;
-    for (let c = 0; c < C; c++) nearest = Math.min(nearest, squares[c] - 2 * products[r * C + c]);
-    return Math.sqrt(Math.max(dot(z, r * D, z, r * D, D) + nearest, 0));
-  });
+/** The distance of an image φ [D] to the nearest class. */
+export function distanceTo({ centre, inverse, means, squares, D }, features) {
+  const offset = features.map((value, d) => value - centre[d]);
+  const z = offset.map((_, i) => dot(offset, 0, inverse, i * D, i + 1));
+  return nearest(z, 0, squares, (c) => dot(z, 0, means, c * D, D), D);
+}
+
+/** The distance of row r of z to the nearest mean; `squares`: of the means' lengths, `product(c)`: of the row with mean c. */
+function nearest(z, r, squares, product, D) {
+  const least = squares.reduce((least, square, c) => Math.min(least, square - 2 * product(c)), Infinity);
+  return Math.sqrt(Math.max(dot(z, r * D, z, r * D, D) + least, 0));
 }
 
 function percentile(values, percent) {
@@ -231,4 +271,10 @@ function rounded(threshold) {
   if (!(threshold > 0)) return 0;
   const unit = 10 ** (Math.floor(Math.log10(threshold)) - 3);
   return Number((Math.ceil(threshold / unit) * unit).toPrecision(4));
+}
+
+function times(values, factor) {
+  const out = new Float64Array(values.length);
+  for (let i = 0; i < out.length; i++) out[i] = factor * values[i];
+  return out;
 }

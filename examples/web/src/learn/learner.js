@@ -3,7 +3,7 @@
 import { asItIs, learnedBundle, readBundle, summary, writeBundle } from "./bundle.js";
 import { editsFor } from "./edits.js";
 import { featureMap } from "./features.js";
-import { distancesTo, solveHead } from "./head.js";
+import { distanceTo, solveHead } from "./head.js";
 import { dot } from "./matrix.js";
 import { checkName } from "./names.js";
 import { metadataOf, OnnxFile } from "./onnx-file.js";
@@ -136,6 +136,11 @@ export class Learner {
     this.solved = null;
   }
 
+  /** Solve once, so that the next time is quick: random numbers are drawn and loops compiled then. */
+  warmUp() {
+    solveHead(this.total, this.rule);
+  }
+
   /** The head, solved where that has not been done: `{ weight, bias, distance, threshold }`. */
   get head() {
     this.solved ??= solveHead(this.total, this.rule);
@@ -156,7 +161,7 @@ export class Learner {
     const best = Math.max(...logits);
     const shares = logits.map((value) => Math.exp(value - best));
     const sum = shares.reduce((all, value) => all + value, 0);
-    const [far] = distancesTo(distance, values, 1);
+    const far = distanceTo(distance, values);
     const { threshold } = this;
     return {
       logits,

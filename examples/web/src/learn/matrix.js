@@ -1,73 +1,87 @@
-// Dense linear algebra on Float64Array, row by row. Every product is of rows with rows, which lie in memory as they are
-// read, four by two at a time.
+// Dense linear algebra on Float64Array, row by row. Every product is of rows with rows, sixteen sums at a time (tile.js).
+import { outer, room } from "./tile.js";
 
+const SIDE = 4; // of a tile
 const PANEL = 64; // rows of A, and
 const DEPTH = 256; // columns, that stay in a processor's cache while B passes by
 
+/** Rows of a matrix from place `at` on, `stride` numbers apart. */
+export const part = (values, stride, at = 0) => ({ values, stride, at });
+
 /**
- * A [n, k] · B [m, k]ᵀ → [n, m]. `lower`: B is lower triangular, of which the zeros are not read. `half`: the result is
- * symmetric, and only what is needed of it is computed.
+ * out += sign · A [n, k] · B [m, k]ᵀ, all three of them `part`s.
+ *
+ * What is zero is passed over: `lower`, `upper`: of "a" or "b" or of both "ab", where row i is zero behind, or before,
+ * column i. `half`: of the result only what is on and below the diagonal is needed; above it there may be anything.
  */
-export function timesTransposed(a, b, n, m, k, { lower = false, half = false } = {}) {
-  const out = new Float64Array(n * m);
+export function addProduct(out, a, b, n, m, k, { sign = 1, lower = "", upper = "", half = false } = {}) {
+  const [aLower, bLower] = [lower.includes("a"), lower.includes("b")];
+  const [aUpper, bUpper] = [upper.includes("a"), upper.includes("b")];
+  const startA = SIDE * SIDE; // the tile's result comes before
+  const startB = startA + PANEL * DEPTH;
   for (let from = 0; from < k; from += DEPTH) {
+    const depth = Math.min(DEPTH, k - from);
+    const memory = room(startB + (m + SIDE) * depth);
+    pack(memory, startB, b, 0, m, from, depth);
     for (let top = 0; top < n; top += PANEL) {
       const bottom = Math.min(n, top + PANEL);
-      for (let j = lower ? from : 0; j < (half ? Math.min(m, bottom) : m); j += 2) {
-        const end = Math.min(k, from + DEPTH, lower ? j + 2 : k);
-        for (let i = half ? Math.max(top, j - (j % 4)) : top; i < bottom; i += 4) {
-          if (j + 2 <= m && i + 4 <= bottom) block(a, b, out, i, j, m, k, from, end);
-          else edge(a, b, out, i, Math.min(i + 4, bottom), j, Math.min(j + 2, m), m, k, from, end);
+      if ((aLower && from >= bottom) || (aUpper && from + depth <= top)) continue;
+      pack(memory, startA, a, top, bottom, from, depth);
+      for (let j = bLower ? from - (from % SIDE) : 0; j < (half ? Math.min(m, bottom) : m); j += SIDE) {
+        if (bUpper && j >= from + depth) break;
+        for (let i = half ? Math.max(top, j) : top; i < bottom; i += SIDE) {
+          const first = Math.max(0, aUpper ? i - from : 0, bUpper ? j - from : 0);
+          const last = Math.min(depth, aLower ? i + SIDE - from : depth, bLower ? j + SIDE - from : depth);
+          if (first >= last) continue;
+          outer(startA + (i - top) * depth + SIDE * first, startB + j * depth + SIDE * first, last - first);
+          const at = out.at + i * out.stride + j;
+          if (i + SIDE <= bottom && j + SIDE <= m) addTile(out.values, at, out.stride, sign, memory);
+          else addEdge(out.values, at, out.stride, sign, memory, bottom - i, m - j);
         }
       }
     }
   }
-  return half ? mirrorLower(out, n) : out;
 }
 
-function edge(a, b, out, top, bottom, left, right, m, k, from, end) {
-  for (let i = top; i < bottom; i++) {
-    for (let j = left; j < right; j++) out[i * m + j] += dot(a, i * k + from, b, j * k + from, end - from);
+function addTile(values, at, stride, sign, memory) {
+  for (let t = 0; t < 16; t += 4, at += stride) {
+    values[at] += sign * memory[t];
+    values[at + 1] += sign * memory[t + 1];
+    values[at + 2] += sign * memory[t + 2];
+    values[at + 3] += sign * memory[t + 3];
   }
 }
 
-/** Four rows by two: eight sums that stay in registers. */
-function block(a, b, out, i, j, m, k, from, end) {
-  let p0 = i * k + from;
-  let p1 = p0 + k;
-  let p2 = p1 + k;
-  let p3 = p2 + k;
-  let q0 = j * k + from;
-  let q1 = q0 + k;
-  let s00 = 0, s01 = 0, s10 = 0, s11 = 0, s20 = 0, s21 = 0, s30 = 0, s31 = 0;
-  for (let t = from; t < end; t++) {
-    const x = b[q0++];
-    const y = b[q1++];
-    const a0 = a[p0++];
-    const a1 = a[p1++];
-    const a2 = a[p2++];
-    const a3 = a[p3++];
-    s00 += a0 * x;
-    s01 += a0 * y;
-    s10 += a1 * x;
-    s11 += a1 * y;
-    s20 += a2 * x;
-    s21 += a2 * y;
-    s30 += a3 * x;
-    s31 += a3 * y;
+function addEdge(values, at, stride, sign, memory, rows, columns) {
+  for (let y = 0; y < Math.min(SIDE, rows); y++, at += stride) {
+    for (let x = 0; x < Math.min(SIDE, columns); x++) values[at + x] += sign * memory[SIDE * y + x];
   }
-  let at = i * m + j;
-  out[at] += s00;
-  out[at + 1] += s01;
-  at += m;
-  out[at] += s10;
-  out[at + 1] += s11;
-  at += m;
-  out[at] += s20;
-  out[at + 1] += s21;
-  at += m;
-  out[at] += s30;
-  out[at + 1] += s31;
+}
+
+/** Copy columns of the rows from `top` on: four rows next to each other, number by number; behind the last row zeros. */
+function pack(memory, start, { values, stride, at }, top, bottom, from, depth) {
+  let to = start;
+  let i = top;
+  for (; i + SIDE <= bottom; i += SIDE) {
+    let p = at + i * stride + from;
+    for (const end = p + depth; p < end; p++, to += SIDE) {
+      memory[to] = values[p];
+      memory[to + 1] = values[p + stride];
+      memory[to + 2] = values[p + 2 * stride];
+      memory[to + 3] = values[p + 3 * stride];
+    }
+  }
+  if (i === bottom) return;
+  for (let t = 0; t < depth; t++) {
+    for (let y = 0; y < SIDE; y++, to++) memory[to] = i + y < bottom ? values[at + (i + y) * stride + from + t] : 0;
+  }
+}
+
+/** A [n, k] · B [m, k]ᵀ → [n, m]; options as `addProduct` has them, and with `half` the result is symmetric. */
+export function timesTransposed(a, b, n, m, k, options = {}) {
+  const out = new Float64Array(n * m);
+  addProduct(part(out, m), part(a, k), part(b, k), n, m, k, options);
+  return options.half ? mirrorLower(out, n) : out;
 }
 
 /** Σ over `count` numbers of a from `p` on times b from `q` on. */
@@ -91,14 +105,24 @@ export function addScaled(out, o, row, p, factor, count) {
 
 /** Copy what is below the diagonal of a square matrix to above it. */
 export function mirrorLower(matrix, size) {
-  for (let i = 0; i < size; i++) for (let j = 0; j < i; j++) matrix[j * size + i] = matrix[i * size + j];
+  for (let top = 0; top < size; top += PANEL) {
+    for (let left = 0; left <= top; left += PANEL) {
+      for (let i = top; i < Math.min(size, top + PANEL); i++) {
+        for (let j = left; j < Math.min(i, left + PANEL); j++) matrix[j * size + i] = matrix[i * size + j];
+      }
+    }
+  }
   return matrix;
 }
 
 /** A [n, m] → Aᵀ [m, n]. */
 export function transposed(a, n, m) {
   const out = new Float64Array(n * m);
-  for (let i = 0; i < n; i++) for (let j = 0; j < m; j++) out[j * n + i] = a[i * m + j];
+  for (let top = 0; top < n; top += PANEL) {
+    for (let j = 0; j < m; j++) {
+      for (let i = top; i < Math.min(n, top + PANEL); i++) out[j * n + i] = a[i * m + j];
+    }
+  }
   return out;
 }
 

@@ -2,12 +2,13 @@
 // ridge_penalty.py have the formulas. GCV needs eigenvalues of the features' second moments and the targets in their
 // basis; the eigenvectors themselves are not needed, so rotations are applied to the targets alone.
 import { lowerFactor, solveLower, solveUpper } from "./cholesky.js";
-import { addOuter, addScaled, dot, trace } from "./matrix.js";
+import { addOuter, addProduct, addScaled, dot, part, trace, transposed } from "./matrix.js";
 import { dimension, images } from "./statistics.js";
 
 const GRID = Array.from({ length: 21 }, (_, step) => 10 ** ((step - 16) / 2));
 const RANK = 1e-12;
 const EQUAL = 1e-6;
+const REFLECTIONS = 32;
 
 /** The sums of the least-squares problem: `{ gram [D, D], cross [C, D], square, images, free, mean [D], targetMean }`. */
 export function regression(sums, intercept) {
@@ -69,36 +70,75 @@ export function choosePenalty({ gram, cross, square, images: N, free, C, D }) {
  * Computations", 8.3).
  */
 export function inEigenbasis(matrix, cross, C, D) {
-  const A = matrix.slice();
   const P = cross.slice();
-  const e = new Float64Array(D);
-  for (let k = 0; k < D - 2; k++) {
-    // A vector v with (I − 2 v vᵀ/‖v‖²) making row k zero behind its neighbour.
-    const v = new Float64Array(D);
-    v.set(A.subarray(k * D + k + 1, (k + 1) * D), k + 1);
-    const length = Math.sqrt(dot(v, 0, v, 0, D));
-    if (!(length > 0)) continue;
-    const alpha = v[k + 1] > 0 ? -length : length;
-    v[k + 1] -= alpha;
-    const beta = 2 / dot(v, 0, v, 0, D);
-    const p = new Float64Array(D);
-    for (let i = k + 1; i < D; i++) p[i] = beta * dot(A, i * D + k + 1, v, k + 1, D - k - 1);
-    const half = (beta / 2) * dot(p, 0, v, 0, D);
-    for (let i = k + 1; i < D; i++) p[i] -= half * v[i];
-    for (let i = k + 1; i < D; i++) {
-      const vi = v[i];
-      const pi = p[i];
-      for (let j = k + 1, at = i * D + j; j < D; j++, at++) A[at] -= vi * p[j] + pi * v[j];
-    }
-    A[k * D + k + 1] = alpha;
-    for (let c = 0; c < C; c++) addScaled(P, c * D + k + 1, v, k + 1, -beta * dot(P, c * D + k + 1, v, k + 1, D - k - 1), D - k - 1);
-  }
-  const d = Float64Array.from({ length: D }, (_, i) => A[i * D + i]);
-  for (let i = 0; i < D - 1; i++) e[i] = A[i * D + i + 1];
+  const { d, e } = tridiagonal(matrix.slice(), P, C, D);
   diagonalise(d, e, P, C, D);
   const explained = new Float64Array(D);
   for (let c = 0; c < C; c++) for (let j = 0; j < D; j++) explained[j] += P[c * D + j] ** 2;
   return { values: d, explained };
+}
+
+/**
+ * Diagonal and what is beside it; the reflections are applied to the rows of P. A becomes A − Σ (v wᵀ + w vᵀ), which is
+ * done for `REFLECTIONS` of them at a time, as one product (Dongarra, Sorensen, Hammarling, "Block reduction of matrices
+ * to condensed forms", 1989).
+ */
+function tridiagonal(A, P, C, D) {
+  const d = new Float64Array(D);
+  const e = new Float64Array(D);
+  for (let top = 0; top < D; top += REFLECTIONS) {
+    const bottom = Math.min(D, top + REFLECTIONS);
+    const V = new Float64Array(REFLECTIONS * D);
+    const W = new Float64Array(REFLECTIONS * D);
+    for (let k = top, at = 0; k < bottom; k++, at += D) {
+      const v = V.subarray(at, at + D);
+      const w = W.subarray(at, at + D);
+      v.set(A.subarray(k * D + k, (k + 1) * D), k);
+      for (let j = 0; j < at; j += D) {
+        addScaled(v, k, W, j + k, -V[j + k], D - k);
+        addScaled(v, k, V, j + k, -W[j + k], D - k);
+      }
+      d[k] = v[k];
+      v[k] = 0;
+      if (k < D - 1) e[k] = v[k + 1];
+      const behind = k + 1;
+      const left = D - behind;
+      const length = Math.sqrt(dot(v, behind, v, behind, left));
+      if (k >= D - 2 || !(length > 0)) {
+        v.fill(0);
+        continue;
+      }
+      // (I − 2 v vᵀ/‖v‖²) makes row k zero behind its neighbour.
+      e[k] = v[behind] > 0 ? -length : length;
+      v[behind] -= e[k];
+      const beta = 2 / dot(v, behind, v, behind, left);
+      for (let i = behind; i < D; i++) w[i] = dot(A, i * D + behind, v, behind, left);
+      for (let j = 0; j < at; j += D) {
+        const [alongV, alongW] = [V, W].map((rows) => dot(rows, j + behind, v, behind, left));
+        addScaled(w, behind, V, j + behind, -alongW, left);
+        addScaled(w, behind, W, j + behind, -alongV, left);
+      }
+      for (let i = behind; i < D; i++) w[i] *= beta;
+      addScaled(w, behind, v, behind, (-beta / 2) * dot(w, behind, v, behind, left), left);
+      for (let c = 0; c < C; c++) {
+        addScaled(P, c * D + behind, v, behind, -beta * dot(P, c * D + behind, v, behind, left), left);
+      }
+    }
+    const [one, other] = [[V, W], [W, V]].map((pair) => beside(...pair, D));
+    const both = 2 * REFLECTIONS;
+    const from = (values) => part(values, both, both * bottom);
+    const rest = part(A, D, bottom * D + bottom);
+    addProduct(rest, from(one), from(other), D - bottom, D - bottom, both, { sign: -1 });
+  }
+  return { d, e };
+}
+
+/** [D, 2n]: two matrices [n, D] transposed, side by side. */
+function beside(one, other, D) {
+  const rows = new Float64Array(2 * one.length);
+  rows.set(one);
+  rows.set(other, one.length);
+  return transposed(rows, rows.length / D, D);
 }
 
 /** `d`, `e`: diagonal and what is beside it; the rotations that make `e` zero are applied to the columns of P. */

@@ -1,7 +1,7 @@
 // SHA-256 (FIPS 180-4). Browsers have one, but not for pages from http://, and never at once: a worker can wait.
 
-const K = new Uint32Array(64);
-const START = new Uint32Array(8);
+const K = new Int32Array(64);
+const START = new Int32Array(8);
 for (let found = 0, n = 2; found < 64; n++) {
   let prime = true;
   for (let d = 2; d * d <= n && prime; d++) prime = n % d !== 0;
@@ -14,7 +14,7 @@ for (let found = 0, n = 2; found < 64; n++) {
 /** Hex digits of the hash of some pieces (Uint8Array each), one behind the other. */
 export function sha256(...pieces) {
   const state = START.slice();
-  const words = new Uint32Array(64);
+  const words = new Int32Array(64);
   const block = new Uint8Array(64);
   let filled = 0;
   let total = 0;
@@ -40,26 +40,26 @@ export function sha256(...pieces) {
   view.setUint32(end.length - 8, Math.floor(total / 2 ** 29));
   view.setUint32(end.length - 4, (total * 8) >>> 0);
   for (let at = 0; at < end.length; at += 64) mix(state, words, end, at);
-  return Array.from(state, (word) => word.toString(16).padStart(8, "0")).join("");
+  return Array.from(state, (word) => (word >>> 0).toString(16).padStart(8, "0")).join("");
 }
 
 function mix(state, w, bytes, at) {
   for (let i = 0; i < 16; i++, at += 4) {
     w[i] = (bytes[at] << 24) | (bytes[at + 1] << 16) | (bytes[at + 2] << 8) | bytes[at + 3];
   }
-  for (let i = 16; i < 64; i++) {
-    const x = w[i - 15];
-    const y = w[i - 2];
-    const s0 = ((x >>> 7) | (x << 25)) ^ ((x >>> 18) | (x << 14)) ^ (x >>> 3);
-    const s1 = ((y >>> 17) | (y << 15)) ^ ((y >>> 19) | (y << 13)) ^ (y >>> 10);
-    w[i] = w[i - 16] + s0 + w[i - 7] + s1;
-  }
-  let [a, b, c, d, e, f, g, h] = state;
+  let a = state[0], b = state[1], c = state[2], d = state[3], e = state[4], f = state[5], g = state[6], h = state[7];
   for (let i = 0; i < 64; i++) {
+    if (i >= 16) {
+      const x = w[i - 15];
+      const y = w[i - 2];
+      const s0 = ((x >>> 7) | (x << 25)) ^ ((x >>> 18) | (x << 14)) ^ (x >>> 3);
+      const s1 = ((y >>> 17) | (y << 15)) ^ ((y >>> 19) | (y << 13)) ^ (y >>> 10);
+      w[i] = (((w[i - 16] + s0) | 0) + ((w[i - 7] + s1) | 0)) | 0;
+    }
     const s1 = ((e >>> 6) | (e << 26)) ^ ((e >>> 11) | (e << 21)) ^ ((e >>> 25) | (e << 7));
-    const one = (h + s1 + ((e & f) ^ (~e & g)) + K[i] + w[i]) | 0;
+    const one = (((((h + s1) | 0) + (g ^ (e & (f ^ g)))) | 0) + ((K[i] + w[i]) | 0)) | 0;
     const s0 = ((a >>> 2) | (a << 30)) ^ ((a >>> 13) | (a << 19)) ^ ((a >>> 22) | (a << 10));
-    const two = (s0 + ((a & b) ^ (a & c) ^ (b & c))) | 0;
+    const two = (s0 + ((a & b) | (c & (a | b)))) | 0;
     h = g;
     g = f;
     f = e;
