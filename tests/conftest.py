@@ -66,9 +66,16 @@ def _prepare_torch() -> None:
     import torch
     from onnxscript.rewriter._basics import MatchResult
     from onnxscript.rewriter._matcher import SimplePatternMatcher
+    from torch.export import decomp_utils, exported_program
+    from torch.fx._lazy_graph_module import _use_lazy_graph_module
     from torch.onnx._internal.exporter._registration import ONNXRegistry
 
     torch.set_num_threads(1)  # the networks are small: a second thread costs more than it gives
+    # Operators that are made of others: torch.export asks for each of a thousand whether it is one, twice a graph.
+    composite = cache(exported_program._collect_all_valid_cia_ops)
+    exported_program._collect_all_valid_cia_ops = decomp_utils._collect_all_valid_cia_ops = composite
+    # Graphs are written out as Python code after every change: here, when they are called.
+    torch.onnx.export = _use_lazy_graph_module(True)(torch.onnx.export)  # type: ignore[assignment]
     # torch.onnx reads the source of all its operators anew for every graph, a quarter of a tiny one's time.
     ONNXRegistry.from_torchlib = staticmethod(cache(ONNXRegistry.from_torchlib))  # type: ignore[method-assign]
     match = SimplePatternMatcher.match
@@ -144,7 +151,7 @@ def small_run(made_once: MadeOnce) -> Path:
     check_first_epochs_only()
     from cdl_deploy.run.config import DataConfig, MethodConfig, ModelConfig, OptimConfig, RunConfig
     from cdl_deploy.training.loop import train
-    from tests.training.conftest import COLOURS, write_images
+    from tests.training.conftest import COLOURS, no_pictures_drawn, write_images
 
     def make(root: Path) -> None:
         write_images(root / "photos/train", dict.fromkeys(COLOURS, 6))
@@ -155,7 +162,8 @@ def small_run(made_once: MadeOnce) -> Path:
             MethodConfig(components_per_task=3),
             OptimConfig(epochs=2, batch_size=4, device="cpu"),
         )
-        train(config, root / "run")
+        with no_pictures_drawn():
+            train(config, root / "run")
 
     return made_once("small_run", make) / "run"
 
@@ -163,11 +171,11 @@ def small_run(made_once: MadeOnce) -> Path:
 @pytest.fixture(scope="session")
 def small_bundle(small_run: Path, made_once: MadeOnce) -> Path:
     """The folder with student.onnx and teacher.onnx of that run."""
-    from cdl_deploy.export import export_run
+    from cdl_deploy.export import ExportOptions, export_run
 
     def make(root: Path) -> None:
         root.mkdir()
         with no_shape_checks():
-            export_run(small_run, root / "out")
+            export_run(small_run, root / "out", ExportOptions(latency=False))
 
     return made_once("small_bundle", make) / "out"
