@@ -123,7 +123,7 @@ def small_run(made_once: MadeOnce) -> Path:
     check_first_epochs_only()
     from cdl_deploy.run.config import DataConfig, MethodConfig, ModelConfig, OptimConfig, RunConfig
     from cdl_deploy.training.loop import train
-    from tests.training.conftest import COLOURS, no_pictures_drawn, write_images
+    from tests.training.conftest import COLOURS, write_images
 
     def make(root: Path) -> None:
         write_images(root / "photos/train", dict.fromkeys(COLOURS, 6))
@@ -134,8 +134,7 @@ def small_run(made_once: MadeOnce) -> Path:
             MethodConfig(components_per_task=3),
             OptimConfig(epochs=2, batch_size=4, device="cpu"),
         )
-        with no_pictures_drawn():
-            train(config, root / "run")
+        train(config, root / "run")
 
     return made_once("small_run", make) / "run"
 
