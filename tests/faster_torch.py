@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from onnxscript.rewriter._basics import MatchResult
 from onnxscript.rewriter._matcher import SimplePatternMatcher
+from torch._export.utils import _collect_all_valid_cia_ops
 from torch.export import decomp_utils, exported_program
 from torch.fx._lazy_graph_module import _use_lazy_graph_module
 from torch.onnx._internal.exporter._registration import ONNXRegistry
@@ -23,10 +24,11 @@ def prepare_torch() -> None:
     # It reads the source of all its operators anew for every graph, a quarter of a tiny one's time.
     ONNXRegistry.from_torchlib = staticmethod(cache(ONNXRegistry.from_torchlib))  # type: ignore[method-assign]
     # It asks of each of a thousand operators whether it is made of others, twice a graph.
-    composite = cache(exported_program._collect_all_valid_cia_ops)
-    exported_program._collect_all_valid_cia_ops = decomp_utils._collect_all_valid_cia_ops = composite
+    composite = cache(_collect_all_valid_cia_ops)
+    for module in (exported_program, decomp_utils):
+        module._collect_all_valid_cia_ops = composite  # type: ignore[attr-defined]
     # It writes a graph as Python code after every change; now, when that is called.
-    torch.onnx.export = _use_lazy_graph_module(True)(torch.onnx.export)  # type: ignore[assignment]
+    torch.onnx.export = _use_lazy_graph_module(True)(torch.onnx.export)
     _match_the_operator_first()
     _believe_known_values()
 
