@@ -16,6 +16,7 @@ from pathlib import Path
 import onnx
 import onnx_ir.passes.common
 import torch
+import torch.fx.config
 from onnx.external_data_helper import set_external_data
 from torch import Tensor, nn
 
@@ -210,14 +211,18 @@ def _strip_traces(model: onnx.ModelProto) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter talks on stdout and in warnings about its own deprecations; none is about this model."""
+    """The exporter talks on stdout and in warnings about its own deprecations; none is about this model. Nor does it
+    note for every node which line of Python it is of: it takes time, and `_strip_traces` would remove it."""
     levels = {name: logging.getLogger(name).level for name in ("torch.onnx", "onnxscript", "onnx_ir")}
+    traced = getattr(torch.fx.config, "do_not_emit_stack_traces", False)
     try:
+        torch.fx.config.do_not_emit_stack_traces = True
         for name in levels:
             logging.getLogger(name).setLevel(logging.ERROR)
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
+        torch.fx.config.do_not_emit_stack_traces = traced
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)

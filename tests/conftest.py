@@ -12,7 +12,6 @@ import os
 import sys
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -55,32 +54,12 @@ def pytest_collection_finish() -> None:
 
     At the very end it counts again: libraries in C++ say what is left of them.
     """
-    _prepare_torch()
+    from tests.faster_torch import prepare_torch
+
+    prepare_torch()
     gc.freeze()
     atexit.register(gc.unfreeze)
     gc.set_threshold(50_000, 10, 10)
-
-
-def _prepare_torch() -> None:
-    """Faster, and with the same results."""
-    import torch
-    from onnxscript.rewriter._basics import MatchResult
-    from onnxscript.rewriter._matcher import SimplePatternMatcher
-    from torch.onnx._internal.exporter._registration import ONNXRegistry
-
-    torch.set_num_threads(1)  # the networks are small: a second thread costs more than it gives
-    # torch.onnx reads the source of all its operators anew for every graph, a quarter of a tiny one's time.
-    ONNXRegistry.from_torchlib = staticmethod(cache(ONNXRegistry.from_torchlib))  # type: ignore[method-assign]
-    match = SimplePatternMatcher.match
-
-    def of_its_operator(self: SimplePatternMatcher, model: Any, graph: Any, node: Any, **options: Any) -> MatchResult:
-        """A rule for several outputs lists the whole graph for each node, whichever operator it is."""
-        wanted = self.pattern.output_nodes[0].op_identifier()
-        if wanted is not None and wanted != node.op_identifier():
-            return MatchResult().fail("another operator")
-        return match(self, model, graph, node, **options)
-
-    SimplePatternMatcher.match = of_its_operator  # type: ignore[method-assign, assignment]
 
 
 @contextmanager
@@ -163,11 +142,11 @@ def small_run(made_once: MadeOnce) -> Path:
 @pytest.fixture(scope="session")
 def small_bundle(small_run: Path, made_once: MadeOnce) -> Path:
     """The folder with student.onnx and teacher.onnx of that run."""
-    from cdl_deploy.export import export_run
+    from cdl_deploy.export import ExportOptions, export_run
 
     def make(root: Path) -> None:
         root.mkdir()
         with no_shape_checks():
-            export_run(small_run, root / "out")
+            export_run(small_run, root / "out", ExportOptions(latency=False))
 
     return made_once("small_bundle", make) / "out"

@@ -1,4 +1,4 @@
-"""Shape checks off: tracing uses symbolic shapes."""
+"""Shape checks off: tracing uses symbolic shapes. No pictures of runs: nothing here looks at them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NAMES = sorted(COLOURS)
 
 @pytest.fixture(autouse=True)
 def _no_shape_checks():
-    with no_shape_checks():
+    with no_shape_checks(), no_pictures_drawn():
         yield
 
 
@@ -93,6 +93,24 @@ def tiny_run(photos, tiny_weights, made_once):
             train(RunConfig(data, tiny_pair(tiny_weights, 2), MethodConfig("l2p"), optim), root / "run")
 
     return made_once("tiny_run", make) / "run"
+
+
+@pytest.fixture(scope="session")
+def after_each_task(small_run, tiny_weights, made_once):
+    """`run`: two blocks that learned the two tasks of `small_run`; `1` and `2`: what was exported after each of them.
+
+    Only to be read."""
+
+    def make(root):
+        data = DataConfig(str(small_run.parent / "photos"), tasks=2, class_order="natural")
+        optim = OptimConfig(epochs=4, batch_size=4, device="cpu", seed=0)
+        method = MethodConfig("l2p", pool_size=6, top_k=2)
+        with no_shape_checks(), no_pictures_drawn():
+            train(RunConfig(data, tiny_pair(tiny_weights, 2), method, optim), root / "run")
+            for tasks in (1, 2):
+                export_run(root / "run", root / str(tasks), ExportOptions(latency=False), after=tasks)
+
+    return made_once("after_each_task", make)
 
 
 def name_of(**options):

@@ -21,40 +21,25 @@ from cdl_deploy.cli.evaluate_run_table import run_evaluation_tables
 from cdl_deploy.data.images import load_image
 from cdl_deploy.errors import DataError, RunError
 from cdl_deploy.evaluation import labelled_folder
-from cdl_deploy.export import export_run
 from cdl_deploy.runtime.bundle import read_bundle
 from cdl_deploy.training.checkpoint import load_run
 from cdl_deploy.training.data.transforms import evaluation_transform
 from cdl_deploy.training.models.learner import learner_logits
-from tests.conftest import no_shape_checks
 from tests.training.conftest import COLOURS, write_images
 
 
-@pytest.fixture(scope="session")
-def exports(small_run, small_bundle, made_once):
-    """What `export_run` writes after each task: made once, exporting takes seconds."""
-
-    def make(root):
-        root.mkdir()
-        with no_shape_checks():
-            export_run(small_run, root / "1", after=1)
-        shutil.copytree(small_bundle, root / "2")
-
-    return made_once("exports_after_each_task", make)
-
-
 @pytest.fixture
-def run(small_run, tmp_path, exports, monkeypatch):
+def run(after_each_task, tmp_path, monkeypatch):
     """A copy, so that a test may change it; its graphs are exported already."""
 
     def copy(run, out, options, after):
         out.mkdir()
-        for path in (exports / str(after)).iterdir():
+        for path in (after_each_task / str(after)).iterdir():
             if options.teacher or "teacher" not in path.name:
                 shutil.copy(path, out / path.name)
 
     monkeypatch.setattr("cdl_deploy.export.export_run", copy)
-    shutil.copytree(small_run, tmp_path / "run")
+    shutil.copytree(after_each_task / "run", tmp_path / "run")
     return tmp_path / "run"
 
 
@@ -181,8 +166,8 @@ def test_unreadable_test_images_are_counted(run, small_run, tmp_path, capsys):
     assert [item["path"] for item in json.loads(captured.out)["unreadable"]] == [str(tmp_path / "test/bee/1.png")]
 
 
-def test_a_run_as_it_was_after_an_earlier_task(run, exports):
-    bundle = read_bundle(exports / "1/student.onnx")
+def test_a_run_as_it_was_after_an_earlier_task(run, after_each_task):
+    bundle = read_bundle(after_each_task / "1/student.onnx")
     assert bundle.classes == ("ant", "bee")
     assert bundle.run.tasks == 1
     record = json.loads((run / "run.json").read_text())

@@ -79,7 +79,7 @@ def test_what_is_prepared_still_computes_the_same(two_pass, static):
 
 
 def test_a_teacher_keeps_its_layers_and_those_of_the_query_apart():
-    prepared = prepare(exported(query="block:1", role="teacher", depth=6), static=True)
+    prepared = prepare(exported("l2p", query="block:1", role="teacher", depth=3), static=True)
     names = [layer.name for layer in prepared.layers]
     assert len(names) == len(set(names))
     assert {"query.blocks.0.attn.q", "query.blocks.0.mlp.fc1", "blocks.0.attn.q", "blocks.0.mlp.fc1"} <= set(names)

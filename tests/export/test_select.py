@@ -22,9 +22,10 @@ from cdl_deploy.training.backbones.protocol import BlockPrompt
 from cdl_deploy.training.checkpoint import load_heldout, load_run
 from cdl_deploy.training.methods import METHODS, PromptSelection
 from cdl_deploy.training.models.learner import learner_logits, learner_output
+from tests.conftest import no_shape_checks
 from tests.export.test_methods import trained
 from tests.tiny_models import tiny_pair
-from tests.training.conftest import write_images
+from tests.training.conftest import no_pictures_drawn, write_images
 from tests.training.naive import naive_coda_weights
 from tests.training.test_learner import pixels
 from tests.training.test_methods import make
@@ -118,13 +119,20 @@ def test_a_run_exported_with_the_prompts_of_a_folders_images(tiny_run, tmp_path)
     assert stored <= 1.01 * teacher.parameters + 2000, "the student is not in the teacher's file"
 
 
+@pytest.fixture(scope="module")
+def calibrated_run(tiny_weights, tmp_path_factory):
+    root, models = tmp_path_factory.mktemp("calibrated"), tiny_pair(tiny_weights, 5)
+    with no_shape_checks(), no_pictures_drawn():
+        trained(root, models=models, method="coda", components_per_task=2, calibration="statistics")
+    return root / "run"
+
+
 @pytest.mark.parametrize("select", ["in-graph", "task:2"])
-def test_a_calibrated_run_is_exported_as_calibrated_whoever_selects(select, tiny_weights, tmp_path, monkeypatch):
-    models = tiny_pair(tiny_weights, 5)
-    record, pair = trained(tmp_path, models=models, method="coda", components_per_task=2, calibration="statistics")
+def test_a_calibrated_run_is_exported_as_calibrated_whoever_selects(select, calibrated_run, tmp_path, monkeypatch):
+    record, pair = load_run(calibrated_run)
     student = pair.student
-    images, labels = load_heldout(tmp_path / "run", record)
-    (exported,) = export_run(tmp_path / "run", tmp_path / "out", ExportOptions(select=select))
+    images, labels = load_heldout(calibrated_run, record)
+    (exported,) = export_run(calibrated_run, tmp_path / "out", ExportOptions(select=select, latency=False))
     if select == "task:2":
         with torch.no_grad():
             prompts = chosen_slowly(student.method, pair.encoder(images[labels >= 2]).query, 2)

@@ -10,10 +10,11 @@ import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, numpy_helper
+from torch.onnx._internal.exporter import _core as exporter
 
 from cdl_deploy import Classifier
 from cdl_deploy.data.images import load_image, to_tensor
-from cdl_deploy.data.preprocessing import Preprocessing
+from cdl_deploy.data.preprocessing import INPUTS, Preprocessing
 from cdl_deploy.export.graph import ExportGraph
 from cdl_deploy.export.onnx_file import HIGHEST_OPSET, LOWEST_OPSET, OPSET, export_onnx, save_onnx
 from cdl_deploy.runtime.bundle import Bundle, Method, RunOrigin, Weights, encode_metadata
@@ -125,13 +126,52 @@ def test_any_batch_and_any_image_size(small_bundle, small_run, learner):
         np.testing.assert_allclose(whole, expected, atol=1e-4 if height == width else 0.02, rtol=0)
 
 
+@pytest.fixture(scope="module")
+def random_pair():
+    return make_pair("kdp", depth=2, method="l2p", teacher={"depth": 2})
+
+
+@pytest.fixture(scope="module")
+def graphs(random_pair):
+    """What is exported, by its input."""
+    return {takes: ExportGraph(random_pair, random_pair.student, pixels=takes == "image") for takes in INPUTS}
+
+
+@pytest.fixture(scope="module")
+def programs():
+    """What torch made of a module before it wrote it as ONNX."""
+    return {}
+
+
+@pytest.fixture
+def traced_once(programs, monkeypatch):
+    """Tracing a module, and decomposing it into operators that ONNX has, takes most of an export's time. The opset has
+    no part in the first, and in the second only by which operators it has: each is done once."""
+    trace, decompose = torch.export.export, exporter._prepare_exported_program_for_export
+
+    def trace_once(module, *arguments, **options):
+        if module not in programs:
+            programs[module] = trace(module, *arguments, **options)
+        return programs[module]
+
+    def decompose_once(program, *, registry):
+        key = program, frozenset(registry.functions)
+        if key not in programs:
+            programs[key] = decompose(program, registry=registry)
+        return programs[key]
+
+    monkeypatch.setattr(torch.export, "export", trace_once)
+    monkeypatch.setattr(exporter, "_prepare_exported_program_for_export", decompose_once)
+
+
+@pytest.mark.usefixtures("traced_once")
 @pytest.mark.parametrize(
     ("opset", "takes"),
     [(n, "image") for n in range(LOWEST_OPSET, HIGHEST_OPSET + 1) if n != OPSET] + [(OPSET, "tensor")],
 )
-def test_every_opset_that_is_offered_and_the_other_input(opset, takes, tmp_path):
+def test_every_opset_that_is_offered_and_the_other_input(opset, takes, random_pair, graphs, tmp_path):
     """Image in, names out; 20 with pixels is what all other tests run."""
-    pair = make_pair("kdp", depth=2, method="l2p", teacher={"depth": 2})
+    pair = random_pair
     student = pair.student
     size = student.backbone.vit.patch_embed.img_size[0]
     mean, std = (tuple(values.flatten().tolist()) for values in (student.backbone.mean, student.backbone.std))
@@ -148,7 +188,7 @@ def test_every_opset_that_is_offered_and_the_other_input(opset, takes, tmp_path)
         parameters=1,
         top_k=2,
     )
-    model = export_onnx(ExportGraph(pair, student, pixels=takes == "image"), bundle, opset)
+    model = export_onnx(graphs[takes], bundle, opset)
     assert [item.version for item in model.opset_import if item.domain == ""] == [opset]
     assert {node.domain for node in File(model).nodes} == {""}
     save_onnx(model, bundle.path, encode_metadata(bundle))

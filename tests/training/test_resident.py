@@ -10,6 +10,7 @@ import torch
 from torchvision.transforms.v2 import functional
 
 from cdl_deploy.data.preprocessing import ResizeCrop
+from cdl_deploy.training.checkpoint import load_run
 from cdl_deploy.training.data.loading import batches
 from cdl_deploy.training.data.resident import ResidentImages, augment, crop
 from cdl_deploy.training.data.task_data import TaskImages
@@ -81,7 +82,7 @@ def test_gentle_crops_are_large_and_never_flipped():
             assert rises.min() > 32 * 0.75**0.5 * 0.85**0.5 - 8
 
 
-def test_a_run_with_images_on_the_device_resumes_bit_for_bit(photos, tmp_path):
+def test_a_run_with_images_on_the_device_resumes_bit_for_bit(whole_run, photos, tmp_path):
     plan = config(photos)
     plan = replace(plan, optim=replace(plan.optim, resident=True))
     whole = train(plan, tmp_path / "whole")
@@ -90,5 +91,5 @@ def test_a_run_with_images_on_the_device_resumes_bit_for_bit(photos, tmp_path):
     assert resume(tmp_path / "parts").matrices == whole.matrices
     first, second = weights(tmp_path / "whole"), weights(tmp_path / "parts")
     assert all(torch.equal(first[name], second[name]) for name in first)
-    plain = train(config(photos), tmp_path / "plain")
+    plain = load_run(whole_run)[0]
     assert [len(row) for row in whole.matrices["student"]] == [len(row) for row in plain.matrices["student"]]
