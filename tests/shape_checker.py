@@ -12,15 +12,8 @@ _checked = beartype(conf=BeartypeConf(is_pep484_tower=True))
 
 
 def checked(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` with its checks, which are written when it is first called: most never are, in one process.
-
-    jaxtyping asks twice about each call, both times with all arguments: before it, and when there is a value to return.
-    The second time only this is checked, against the sizes that the arguments had.
-    """
+    """`function` with its checks, which are written when it is first called: most never are, in one process."""
     made: Callable[..., Any] | None = None
-    returns = function.__annotations__.get("return", Any)
-    if returns is not Any:
-        function.__annotations__ = {"return": returns}
 
     @wraps(function)
     def first_made(*arguments: Any, **named: Any) -> Any:
