@@ -29,8 +29,9 @@ from cdl_deploy.export.distance import NearestClass
 from cdl_deploy.export.embedding import fold_embedding
 from cdl_deploy.export.heads import fold_heads
 from cdl_deploy.export.merging import Merging, mergings, patches_left, plan_merging, run_merging_block
-from cdl_deploy.training.backbones.protocol import Backbone, OutputTokens, PatchSizes
+from cdl_deploy.training.backbones.protocol import Backbone, OutputTokens
 from cdl_deploy.training.distillation import Distillation
+from cdl_deploy.training.features import Feature
 from cdl_deploy.training.methods.folded import ConstantSelection, FixedSelection
 from cdl_deploy.training.models.learner import CLASS, Learner, merge
 from cdl_deploy.training.models.teacher_student import TeacherStudent
@@ -124,7 +125,7 @@ class ExportGraph(nn.Module):
         if self.head.output_tokens is not None:
             computed = self.backbone.final_norm(tokens)
         else:
-            computed = self.backbone.pool(tokens, self.head.computed, self.patch_sizes(self.backbone, sizes))
+            computed = self.pool(self.backbone, tokens, self.head.computed, sizes)
         if self.distance is None:
             logits = self.head(computed)
             return logits, logits.softmax(dim=1), task_scores.expand(image.shape[0], -1)
@@ -155,12 +156,16 @@ class ExportGraph(nn.Module):
             tokens = run_block(backbone, attentions[index], index, tokens, None, None, output_tokens, few, first, sizes)
         if output:
             return backbone.final_norm(tokens[:, 0])
-        return backbone.pool(tokens, CLASS, self.patch_sizes(backbone, sizes))[:, 0]
+        return self.pool(backbone, tokens, CLASS, sizes)[:, 0]
 
-    def patch_sizes(self, backbone: Backbone, sizes: Sizes | None) -> PatchSizes | None:
-        """Of the patch tokens that are left, where some were merged."""
+    def pool(
+        self, backbone: Backbone, tokens: Float[Tensor, "B N D"], features: tuple[Feature, ...], sizes: Sizes | None
+    ) -> Float[Tensor, "B n D"]:
+        """As the backbone pools, which is told of sizes only where tokens were merged."""
+        if sizes is None:
+            return backbone.pool(tokens, features)
         first = backbone.layout.first_patch
-        return None if sizes is None else sizes[:, first : first + patches_left(backbone, self.share)]
+        return backbone.pool(tokens, features, sizes[:, first : first + patches_left(backbone, self.share)])
 
 
 def last_block(attention: FoldedAttention) -> AbsorbedKVAttention | None:

@@ -32,7 +32,7 @@ from cdl_deploy.training.models.teacher_student import TeacherStudent
 from cdl_deploy.training.processes import Processes
 from cdl_deploy.training.shapes import Pixels, Tokens
 
-CLOSE = 2e-5
+CLOSE = 1e-5
 """Difference of two cosines, of keys that the file computes in another order, within which either may be the larger."""
 BATCH = 64
 
@@ -52,7 +52,8 @@ class MergingViT(PlainViT):
         if not isinstance(backbone, PlainViT):
             raise OptionError(f"--tokens is not known for {type(backbone).__name__}: leave it out")
         own = copy.copy(backbone)
-        own.__class__ = cls
+        family = type(backbone)  # what another package's overrides stays so
+        own.__class__ = cls if family is PlainViT else type(f"Merging{family.__name__}", (cls, family), {})
         merging: MergingViT = own  # type: ignore[assignment]
         merging.steps, merging.margins = dict(steps), None
         return merging

@@ -275,6 +275,20 @@ def test_a_share_that_cannot_be(share, message, trained, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+@torch.no_grad()
+def test_a_family_of_another_package_keeps_what_it_overrides():
+    class Doubled(PlainViT):
+        def final_norm(self, tokens):
+            return 2 * super().final_norm(tokens)
+
+    backbone = Doubled(make_vit(), (0.5,) * 3, (0.5,) * 3)
+    merging = MergingViT.of(backbone, plan_merging(backbone, 0.5))
+    assert isinstance(merging, Doubled)
+    tokens = torch.randn(2, 5, 24)
+    torch.testing.assert_close(merging.final_norm(tokens), backbone.final_norm(tokens))
+    assert type(backbone) is Doubled
+
+
 def test_backbones_that_cannot_merge():
     pooled = make_vit(class_token=False, global_pool="map")
     with pytest.raises(OptionError, match=r"cannot merge \(it pools its tokens by attention\): leave --tokens out"):
