@@ -140,6 +140,7 @@ def export(
     image_size: tuple[int, int] | None = None,
     update_from: Sequence[AnyPath] = (),
     statistics: bool = True,
+    tokens: float = 1.0,
 ) -> list[Exported]:
     """Export a run to ONNX as `cdl export` does; one entry for each file that was written, the student's first.
 
@@ -159,6 +160,7 @@ def export(
     `batch`, `image_size` (height, width): fix the shape of the input, and compute beforehand what depends on it.
     `update_from`: older exported models, or folders of them: beside each file, the update that makes it from the older.
     `statistics`: of a closed-form head, outputs `features` and `distance`, and its sums beside the file.
+    `tokens`: the share of patch tokens that are left, the others merge on the way: faster, less accurate.
 
     Each file is compared with the trained model on held-out images. Raises ParityError where it answers otherwise,
     QuantisationError where a variant loses more than `max_drop`; then nothing is written.
@@ -175,6 +177,7 @@ def export(
         shrink=Shrink(wanted, Path(calibrate) if calibrate is not None else None, max_drop),
         ort=ort,
         statistics=statistics,
+        tokens=tokens,
         update_from=tuple(Path(old) for old in update_from),
     )
     return export_run(Path(run), Path(out) if out is not None else Path(run) / "export" / (target or ""), options)

@@ -18,6 +18,10 @@ STORED_AS = {"prefix": "before", "suffix": "after", "cls_bias": "class_shift"}
 byte for byte what it always was, and an update between two of them as small."""
 
 
+Sizes = Float[Tensor, "B N"]
+"""How many patches each token stands for, where some were merged (`cdl_deploy.export.merging`); 1 for the others."""
+
+
 class ConstantPrompt(nn.Module):
     """What one block gets for every image alike, split into heads: `prefix`, `suffix` and `cls_bias`."""
 
@@ -50,23 +54,56 @@ def run_block(
     output_tokens: tuple[int, ...] | None = None,
     few: AbsorbedKVAttention | None = None,
     projected: Projected | None = None,
+    sizes: Sizes | None = None,
 ) -> Float[Tensor, "B n D"]:
     """One block with prompts around its keys and values; with `output_tokens`, only those tokens come out.
 
     `prefix` are the prompts chosen for each image, as `attention` wants them; `few` is how few tokens ask, where there
-    is a way; `projected` what the tokens become in this block, where that is known.
+    is a way; `projected` what the tokens become in this block, where that is known; `sizes` where some were merged.
     """
     kept = tokens if output_tokens is None else select_tokens(tokens, output_tokens)
-    chosen = prefix or (None, None)
     if output_tokens is not None and few is not None:
-        mixed = few(attention, backbone.norm(index, tokens), prefix, constant, output_tokens)
+        mixed = few(attention, backbone.norm(index, tokens), prefix, constant, output_tokens, sizes)
     else:
         query, key, value = projected or project(backbone, attention, index, tokens, output_tokens)
         if projected and output_tokens is not None:
             query = select_tokens(query.transpose(1, 2), output_tokens).transpose(1, 2)
-        key, value = surround(key, 0, chosen[0], constant), surround(value, 1, chosen[1], constant)
-        mixed = (query @ key.transpose(2, 3)).softmax(dim=-1) @ value
+        mixed = gather(query, key, value, prefix, constant, sizes)
     return backbone.mlp(index, backbone.add_attention(index, kept, attention.output(mixed)))
+
+
+def gather(
+    query: Float[Tensor, "B H n d"],
+    key: Float[Tensor, "B H N d"],
+    value: Float[Tensor, "B H N d"],
+    prefix: HeadRows | None = None,
+    constant: ConstantPrompt | None = None,
+    sizes: Sizes | None = None,
+) -> Float[Tensor, "B H n d"]:
+    """What the tokens that ask gather of all tokens and prompts."""
+    chosen, count = prefix or (None, None), key.shape[2]
+    key, value = surround(key, 0, chosen[0], constant), surround(value, 1, chosen[1], constant)
+    scores = query @ key.transpose(2, 3)
+    if sizes is not None:
+        before = sum(rows.shape[2] for rows in (chosen[0], _key_rows(constant, "prefix")) if rows is not None)
+        scores = scores + more_for_merged(sizes, before, key.shape[2] - before - count)
+    return scores.softmax(dim=-1) @ value
+
+
+def more_for_merged(sizes: Sizes, before: int = 0, behind: int = 0) -> Float[Tensor, "B 1 1 more"]:
+    """What is added to every score of a token: exp(score + log m) = m · exp(score), as if it were there m times.
+
+    Nothing is added to those of the prompts that stand before and behind the tokens.
+    """
+    rows = [torch.ones(1, count).expand(sizes.shape[0], -1) for count in (before, behind)]
+    every = [part for part in (rows[0], sizes, rows[1]) if part.shape[1]]
+    joined = torch.cat(every, dim=1) if len(every) > 1 else sizes
+    return joined.log().unsqueeze(1).unsqueeze(1)
+
+
+def _key_rows(constant: ConstantPrompt | None, side: str) -> Tensor | None:
+    pair = constant.pair(side) if constant else None
+    return None if pair is None else pair[0]
 
 
 def project(
@@ -113,6 +150,7 @@ class AbsorbedKVAttention(nn.Module):
         prefix: HeadRows | None,
         constant: ConstantPrompt | None,
         output_tokens: tuple[int, ...],
+        sizes: Sizes | None = None,
     ) -> Float[Tensor, "B H n d"]:
         """What the tokens at the positions `output_tokens` gather."""
         query = attention.queries(select_tokens(normed, output_tokens), output_tokens)  # [B, H, n, d]
@@ -122,6 +160,8 @@ class AbsorbedKVAttention(nn.Module):
         else:
             vectors = (query @ self.key).flatten(1, 2)  # [B, H·n, D]
             scores = (vectors @ normed.transpose(1, 2)).unflatten(1, count)  # [B, H, n, N]
+        if sizes is not None:
+            scores = scores + more_for_merged(sizes)
         shift = constant.pair("cls_bias") if constant else None
         if shift is not None:
             scores = torch.cat([scores[..., :1] + query @ shift[0].transpose(2, 3), scores[..., 1:]], dim=3)

@@ -25,6 +25,8 @@ from cdl_deploy.export.fixed_shapes import answers_of, check_fixed, check_same_a
 from cdl_deploy.export.graph import ExportGraph
 from cdl_deploy.export.latency import latency_ms
 from cdl_deploy.export.learned_sums import sums_of, trained_features
+from cdl_deploy.export.merged_export import Compared, merge_for_export
+from cdl_deploy.export.merging import check_share, plan_merging
 from cdl_deploy.export.onnx_file import OPSET, above_limit, check_opset, export_onnx, file_size, save_onnx, weights_file
 from cdl_deploy.export.ort_file import write_ort
 from cdl_deploy.export.parity import check_features, check_parity, graph_input, trained_logits
@@ -58,7 +60,6 @@ from cdl_deploy.targets.process import is_installed
 from cdl_deploy.training.checkpoint import load_heldout, load_run
 from cdl_deploy.training.methods.folded import FixedSelection
 from cdl_deploy.training.models.learner import Learner
-from cdl_deploy.training.models.teacher_student import TeacherStudent
 
 STAGING = ".cdl-export-"
 """How the names of folders begin in which exports are prepared."""
@@ -91,6 +92,10 @@ class Exported:
     """How it answered in the runtime it is for."""
     latency_ms: float | None = None
     """Milliseconds of one image on this machine, roughly."""
+    close: int = 0
+    """With `--tokens`: held-out images that were not compared, since two merges are equally good there."""
+    closed_form: bool = False
+    """Whether its head is a closed-form one."""
     updates: tuple[MadeUpdate, ...] = ()
     """What makes it from older models."""
 
@@ -141,6 +146,8 @@ class ExportOptions:
     statistics: bool = True
     """Of a closed-form head: outputs `features` and `distance`, the threshold of the distance, and the sums beside
     the file. Without: a classifier, and nothing else."""
+    tokens: float = 1.0
+    """The share of patch tokens that are left after the last merging; 1: none merges."""
     update_from: tuple[Path, ...] = ()
     """Older models, or folders of them: beside each file, the update that makes it from the older one."""
 
@@ -156,6 +163,7 @@ class ExportOptions:
         if self.target is not None:
             find_target(self.target)
         check_opset(self.opset)
+        check_share(self.tokens)
         check_fixed(self.batch, self.image_size, self.input)
         object.__setattr__(self, "selection", Select.parse(self.select))
 
@@ -190,6 +198,7 @@ def export_run(
         for learner in learners:
             check_filter(record.preprocessing.of(learner.role).interpolation)
     for learner in learners:
+        plan_merging(learner.backbone, options.tokens, learner.first_block)
         query_view(record, learner, learner.method.uses_query and select.in_graph, options.input)
     older = older_models(options.update_from, [learner.role for learner in learners])
     if out.exists() and not out.is_dir():
@@ -197,9 +206,10 @@ def export_run(
     with _staging(out) as staging:
         exported = []
         for learner in learners:
-            exported += _export_learner(
-                run, record, pair, learner, fixed.get(learner.role), images, staging, options, on_step
-            )
+            chosen, compared = fixed.get(learner.role), Compared(pair, learner, images)
+            if options.tokens < 1:
+                compared = merge_for_export(run, record, compared, labels, options.tokens, chosen, on_step)
+            exported += _export_learner(run, record, compared, chosen, staging, options, on_step)
         exported = [_with_updates(item, older.get(item.bundle.role, ()), on_step) for item in exported]
         publish(staging, out.resolve(), last=lambda name: name.suffix == ".onnx")
     return [item.moved(out) for item in exported]
@@ -267,22 +277,21 @@ def _samples(select: Select, record: RunRecord, images: Tensor, labels: Tensor) 
 def _export_learner(
     run: Path,
     record: RunRecord,
-    pair: TeacherStudent,
-    learner: Learner,
+    compared: Compared,
     fixed: FixedSelection | None,
-    images: Tensor,
     folder: Path,
     options: ExportOptions,
     on_step: OnStep,
 ) -> list[Exported]:
+    pair, learner, images = compared.pair, compared.learner, compared.images
     role = learner.role
     path = folder / f"{role}.onnx"
     on_step(f"{role}: building the graph")
     known = record.known_positions if record.forgotten else None
-    sums = sums_of(record, learner) if options.statistics else None
-    distance = sums.distance if sums else None
-    graph = ExportGraph(pair, learner, pixels=options.input == "image", fixed=fixed, known=known, distance=distance)
-    bundle = describe(record, learner, path, options, graph, fixed)
+    sums = sums_of(record, learner) if options.statistics and compared.sums_fit else None
+    distance, pixels = sums.distance if sums else None, options.input == "image"
+    graph = ExportGraph(pair, learner, pixels, fixed, known, distance, options.tokens)
+    bundle = replace(describe(record, learner, path, options, graph, fixed), patch_tokens=compared.patch_tokens)
     if sums:
         bundle = replace(bundle, features=sums.features(""))
     view = query_view(record, learner, graph.uses_query, options.input)
@@ -320,6 +329,7 @@ def _export_learner(
     save_onnx(model, path, encode_metadata(bundle))
     write_json(description_file(path), description(bundle))
     exported = [Exported(bundle, file_size(path), len(model.graph.node))]
+    exported[0] = replace(exported[0], close=compared.close, closed_form=learner.closed_form is not None)
     if role == "student":
         for it in write_variants(run, record, model, bundle, options.shrink, on_step, sums):
             size, nodes = it.bundle.path.stat().st_size, len(it.model.graph.node)

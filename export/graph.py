@@ -1,6 +1,7 @@
 """The network as it is exported: the learner's own computation with everything that training decided folded in.
 
-Five things differ from the training model, and none changes a logit by more than rounding:
+Five things differ from the training model, and none changes a logit by more than rounding (`--tokens` asks for a sixth,
+which does: `cdl_deploy.export.merging`):
 
 * only what is read is computed: the last block of the query pass ends in the class token alone, the last block of the
   prompted pass in the class token and, where there is one, the distillation's token. For so few tokens that ask, keys
@@ -23,12 +24,14 @@ from torch import Tensor, nn
 
 from cdl_deploy.closed_form.mahalanobis import Mahalanobis
 from cdl_deploy.export.attention import FoldedAttention, Projected, as_blocks, fold_attentions
-from cdl_deploy.export.block import AbsorbedKVAttention, ConstantPrompt, run_block
+from cdl_deploy.export.block import AbsorbedKVAttention, ConstantPrompt, Sizes, run_block
 from cdl_deploy.export.distance import NearestClass
 from cdl_deploy.export.embedding import fold_embedding
 from cdl_deploy.export.heads import fold_heads
+from cdl_deploy.export.merging import Merging, mergings, patches_left, plan_merging, run_merging_block
 from cdl_deploy.training.backbones.protocol import Backbone, OutputTokens
 from cdl_deploy.training.distillation import Distillation
+from cdl_deploy.training.features import Feature
 from cdl_deploy.training.methods.folded import ConstantSelection, FixedSelection
 from cdl_deploy.training.models.learner import CLASS, Learner, merge
 from cdl_deploy.training.models.teacher_student import TeacherStudent
@@ -50,10 +53,12 @@ class ExportGraph(nn.Module):
         fixed: FixedSelection | None = None,
         known: Sequence[int] | None = None,
         distance: Mahalanobis | None = None,
+        tokens: float = 1.0,
     ) -> None:
         """`fixed`: the prompts that every image gets, instead of those the method selects for it. `known`: positions of
         the classes that are in the file, where the learner was made to forget others. `distance`: of φ to
-        the nearest class; with it the outputs `features` and `distance` follow the others."""
+        the nearest class; with it the outputs `features` and `distance` follow the others. `tokens`: the share of patch
+        tokens that are left."""
         super().__init__()
         self.query_backbone = pair.encoder.backbone
         self.backbone = learner.backbone
@@ -83,6 +88,12 @@ class ExportGraph(nn.Module):
         own_pass = self.uses_query and self.shared and not self.query_block
         self.shared_entry = SharedEntry(own, self.attentions[0], learner.distillation) if own_pass else None
         self.constants = nn.ModuleDict({str(i): ConstantPrompt(p, self.attentions[i]) for i, p in constants.items()})
+        self.share = tokens
+        self.merging = mergings(own, self.attentions, plan_merging(own, tokens, self.first_block))
+        self.query_merging = nn.ModuleDict()
+        if self.uses_query and not self.query_block:
+            asked = self.attentions if self.shared else self.query_attentions
+            self.query_merging = mergings(self.query_backbone, asked, plan_merging(self.query_backbone, tokens))
 
     def forward(
         self, image: Float[Tensor, "B 3 height width"], query_image: Float[Tensor, "B 3 h w"] | None = None
@@ -96,17 +107,25 @@ class ExportGraph(nn.Module):
         prompts, task_scores = self.selection(self.query(seen, tokens, entry) if self.uses_query else None)
         tokens = self.token(tokens)
         projected = self.shared_entry.with_token(entry) if self.shared_entry and entry else None
-        last = self.backbone.depth - 1
+        last, sizes = self.backbone.depth - 1, None
         for index in range(self.first_block, self.backbone.depth):
             constant = cast(ConstantPrompt, self.constants[str(index)]) if str(index) in self.constants else None
             output_tokens = self.head.output_tokens if index == last else None
             first = projected if index == self.first_block else None
             attention, chosen = self.attentions[index], prompts.get(index)
+            if str(index) in self.merging:
+                step = cast(Merging, self.merging[str(index)])
+                tokens, sizes = run_merging_block(
+                    self.backbone, attention, index, tokens, step, chosen, constant, first, sizes
+                )
+                continue
             tokens = run_block(
-                self.backbone, attention, index, tokens, chosen, constant, output_tokens, self.last, first
+                self.backbone, attention, index, tokens, chosen, constant, output_tokens, self.last, first, sizes
             )
-        read = self.head.output_tokens is not None
-        computed = self.backbone.final_norm(tokens) if read else self.backbone.pool(tokens, self.head.computed)
+        if self.head.output_tokens is not None:
+            computed = self.backbone.final_norm(tokens)
+        else:
+            computed = self.pool(self.backbone, tokens, self.head.computed, sizes)
         if self.distance is None:
             logits = self.head(computed)
             return logits, logits.softmax(dim=1), task_scores.expand(image.shape[0], -1)
@@ -127,12 +146,26 @@ class ExportGraph(nn.Module):
         if not self.shared:
             tokens = self.query_embedding(image)
         count, few = self.query_block or backbone.depth, self.last if self.shared else self.query_last
+        sizes = None
         for index in range(count):
             output_tokens, first = output if index == count - 1 else None, entry if index == 0 else None
-            tokens = run_block(
-                backbone, attentions[index], index, tokens, output_tokens=output_tokens, few=few, projected=first
-            )
-        return backbone.final_norm(tokens[:, 0]) if output else backbone.pool(tokens, CLASS)[:, 0]
+            if str(index) in self.query_merging:
+                step, own = cast(Merging, self.query_merging[str(index)]), attentions[index]
+                tokens, sizes = run_merging_block(backbone, own, index, tokens, step, projected=first, sizes=sizes)
+                continue
+            tokens = run_block(backbone, attentions[index], index, tokens, None, None, output_tokens, few, first, sizes)
+        if output:
+            return backbone.final_norm(tokens[:, 0])
+        return self.pool(backbone, tokens, CLASS, sizes)[:, 0]
+
+    def pool(
+        self, backbone: Backbone, tokens: Float[Tensor, "B N D"], features: tuple[Feature, ...], sizes: Sizes | None
+    ) -> Float[Tensor, "B n D"]:
+        """As the backbone pools, which is told of sizes only where tokens were merged."""
+        if sizes is None:
+            return backbone.pool(tokens, features)
+        first = backbone.layout.first_patch
+        return backbone.pool(tokens, features, sizes[:, first : first + patches_left(backbone, self.share)])
 
 
 def last_block(attention: FoldedAttention) -> AbsorbedKVAttention | None:

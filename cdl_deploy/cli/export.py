@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cdl_deploy.cli.export_web import check_page_options, print_page, write_model_page
+from cdl_deploy.cli.inspect_table import patch_tokens_words
 from cdl_deploy.cli.output import echo, echo_json, make_console
 from cdl_deploy.counted import at_most, counted, small
 from cdl_deploy.errors import OptionError
@@ -135,6 +136,14 @@ def command(
         float, typer.Option(metavar="POINTS", help="Accuracy that a smaller variant may lose on held-out images.")
     ] = 0.5,
     ort: Annotated[bool, typer.Option("--ort", help="Write each file in onnxruntime's .ort format as well.")] = False,
+    tokens: Annotated[
+        float,
+        typer.Option(
+            metavar="SHARE",
+            help="Merge patch tokens that are alike until at most this share of them is left: half can go in a block, "
+            "from the first prompted one on, and those after it compute the rest. Faster, less accurate.",
+        ),
+    ] = 1.0,
     update_from: Annotated[
         list[Path] | None,
         typer.Option(
@@ -201,6 +210,7 @@ def command(
         shrink=shrink,
         ort=ort,
         statistics=statistics,
+        tokens=tokens,
         update_from=tuple(update_from or ()),
     )
     with ExitStack() as scratch:
@@ -250,6 +260,7 @@ def _print(exported: list[Exported], destination: Path) -> None:
     console = make_console()
     console.print(table)
     for item in exported:
+        _print_tokens(console, item)
         _print_variant(console, item)
         for update in item.updates:
             share = update.bytes / item.bytes
@@ -262,6 +273,28 @@ def _print(exported: list[Exported], destination: Path) -> None:
     for item in exported:
         _print_proof(console, item)
     console.print(f"Next: cdl bench-latency {as_typed(destination)}", highlight=False)
+
+
+def _print_tokens(console: Console, item: Exported) -> None:
+    """What merging patch tokens did to a file's answers."""
+    tokens, name = item.bundle.patch_tokens, item.bundle.path.name
+    if tokens is None or item.bundle.quantization is not None:
+        return
+    console.print(f"{name}: patch tokens: {patch_tokens_words(tokens)}", highlight=False, soft_wrap=True)
+    if item.closed_form and tokens.head == "trained":
+        console.print(
+            "  it cannot learn, nor say unknown: to solve its head anew, the training images of all tasks must still "
+            "be there, and a ridge head must not weigh its teacher",
+            highlight=False,
+            soft_wrap=True,
+        )
+    if item.close:
+        console.print(
+            f"  {counted(item.close, 'held-out image')} left out of the comparison: two merges are equally good there, "
+            "to within rounding",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def _print_proof(console: Console, item: Exported) -> None:

@@ -13,7 +13,7 @@ from cdl_deploy.counted import at_most, counted
 from cdl_deploy.data.preprocessing import Preprocessing
 from cdl_deploy.evaluation.inspection import Inspection, Port
 from cdl_deploy.printable import printable
-from cdl_deploy.runtime.bundle import Bundle, Method
+from cdl_deploy.runtime.bundle import Bundle, Method, PatchTokens
 
 
 def inspection_tables(found: Inspection) -> RenderableType:
@@ -36,6 +36,7 @@ def inspection_tables(found: Inspection) -> RenderableType:
         "accuracy": accuracy_words(bundle),
         "parity": _parity(bundle),
         "precision": _precision(bundle),
+        **_patch_tokens(bundle),
         **_closed_form(bundle),
         "written by": f"{bundle.producer.name} {bundle.producer.version}",
     }
@@ -123,6 +124,8 @@ def accuracy_words(bundle: Bundle) -> str:
         return (
             f"not measured with prompts chosen at export; {accuracy.final_average_accuracy:.1f} % where images choose"
         )
+    if bundle.patch_tokens is not None:
+        return f"{accuracy.final_average_accuracy:.1f} % with all patch tokens (measured by the run)"
     lost = "" if accuracy.forgetting is None else f", forgetting {accuracy.forgetting:.1f}"
     return f"{accuracy.final_average_accuracy:.1f} % over all classes, mean over tasks{lost} (measured by the run)"
 
@@ -135,6 +138,22 @@ def _parity(bundle: Bundle) -> str:
         f"logits within {at_most(parity.max_abs_logit_difference).removeprefix('≤ ')} of the trained model, "
         f"the same class for {parity.top1_agreement:.1%} of {counted(parity.images, 'image')}"
     )
+
+
+def _patch_tokens(bundle: Bundle) -> dict[str, str]:
+    """Of a model that merges some."""
+    return {} if bundle.patch_tokens is None else {"patch tokens": patch_tokens_words(bundle.patch_tokens)}
+
+
+def patch_tokens_words(tokens: PatchTokens) -> str:
+    """How many are left, and what that did."""
+    text = f"{tokens.left} of {tokens.patches} are left, the others merge (--tokens {tokens.share:g})"
+    if tokens.accuracy_before is not None and tokens.accuracy_after is not None:
+        text += (
+            f"; {tokens.accuracy_before:.1f} % right with all of them, {tokens.accuracy_after:.1f} % so, on "
+            f"{counted(tokens.images, 'held-out image')}"
+        )
+    return f"{text}; the head was {'solved anew' if tokens.head == 'solved' else 'trained with all of them'}"
 
 
 def _closed_form(bundle: Bundle) -> dict[str, str]:

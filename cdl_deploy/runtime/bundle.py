@@ -94,6 +94,26 @@ class Quantization:
 
 
 @dataclass(frozen=True)
+class PatchTokens:
+    """Which share of its patch tokens the model computes to the end; the others merge on the way."""
+
+    share: float
+    """At most so many are left."""
+    left: int
+    """After the last merging."""
+    patches: int
+    """Of an image."""
+    head: str
+    """`"solved"` anew, of merged tokens; `"trained"` on all tokens."""
+    accuracy_before: float | None = None
+    """With all tokens, of the images compared, in percent."""
+    accuracy_after: float | None = None
+    """Of this model on the same images, in percent."""
+    images: int = 0
+    """How many these are."""
+
+
+@dataclass(frozen=True)
 class Weights:
     """The frozen backbone inside the model."""
 
@@ -243,6 +263,8 @@ class Bundle:
     """How the threshold was found."""
     before_learning: BeforeLearning | None = field(default=None, metadata=OMITTED)
     """Of a file to which a device has added since it was exported."""
+    patch_tokens: PatchTokens | None = field(default=None, metadata=OMITTED)
+    """Of a model that merges some (`--tokens`)."""
     producer: Producer = field(default_factory=Producer)
     """The program that wrote the file."""
 

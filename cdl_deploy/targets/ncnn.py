@@ -15,7 +15,10 @@ TARGET = Target(
     no_best=True,
     no_distance=True,
     no_list_gather=True,
-    lacks={"TopK": "selects prompts by TopK: select once for all images (--select task:K or images:DIR)"},
+    lacks={
+        "ArgMax": "merges patch tokens by ArgMax: leave --tokens out",
+        "TopK": "selects prompts by TopK: select once for all images (--select task:K or images:DIR)",
+    },
     refused={**BY_CONVERTERS, "fp16": "ncnn stores fp16 itself: pnnx fp16=1"},
     tolerance=1e-3,
     script="run_ncnn.py",

@@ -39,6 +39,9 @@ class PlainViT(TimmViT):
         added: Tensor = tokens + block.ls2(block.mlp(block.norm2(tokens)))
         return added
 
+    def cannot_merge(self) -> str | None:
+        return "it pools its tokens by attention" if self.pooling == "map" else None
+
     def plain_block(self, index: int, tokens: Tokens) -> Tokens | None:
         return None if self.packed else self.block(index)(tokens)
 

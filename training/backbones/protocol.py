@@ -77,6 +77,10 @@ OutputTokens = tuple[int, ...] | None
 """Positions of the tokens that somebody reads, counted from the end where negative; None for all."""
 
 
+PatchSizes = Float[Tensor, "B patches"]
+"""How many patches each patch token stands for."""
+
+
 class AttentionWeights(NamedTuple):
     """A block's projections [D, D] with their biases [D], and the factor of its scores: what export folds."""
 
@@ -238,15 +242,31 @@ class Backbone(nn.Module, ABC):
             return None
         return (0, -1) if "kd" in features else (0,)
 
-    def pool(self, tokens: Float[Tensor, "B N D"], features: Collection[Feature]) -> Float[Tensor, "B n D"]:
-        """The features, in their order, of tokens after the last block: of all, or of those `output_tokens` names."""
+    def pool(
+        self, tokens: Float[Tensor, "B N D"], features: Collection[Feature], sizes: PatchSizes | None = None
+    ) -> Float[Tensor, "B n D"]:
+        """The features, in their order, of tokens after the last block: of all, or of those `output_tokens` names.
+
+        `sizes`: how many patches each of the patch tokens stands for, where some were merged.
+        """
         wanted = self.output_tokens(features)
         if wanted is not None:
             return self.final_norm(tokens if tokens.shape[1] == len(wanted) else pick(tokens, wanted))
         normed = self.final_norm(tokens)
-        patches = normed[:, self.layout.first_patch : self.layout.count]
-        found = {"class": normed[:, 0], "patches": patches.mean(dim=1), "kd": normed[:, -1]}
+        found = {"class": normed[:, 0], "patches": self.mean_patch(normed, sizes), "kd": normed[:, -1]}
         return torch.stack([found[name] for name in in_order(features)], dim=1)
+
+    def mean_patch(self, normed: Float[Tensor, "B N D"], sizes: PatchSizes | None = None) -> Float[Tensor, "B D"]:
+        """The mean of the patches among all tokens; `sizes` as in `pool`."""
+        first = self.layout.first_patch
+        if sizes is None:
+            return normed[:, first : self.layout.count].mean(dim=1)
+        patches = normed[:, first : first + sizes.shape[1]]
+        return (patches * sizes.unsqueeze(2)).sum(dim=1) / (self.layout.count - first)
+
+    def cannot_merge(self) -> str | None:
+        """Why patch tokens cannot be merged, as `cdl export --tokens` does; None where they can."""
+        return "merging is not known for this family of networks"
 
     # what holds for all
 

@@ -46,6 +46,10 @@ class RotaryViT(TimmViT):
             for name, table in zip(("cos", "sin"), self._tables(count), strict=True):
                 self.register_buffer(f"{name}_{count}", table, persistent=False)
 
+    def cannot_merge(self) -> str | None:
+        rotates = "its attention rotates queries and keys by the place of a patch, and merged patches have several"
+        return rotates if self.rotates else super().cannot_merge()
+
     @classmethod
     def check(cls, vit: nn.Module) -> None:
         """Refuse an Eva whose blocks do not normalise first, or rotate in a way of their own."""

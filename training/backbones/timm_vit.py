@@ -21,6 +21,7 @@ from cdl_deploy.training.backbones.protocol import (
     Backbone,
     OutputTokens,
     PatchProjection,
+    PatchSizes,
     TokenLayout,
 )
 from cdl_deploy.training.features import Feature, in_order
@@ -103,14 +104,17 @@ class TimmViT(Backbone):
     def output_tokens(self, features: Collection[Feature]) -> OutputTokens:
         return super().output_tokens(features) if self.pooling is None else None
 
-    def pool(self, tokens: Float[Tensor, "B N D"], features: Collection[Feature]) -> Float[Tensor, "B n D"]:
+    def pool(
+        self, tokens: Float[Tensor, "B N D"], features: Collection[Feature], sizes: PatchSizes | None = None
+    ) -> Float[Tensor, "B n D"]:
         if self.pooling is None:
-            return super().pool(tokens, features)
-        vit, layout = self.vit, self.layout
+            return super().pool(tokens, features, sizes)
+        vit = self.vit
         normed = vit.norm(tokens)
-        found = {"class": vit.fc_norm(vit.pool(normed[:, : layout.count]))}
+        pooled = vit.pool(normed[:, : self.layout.count]) if sizes is None else self.mean_patch(normed, sizes)
+        found = {"class": vit.fc_norm(pooled)}
         if "patches" in features:
-            found["patches"] = vit.fc_norm(normed[:, layout.first_patch : layout.count].mean(dim=1))
+            found["patches"] = vit.fc_norm(self.mean_patch(normed, sizes))
         if "kd" in features:
             found["kd"] = vit.fc_norm(normed[:, -1])
         return torch.stack([found[name] for name in in_order(features)], dim=1)
