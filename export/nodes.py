@@ -28,15 +28,11 @@ class Nodes:
         self.nodes.append(helper.make_node(operator, list(inputs), [output], name=output, **attributes))
         return output
 
-    def several(self, count: int, operator: str, *inputs: str, **attributes: Any) -> list[str]:
-        """Append a node with `count` outputs."""
-        first = self(operator, *inputs, **attributes)
-        self.nodes[-1].output.extend(f"{first}.{number}" for number in range(1, count))
-        return list(self.nodes[-1].output)
-
     def split(self, value: str, *sizes: int, axis: int) -> list[str]:
         """`value` cut along `axis` into parts of these sizes."""
-        return self.several(len(sizes), "Split", value, self.integers(*sizes), axis=axis)
+        first = self("Split", value, self.integers(*sizes), axis=axis)
+        self.nodes[-1].output.extend(f"{first}.{number}" for number in range(1, len(sizes)))
+        return list(self.nodes[-1].output)
 
     def integers(self, *values: int) -> str:
         """A constant int64 [n]."""

@@ -123,7 +123,9 @@ def _axes(
     first = g("Max", g("Sub", g("Div", start, twice_new), margin), integers(0))
     behind = g("Min", g("Add", g("Div", end, twice_new), margin), size)
     # All windows of an axis are as wide as the widest; the last ones begin earlier for it.
-    window, _ = g.several(2, "TopK", g("Sub", behind, first), one, axis=1)
+    window, groups = g("Sub", behind, first), crop // outputs
+    if groups > 1:
+        window = g("Max", *g.split(window, *[1] * groups, axis=1))
     first = g("Min", first, g("Sub", size, window))
     steps = g("Range", g.constant(0, np.int64), g("ReduceMax", window, keepdims=0), g.constant(1, np.int64))
     read = g("Add", first, steps)
