@@ -72,18 +72,19 @@ SIZE_BARS = {
     "full-int8": 0.32, "full-int8-dynamic": 0.32, "block4-int8": 0.32, "block4-int8-dynamic": 0.32, "task-int8": 0.32,
 }  # fmt: skip
 """× the unit's file."""
-TASKS_BAR = 1.03
-MORE_TASKS = {"full-100-tasks": "full", "block4-100-tasks": "block4"}
-"""Graphs with 100 tasks, and their own unit."""
+OWN_UNITS = {"full-100-tasks": ("full", 1.03), "block4-100-tasks": ("block4", 1.03), "block4-fp16": ("block4", 1.02)}
+"""Graphs that are compared with another one of ours: with 100 tasks, with weights stored in fp16. Unit and bar."""
 LARGE = "vit_base_patch16_224"
 LARGE_SECONDS, LARGE_BYTES = 120, 8e9
 KINDS = ("latency", "cpu", "profile", "photographs", "large")
-NAMES = [UNIT, *TIME_BARS, *MORE_TASKS, ROTARY_UNIT, *ROTARY_BARS]
+NAMES = [UNIT, *TIME_BARS, *OWN_UNITS, ROTARY_UNIT, *ROTARY_BARS]
 
 
 def unit_of(name: str) -> str:
     """What a graph is compared with."""
-    return ROTARY_UNIT if name in (ROTARY_UNIT, *ROTARY_BARS) else MORE_TASKS.get(name, UNIT)
+    if name in OWN_UNITS:
+        return OWN_UNITS[name][0]
+    return ROTARY_UNIT if name in (ROTARY_UNIT, *ROTARY_BARS) else UNIT
 
 
 # ---- latency and size ------------------------------------------------------------------------------------------------
@@ -100,12 +101,12 @@ def measure(names: list[str], folder: Path, batches: tuple[int, ...], threads: i
         for name in names:
             against = unit_of(name)
             ratio = ratio_of(report, name, against, batch) if against in found else None
-            bar = TASKS_BAR if name in MORE_TASKS else {**TIME_BARS, **ROTARY_BARS}.get(name)
+            bar = OWN_UNITS[name][1] if name in OWN_UNITS else {**TIME_BARS, **ROTARY_BARS}.get(name)
             rows.append(
                 {"what": "latency", "graph": name, "batch": batch, "value": found[name].p50_ms, "unit": "ms",
                  "rounds": found[name].rounds, "against": against, "ratio": ratio, "bar": bar}
             )  # fmt: skip
-    for name in [name for name in names if name not in MORE_TASKS]:
+    for name in [name for name in names if name not in OWN_UNITS]:
         size, unit = ((folder / f"{it}.onnx").stat().st_size for it in (name, unit_of(name)))
         rows.append(
             {"what": "file", "graph": name, "batch": None, "value": size / 1e6, "unit": "MB", "against": unit_of(name),
@@ -116,7 +117,7 @@ def measure(names: list[str], folder: Path, batches: tuple[int, ...], threads: i
 
 def with_units(names: list[str]) -> list[str]:
     """With what they are compared with, which come last."""
-    units = [unit for unit in (UNIT, ROTARY_UNIT) if unit in map(unit_of, names)]
+    units = [unit for unit in ("full", "block4", UNIT, ROTARY_UNIT) if unit in map(unit_of, names)]
     return [*[name for name in names if name not in units], *units]
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from cdl_deploy.data.preprocessing import Preprocessing
+from cdl_deploy.export.fp16 import to_fp16
 from cdl_deploy.export.graph import ExportGraph
 from cdl_deploy.export.onnx_file import export_onnx, save_onnx
 from cdl_deploy.export.parity import trained_logits
@@ -64,6 +65,7 @@ RECIPES = {
     "task-int8": Recipe(select="task:3", quantise="int8"),
     "block4-int8": Recipe(query="block:4", quantise="int8"),
     "block4-int8-dynamic": Recipe(query="block:4", quantise="int8-dynamic"),
+    "block4-fp16": Recipe(query="block:4", quantise="fp16"),
     "full-100-tasks": Recipe(tasks=100),
     "block4-100-tasks": Recipe(query="block:4", tasks=100),
     "dinov3-plain": Recipe("plain", model=ROTARY),
@@ -133,7 +135,7 @@ def export_student(recipe: Recipe, path: Path, model: str, seed: int) -> None:
         ranges = calibrate(prepared, [{"image": image[None]} for image in as_pixels(images)])
         graph = quantise_static(prepared, ranges, exact=(PIXELS_NAME,))
     else:
-        graph = quantise_dynamic(prepared)
+        graph = (to_fp16 if recipe.quantise == "fp16" else quantise_dynamic)(prepared)
     save_onnx(graph, path, encode_metadata(bundle))
 
 

@@ -28,6 +28,12 @@ class Nodes:
         self.nodes.append(helper.make_node(operator, list(inputs), [output], name=output, **attributes))
         return output
 
+    def split(self, value: str, *sizes: int, axis: int) -> list[str]:
+        """`value` cut along `axis` into parts of these sizes."""
+        first = self("Split", value, self.integers(*sizes), axis=axis)
+        self.nodes[-1].output.extend(f"{first}.{number}" for number in range(1, len(sizes)))
+        return list(self.nodes[-1].output)
+
     def integers(self, *values: int) -> str:
         """A constant int64 [n]."""
         return self.constant(values, np.int64)

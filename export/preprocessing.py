@@ -11,8 +11,9 @@ filter, columns come first and each product is rounded and clipped, as in PIL: t
 bit of a tie. (Pillow 13 takes the rows first where an image is more than twice as high as wide, which makes a
 difference where the filter overshoots black or white; `cdl_deploy.data.images` has it take the columns first always.)
 U and V are worked out in the graph from the shape of the image, in whole numbers up to the last division, so a wide
-image loses nothing. They are mostly zero: outputs are cut into groups, and each is a product with the window that it
-reads. Of an image whose shorter edge is right already they are ones and zeros, and its pixels stay what they are.
+image loses nothing, and for both axes together, as at batch 1 every node counts. They are mostly zero: outputs are cut
+into groups, and each is a product with the window that it reads. Of an image whose shorter edge is right already they
+are ones and zeros, and its pixels stay what they are.
 
 Not the Resize operator: it resizes what the crop then throws away (a 1 × 40000 image would become 224 × 9 million),
 rounds once where PIL rounds twice, and runtimes differ on it: OpenVINO, MNN and ncnn drop its antialiasing in silence
@@ -24,6 +25,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -49,24 +51,32 @@ def preprocessing_graph(preprocessing: ResizeCrop, name: str = PIXELS_NAME) -> N
     prefix = "preprocessing" if name == PIXELS_NAME else f"preprocessing/{name}"
     g = Nodes(prefix)
     height, width = preprocessing.height, preprocessing.width
-    rows, columns = g("Shape", INPUT_NAME, start=1, end=2), g("Shape", INPUT_NAME, start=2, end=3)
-    shorter = g("Min", rows, columns)
-    row, row_weights = _axis(g, rows, shorter, height, preprocessing)
-    column, column_weights = _axis(g, columns, shorter, width, preprocessing)
-    # Only rows that the crop is made of: of a tall photograph little more than half.
-    first, behind = g("ReduceMin", row, keepdims=0), g("Add", g("ReduceMax", row, keepdims=0), g.integers(1))
-    part = g("Slice", INPUT_NAME, g("Reshape", first, g.integers(1)), behind, g.integers(1))
-    planes = g("Cast", g("Transpose", part, perm=[0, 3, 1, 2]), to=TensorProto.FLOAT)
-    weights, parts = g("Transpose", column_weights, perm=[0, 2, 1]), []
-    for group in range(width // group_of(width)):  # slices: a Gather copies number by number where columns lie together
-        own, last = g("Gather", column, g.constant(group, np.int64), axis=0), g.integers(-1)
-        begin, end = g("Slice", own, g.integers(0), g.integers(1)), g("Slice", own, last, g.integers(END))
-        window = g("Slice", planes, begin, g("Add", end, g.integers(1)), g.integers(3))
-        parts.append(g("MatMul", window, g("Gather", weights, g.constant(group, np.int64), axis=0)))
-    narrow = g("Concat", *parts, axis=3) if len(parts) > 1 else parts[0]
-    spread = g("Gather", _as_bytes(g, narrow), g("Sub", row, first), axis=2)  # [B, 3, groups, window, width]
-    pixels = g("Reshape", g("MatMul", row_weights, spread), g.integers(-1, 3, height, width))
-    _as_bytes(g, pixels, name)
+    sizes = g("Shape", INPUT_NAME, start=1, end=3)
+    shorter = g("ReduceMin", sizes, keepdims=0)
+    if height == width:
+        begin, behind, (row, column) = _axes(g, sizes, shorter, height, 2, preprocessing)
+    else:
+        both = g.split(sizes, 1, 1, axis=0)
+        ends, axes = [], []
+        for size, crop in zip(both, (height, width), strict=True):
+            *end, (axis,) = _axes(g, size, shorter, crop, 1, preprocessing)
+            ends.append(end)
+            axes.append(axis)
+        row, column = axes
+        begin, behind = (g("Concat", *end, axis=0) for end in zip(*ends, strict=True))
+    # Only pixels that the crop is made of: of a tall photograph little more than half.
+    part = g("Slice", INPUT_NAME, begin, behind, g.integers(1, 2))
+    # Bytes are moved and not floats, and what is gathered lies together: a Gather of single numbers is slow.
+    read = g("Gather", g("Transpose", part, perm=[0, 2, 3, 1]), column.read, axis=1)  # [B, 1, groups, window, 3, rows]
+    read = g("Cast", g("Transpose", read, perm=[0, 1, 2, 4, 5, 3]), to=TensorProto.FLOAT)
+    read = g("Reshape", read, g.integers(0, 0, 0, 0, 0, -1))  # as it is; onnxruntime would transpose floats otherwise
+    weights = g("Transpose", g("Unsqueeze", column.weights, g.integers(2)), perm=[0, 1, 2, 4, 3])
+    narrow = g("Cast", _limited(g, g("MatMul", read, weights)), to=TensorProto.UINT8)
+    narrow = g("Transpose", narrow, perm=[0, 1, 3, 4, 2, 5])  # from [B, 1, groups, 3, rows, outputs]
+    narrow = g("Reshape", narrow, g.integers(0, 3, -1, width))
+    read = g("Cast", g("Gather", narrow, row.read, axis=2), to=TensorProto.FLOAT)  # [B, 3, 1, groups, window, width]
+    pixels = g("Reshape", g("MatMul", row.weights, read), g.integers(-1, 3, height, width))
+    g("Floor", _limited(g, pixels), name=name)
     return g
 
 
@@ -84,46 +94,73 @@ def group_of(crop: int) -> int:
     return min((it for it in range(1, crop + 1) if crop % it == 0), key=lambda it: abs(math.log(it / GROUP)))
 
 
-def _axis(g: Nodes, size: str, shorter: str, crop: int, preprocessing: ResizeCrop) -> tuple[str, str]:
-    """Of one axis, whose outputs are cut into groups: the input pixels that each group reads [groups, window], and the
-    weights of those [groups, outputs, window]."""
+class _Axis(NamedTuple):
+    """Of one axis, whose outputs are cut into groups."""
+
+    read: str
+    """Which pixels of the part that is read each group reads [1, groups, window]."""
+    weights: str
+    """What they weigh in each output of the group [1, groups, outputs, window]."""
+
+
+def _axes(
+    g: Nodes, sizes: str, shorter: str, crop: int, count: int, preprocessing: ResizeCrop
+) -> tuple[str, str, list[_Axis]]:
+    """Of `count` axes, which are cropped to the same length: where the part begins that is read, and what is behind
+    it [count], and each axis. They are worked out together, [axis, group, output, input]: every node takes its time,
+    however little it computes."""
     reach, filter_of = FILTERS[preprocessing.interpolation]
-    one, two, count = g.integers(1), g.integers(2), group_of(crop)
-    new = g("Div", g("Mul", size, g.integers(preprocessing.resize)), shorter)  # torchvision: int(resize·long / short)
-    offset = _offset(g, new, g.integers(crop))
-    larger = g("Max", size, new)
-    margin = g("Add", g("Div", g("Mul", larger, g.integers(reach)), new), two)
-    starts = g("Add", g.constant(np.arange(0, crop, count), np.int64), offset)
-    first = g("Max", g("Sub", g("Div", g("Mul", starts, size), new), margin), g.integers(0))
-    behind = g("Div", g("Mul", g("Add", starts, g.integers(count)), size), new)
-    behind = g("Min", g("Add", behind, margin), size)
-    # All windows are as wide as the widest; the last ones begin earlier for it.
-    window = g("ReduceMax", g("Sub", behind, first), keepdims=0)
-    first = g("Min", first, g("Sub", size, window))
-    steps = g("Range", g.constant(0, np.int64), window, g.constant(1, np.int64))
-    read = g("Add", g("Unsqueeze", first, g.integers(-1)), steps)
-    # 2·size·new times the position of the middle of every output, and of every input that is read
-    outputs = g("Add", g.constant(np.arange(crop).reshape(-1, count, 1), np.int64), offset)
-    outputs = g("Mul", g("Add", g("Mul", outputs, two), one), size)
-    inputs = g("Unsqueeze", g("Mul", g("Add", g("Mul", read, two), one), new), one)
-    distance = g("Abs", g("Sub", inputs, outputs))
+    integers, one, two, outputs = g.integers, g.integers(1), g.integers(2), group_of(crop)
+    size = g("Reshape", sizes, integers(-1, 1, 1, 1))
+    new = g("Div", g("Mul", size, integers(preprocessing.resize)), shorter)  # torchvision: int(resize·long / short)
+    twice_new, larger = g("Mul", new, two), g("Max", size, new)
     scale = g("Mul", larger, two)
-    t = g("Div", g("Cast", distance, to=TensorProto.FLOAT), g("Cast", scale, to=TensorProto.FLOAT))
-    weights = filter_of(g, t)
-    return read, g("Div", weights, g("ReduceSum", weights, g.integers(-1), keepdims=1))
+    margin = g("Add", g("Div", scale if reach == 2 else g("Mul", larger, integers(reach)), new), two)
+    # size · (twice the position in the resized image): where each group begins and ends, and the middles of its outputs
+    starts = np.arange(0, crop, outputs).reshape(1, -1, 1, 1)
+    within = np.array([0, 2 * outputs, *range(1, 2 * outputs, 2)]).reshape(1, 1, -1, 1)
+    places = g("Mul", g("Add", g.constant(2 * starts + within, np.int64), _twice_offset(g, new, crop)), size)
+    start, end, middles = g.split(places, 1, 1, outputs, axis=2)
+    first = g("Max", g("Sub", g("Div", start, twice_new), margin), integers(0))
+    behind = g("Min", g("Add", g("Div", end, twice_new), margin), size)
+    # All windows of an axis are as wide as the widest; the last ones begin earlier for it.
+    window, groups = g("Sub", behind, first), crop // outputs
+    if groups > 1:
+        window = g("Max", *g.split(window, *[1] * groups, axis=1))
+    first = g("Min", first, g("Sub", size, window))
+    steps = g("Range", g.constant(0, np.int64), g("ReduceMax", window, keepdims=0), g.constant(1, np.int64))
+    read = g("Add", first, steps)
+    # 2·size·new times how far every input that is read is from every output
+    distance = g("Sub", g("Add", g("Mul", read, twice_new), new), middles)
+    distance, scale = (g("Cast", it, to=TensorProto.FLOAT) for it in (distance, scale))
+    weights = filter_of(g, g("Div", g("Abs", distance), scale))
+    begin, last = g("Slice", first, integers(0), one, one), g("Slice", first, integers(-1), integers(END), one)
+    read = g("Squeeze", g("Sub", read, begin), two)
+    window, begin, last = (g("Reshape", it, integers(-1)) for it in (window, begin, last))
+    behind = g("Add", last, window)
+    if count == 1:
+        return begin, behind, [_Axis(read, _normalised(g, weights))]
+    axes, each = [], [1] * count
+    for parts in zip(*(g.split(it, *each, axis=0) for it in (window, read, weights)), strict=True):
+        own_read, own_weights = (g("Slice", it, integers(0), parts[0], integers(-1)) for it in parts[1:])
+        axes.append(_Axis(own_read, _normalised(g, own_weights)))
+    return begin, behind, axes
 
 
-def _offset(g: Nodes, sizes: str, crop: str) -> str:
-    """Where a centre crop begins: Python's round((size − crop) / 2), so a half goes to the even."""
-    two = g.integers(2)
-    spare = g("Sub", sizes, crop)
-    half = g("Div", spare, two)
-    return g("Add", half, g("Mul", g("Mod", spare, two), g("Mod", half, two)))
+def _normalised(g: Nodes, weights: str) -> str:
+    return g("Div", weights, g("ReduceSum", weights, g.integers(-1), keepdims=1))
 
 
-def _as_bytes(g: Nodes, values: str, name: str | None = None) -> str:
-    """Rounded as PIL does, halves up, and clipped to 0 … 255."""
-    return g("Clip", g("Floor", g("Add", values, g.number(0.5))), g.number(0), g.number(255), name=name)
+def _twice_offset(g: Nodes, sizes: str, crop: int) -> str:
+    """Twice where a centre crop begins [axes, 1, 1, 1]: twice Python's round((size − crop) / 2), so a half goes to the
+    even. With s = size − crop that is ⌊(s + 1) / 4⌋ + ⌊(s + 2) / 4⌋."""
+    quarters = g("Div", g("Add", sizes, g.integers(1 - crop, 1 - crop, 2 - crop, 2 - crop)), g.integers(4))
+    return g("ReduceSum", quarters, g.integers(-1), keepdims=1)
+
+
+def _limited(g: Nodes, values: str) -> str:
+    """Rounded down, this is what PIL makes of it: rounded with halves up, and clipped to 0 … 255."""
+    return g("Clip", g("Add", values, g.number(0.5)), g.number(0), g.number(255))
 
 
 def _bilinear(g: Nodes, t: str) -> str:
@@ -132,12 +169,15 @@ def _bilinear(g: Nodes, t: str) -> str:
 
 
 def _bicubic(g: Nodes, t: str) -> str:
-    """With a = −½: ((a + 2)·t − (a + 3))·t² + 1 below 1, a·(t − 1)·(t − 2)² below 2."""
-    slope = g("Sub", g("Mul", t, g.number(1.5)), g.number(2.5))
-    near = g("Add", g("Mul", g("Mul", slope, t), t), g.number(1))
-    before_two = g("Min", g("Sub", t, g.number(2)), g.number(0))
-    far = g("Mul", g("Mul", before_two, before_two), g("Sub", t, g.number(1)))
-    return g("Where", g("Less", t, g.number(1)), near, g("Mul", far, g.number(-0.5)))
+    """With a = −½: ((a + 2)·t − (a + 3))·t² + 1 below 1, a·(t − 1)·(t − 2)² below 2. Each is exactly 0 at the ends of
+    its part, so the sum of the two with t clipped to their parts is what a slower Where would choose."""
+    below_one = g("Min", t, g.number(1))
+    slope = g("Sub", g("Mul", below_one, g.number(1.5)), g.number(2.5))
+    near = g("Add", g("Mul", g("Mul", slope, below_one), below_one), g.number(1))
+    above_one = g("Clip", t, g.number(1), g.number(2))
+    before_two = g("Sub", above_one, g.number(2))
+    far = g("Mul", g("Mul", before_two, before_two), g("Sub", above_one, g.number(1)))
+    return g("Add", near, g("Mul", far, g.number(-0.5)))
 
 
 FILTERS: dict[str, tuple[int, Callable[[Nodes, str], str]]] = {"bilinear": (1, _bilinear), "bicubic": (2, _bicubic)}

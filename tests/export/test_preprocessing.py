@@ -12,10 +12,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from PIL import Image
+from torchvision.transforms import CenterCrop
+from torchvision.transforms.functional import pil_to_tensor
 
 from cdl_deploy.data.images import to_square
 from cdl_deploy.data.preprocessing import Preprocessing, ResizeCrop
 from cdl_deploy.errors import OptionError
+from cdl_deploy.export.nodes import Nodes
 from cdl_deploy.export.preprocessing import FILTERS, image_input, preprocessing_graph
 from cdl_deploy.training.data import transforms
 
@@ -26,8 +29,11 @@ def settings_of(size: int, resize: int, interpolation: str) -> Preprocessing:
 
 @cache
 def session(size: int, resize: int, interpolation: str, opset: int = 20) -> onnxruntime.InferenceSession:
-    g = preprocessing_graph(settings_of(size, resize, interpolation))
-    output = helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["batch", 3, size, size])
+    return session_of(preprocessing_graph(settings_of(size, resize, interpolation)), size, size, opset)
+
+
+def session_of(g: Nodes, height: int, width: int, opset: int = 20) -> onnxruntime.InferenceSession:
+    output = helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["batch", 3, height, width])
     graph = helper.make_graph(g.nodes, "preprocessing", [image_input()], [output], g.initializers)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
     onnx.checker.check_model(model, full_check=True)
@@ -129,6 +135,25 @@ def test_the_square_that_the_runtime_feeds_gives_the_same_pixels(height, width, 
     assert square.shape == (16 + margin, 16 + margin, 3)
     found = in_graph(square[None], 16, 16 + margin, "bicubic")[0]
     np.testing.assert_array_equal(found, in_training(image, 16, 16 + margin, "bicubic"))
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (40, 90), (90, 40), (300, 30), (44, 44)])
+def test_a_crop_need_not_be_square(height, width):
+    preprocessing = ResizeCrop(24, 40, 44, "bicubic")
+    image = noise(height, width)
+    picture = Image.fromarray(image)
+    shorter = min(height, width)
+    for size in ((44 * width // shorter, height), (44 * width // shorter, 44 * height // shorter)):
+        picture = picture.resize(size, Image.Resampling.BICUBIC)
+    expected = CenterCrop((24, 40))(pil_to_tensor(picture)).numpy().astype(np.float32)
+    found = session_of(preprocessing_graph(preprocessing), 24, 40).run(None, {"image": image[None]})[0][0]
+    assert np.abs(found - expected).max() <= 1 + (shorter < 44)
+
+
+@pytest.mark.parametrize("interpolation", sorted(FILTERS))
+def test_every_node_is_paid_for_at_batch_1(interpolation):
+    """Each takes some microseconds of a small ViT's milliseconds, however little it computes."""
+    assert len(preprocessing_graph(settings_of(224, 248, interpolation)).nodes) <= 90
 
 
 def test_a_filter_the_graph_lacks_is_refused():
