@@ -53,7 +53,7 @@ BUDGETS = {
         Budget("short", 100, 10, None, 5, 5, (0, 1), ("coda", "l2p"), "about 36 hours on one CPU core"),
         Budget("shortest", 10, 4, 20, 3, 1, (0,), ("coda", "l2p"), "about 3 hours on one CPU core"),
         Budget(
-            "drawings", 16, 8, None, 5, 1, (0,), ("coda",), "about 10 minutes on one CPU core", tasks=3,
+            "drawings", 16, 8, None, 5, 1, (0, 1, 2), ("coda",), "about half an hour on one CPU core", tasks=3,
             adapts=("first",),
         ),
     )

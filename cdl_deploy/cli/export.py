@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cdl_deploy.cli.export_web import check_page_options, print_page, write_model_page
-from cdl_deploy.cli.inspect_table import patch_tokens_words
 from cdl_deploy.cli.output import echo, echo_json, make_console
 from cdl_deploy.counted import at_most, counted, small
 from cdl_deploy.errors import OptionError
@@ -277,6 +276,8 @@ def _print(exported: list[Exported], destination: Path) -> None:
 
 def _print_tokens(console: Console, item: Exported) -> None:
     """What merging patch tokens did to a file's answers."""
+    from cdl_deploy.cli.inspect_table import patch_tokens_words
+
     tokens, name = item.bundle.patch_tokens, item.bundle.path.name
     if tokens is None or item.bundle.quantization is not None:
         return
