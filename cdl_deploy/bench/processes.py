@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,8 @@ def facts_there(spec: ModelSpec, facts: dict[str, Any], job: dict[str, Any]) -> 
     if facts["feed"] is None:
         raise BundleError(f"{spec.path} has several inputs or none of numbers, and --runtime takes models of one")
     given = "image" if facts["feed"][0] == "uint8" else "tensor"
-    process.check_fits(spec.path, spec.place.target, given, facts["outputs"])
+    variant = json.loads(facts["metadata"].get("cdl.quantization") or "null") or {}
+    process.check_fits(spec.path, spec.place.target, given, facts["outputs"], variant.get("kind"))
     with start(spec) as client:
         try:
             client.prepare(job)

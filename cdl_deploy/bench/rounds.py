@@ -310,7 +310,7 @@ def _record(model: _Model) -> ModelRecord:
 
 
 def _accuracy(bundle: Bundle | None, facts: dict[str, Any]) -> float | None:
-    """Final average accuracy in percent, less what quantising took."""
+    """Final average accuracy in percent, less what merging patch tokens and quantising took."""
     if bundle is None:
         accuracy = facts["accuracy"]
         return float(accuracy) if accuracy is not None else None
@@ -319,4 +319,7 @@ def _accuracy(bundle: Bundle | None, facts: dict[str, Any]) -> float | None:
     quantised = json.loads(facts["metadata"].get("cdl.quantization") or "null") or {}
     before, after = quantised.get("accuracy_before"), quantised.get("accuracy_after")
     lost = before - after if before is not None and after is not None else 0.0
+    merged = bundle.patch_tokens
+    if merged is not None and merged.accuracy_before is not None and merged.accuracy_after is not None:
+        lost += merged.accuracy_before - merged.accuracy_after
     return bundle.accuracy.final_average_accuracy - lost

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cdl_deploy.cli.export_web import check_page_options, print_page, write_model_page
+from cdl_deploy.cli.export_web import check_no_more_options, check_page_options, print_page, write_model_page
 from cdl_deploy.cli.output import echo, echo_json, make_console
 from cdl_deploy.counted import at_most, counted, small
 from cdl_deploy.errors import OptionError
@@ -181,6 +181,12 @@ def command(
             run, web, graph_input or "image", onnx, out, labels or "graph", batch is not None or image_size is not None
         )
         if run.suffix == ".onnx":
+            of_a_run = {
+                "--select": select != "in-graph", "--opset": opset is not None,
+                "--quantize": quantize is not None, "--fp16": fp16, "--calibrate": calibrate is not None, "--ort": ort,
+                "--tokens": tokens != 1.0, "--update-from": bool(update_from),
+            }  # fmt: skip
+            check_no_more_options(run, of_a_run)
             write_model_page(run, web, statistics)
             print_page(web, as_json)
             return
@@ -205,6 +211,7 @@ def command(
             batch=batch,
             image_size=None if image_size is None else parse_image_size(image_size),
             kinds=shrink.kinds,
+            tokens=tokens,
         ),
         shrink=shrink,
         ort=ort,

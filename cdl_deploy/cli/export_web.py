@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,16 @@ def check_page_options(
     if out is not None and not onnx:
         raise OptionError(f"--out {out} is where --onnx writes: add --onnx, or leave out --out")
     check_page_folder(web)
+
+
+def check_no_more_options(model: Path, given: Mapping[str, bool]) -> None:
+    """Raise `OptionError` for options of exporting a run, where the model is exported already."""
+    asked = [name for name, is_given in given.items() if is_given]
+    if asked:
+        raise OptionError(
+            f"{model} is exported already, and its page carries it as it is: leave out {' and '.join(asked)}, or give "
+            "the run"
+        )
 
 
 def write_model_page(model: Path, web: Path, teachable: bool = True) -> None:

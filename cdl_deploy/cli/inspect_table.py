@@ -151,7 +151,7 @@ def patch_tokens_words(tokens: PatchTokens) -> str:
     if tokens.accuracy_before is not None and tokens.accuracy_after is not None:
         text += (
             f"; {tokens.accuracy_before:.1f} % right with all of them, {tokens.accuracy_after:.1f} % so, on "
-            f"{counted(tokens.images, 'held-out image')}"
+            f"{counted(tokens.images, 'held-out image')} when it was exported"
         )
     return f"{text}; the head was {'solved anew' if tokens.head == 'solved' else 'trained with all of them'}"
 

@@ -30,7 +30,9 @@ class RuntimeClassifier(Classifier):
         self._client, self._folder, self._lock = client, folder, threading.Lock()
         self._batch = self.interface.batch or place.target.batch or 1
         size = self.bundle.preprocessing
-        check_fits(path, place.target, size.input, {it.name: it.type for it in self._session.get_outputs()})
+        outputs = {it.name: it.type for it in self._session.get_outputs()}
+        variant = self.bundle.quantization
+        check_fits(path, place.target, size.input, outputs, None if variant is None else variant.kind)
         side = self.interface.image_size or (size.resize, size.resize)
         dtype, shape = ("uint8", (*side, 3)) if size.input == "image" else ("float32", (3, size.height, size.width))
         try:

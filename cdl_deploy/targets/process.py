@@ -89,9 +89,11 @@ def is_installed(target: Target, python: Path | None = None, option: str = "--ta
     return True
 
 
-def check_fits(path: Path, target: Target, given: str, outputs: Mapping[str, str]) -> None:
-    """Raise BundleError for a file that is known not to be for the target: it takes `given`, an image or a tensor, and
-    has `outputs`, each with its type."""
+def check_fits(
+    path: Path, target: Target, given: str, outputs: Mapping[str, str], quantised: str | None = None
+) -> None:
+    """Raise BundleError for a file that is known not to be for the target: it takes `given`, an image or a tensor,
+    has `outputs`, each with its type, and is a `quantised` variant of that kind, if it is one."""
     why = []
     if given not in target.inputs:
         why.append(f"it takes an {given}" if given == "image" else f"it takes a {given}")
@@ -99,6 +101,8 @@ def check_fits(path: Path, target: Target, given: str, outputs: Mapping[str, str
         why.append("it gives names")
     if target.no_best and {TOPK_INDEX_NAME, TOPK_PROBABILITY_NAME} & set(outputs):
         why.append("it gives the best classes")
+    if quantised is not None and quantised in target.refused:
+        why.append(f"it is {quantised} ({target.refused[quantised]})")
     if why:
         raise BundleError(
             f"{path} is not for {target.name}: {' and '.join(why)}; one that is: cdl export RUN --target {target.name}"

@@ -18,8 +18,10 @@ def settled(
     batch: int | None = None,
     image_size: tuple[int, int] | None = None,
     kinds: Sequence[str] = (),
+    tokens: float = 1.0,
 ) -> dict[str, Any]:
-    """Options for `ExportOptions`; None stands for what the target likes best. `kinds`: smaller variants.
+    """Options for `ExportOptions`; None stands for what the target likes best. `kinds`: smaller variants;
+    `tokens`: below 1 patch tokens merge.
 
     Raises OptionError for an unknown target, and for what it cannot hold.
     """
@@ -45,6 +47,8 @@ def settled(
         raise OptionError(f"--target {name} takes --batch {target.batches}, got {batch}: leave --batch out")
     if target.labels == "none" and found["labels"] != "none":
         raise OptionError(f"--target {name} cannot hold the output of names: leave --labels out, or give none")
+    if tokens < 1 and "ArgMax" in target.lacks:
+        raise OptionError(f"--target {name} cannot hold a model that {target.lacks['ArgMax']}, or take another target")
     for kind in kinds:
         if kind in target.refused:
             asked = "--fp16" if kind == "fp16" else f"--quantize {kind}"

@@ -13,6 +13,7 @@ import pytest
 import torch
 from onnx import helper, numpy_helper
 
+from cdl_deploy.bench import rounds
 from cdl_deploy.cli import main
 from cdl_deploy.closed_form.statistics_file import read_statistics
 from cdl_deploy.errors import OptionError, ParityError
@@ -184,6 +185,8 @@ def test_a_closed_form_head_is_solved_of_merged_tokens(solved, bundles, photos):
     tokens = bundle.patch_tokens
     assert (tokens.left, tokens.patches, tokens.head, tokens.images) == (3, 4, "solved", 16)
     assert (bundle.parity.images, bundle.parity.top1_agreement) == (16 - solved.close, 1)
+    lost = tokens.accuracy_before - tokens.accuracy_after
+    assert rounds._accuracy(bundle, {"metadata": {}}) == bundle.accuracy.final_average_accuracy - lost
     assert bundle.features.sha256 != read_bundle(bundles() / "student.onnx").features.sha256
     stored = read_statistics(bundle.path.parent / bundle.statistics.file, bundle.features.sha256)
     classifier = Classifier(bundle.path)

@@ -61,6 +61,11 @@ def test_an_unknown_target_names_the_nearest(small_run):
         ("ncnn", {"input": "image"}, "--target ncnn takes --input tensor, got image"),
         ("executorch", {"opset": 18}, "--target executorch takes --opset 17 to 17, got 18"),
         ("litert", {"input": "image"}, "--target litert takes images of one size: add --image-size H,W"),
+        (
+            "ncnn",
+            {"tokens": 0.5},
+            "--target ncnn cannot hold a model that merges patch tokens by ArgMax: leave --tokens",
+        ),
         ("rknn", {"kinds": ("int8",)}, "--target rknn does not go with --quantize int8: its operators"),
     ],
 )
@@ -300,6 +305,8 @@ def test_a_file_that_is_not_for_the_runtime_says_why(small_bundle):
     with pytest.raises(BundleError, match=r"not for ncnn: it takes an image and it gives names and it gives the best"):
         check_fits(Path("student.onnx"), find_target("ncnn"), "image", outputs)
     check_fits(Path("student.onnx"), find_target("openvino"), "image", outputs)
+    with pytest.raises(BundleError, match=r"not for mnn: it is int8-dynamic \(MNN converts it and answers wrongly"):
+        check_fits(Path("student.onnx"), find_target("mnn"), "tensor", {"logits": "tensor(float)"}, "int8-dynamic")
 
 
 @pytest.mark.runtimes

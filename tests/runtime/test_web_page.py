@@ -193,6 +193,11 @@ def test_a_page_that_cannot_be_taught_is_named(student: Path, tmp_path: Path) ->
             ["run", "--web", "site", "--out", "bundle"],
             "--out bundle is where --onnx writes: add --onnx, or leave out --out",
         ),
+        (
+            ["a.onnx", "--web", "site", "--tokens", "0.5", "--select", "task:7"],
+            "a.onnx is exported already, and its page carries it as it is: leave out --select and --tokens, or "
+            "give the run",
+        ),
         (["a.onnx", "--web", "site", "--onnx"], "a.onnx is exported already: leave out --onnx"),
         (
             ["run", "--web", "site", "--input", "tensor"],
