@@ -70,7 +70,7 @@ class DataConfig(Options):
     """YAML file that lists the classes of each task by name."""
     holdout: float | None = option(
         None,
-        "Hold out this share of every class, such as 0.2.",
+        "Hold out this share of every class, such as 0.2; at least one image.",
         metavar="SHARE",
         above=0,
         below=1,
