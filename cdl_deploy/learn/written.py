@@ -119,15 +119,18 @@ def _remove_unnamed(out: Path, outdated: Mapping[str, str]) -> None:
     very file. Statistics that another model in the folder names stay.
     """
     hashed = re.compile(re.escape(f"{out.stem}.statistics.") + r"[0-9a-f]{12}\.safetensors")
+    partly = re.compile(rf"\.({hashed.pattern})\.[^.]+\.tmp\.safetensors")
     try:
-        own = [path for path in out.parent.iterdir() if hashed.fullmatch(path.name)]
+        names = [path.name for path in out.parent.iterdir()]
+        own = [out.parent / name for name in names if hashed.fullmatch(name)]
         old = [out.parent / name for name in outdated if not hashed.fullmatch(name)]
         own += [path for path in old if path.is_file() and _is_the(path, outdated[path.name])]
         named = {name for model in out.parent.glob("*.onnx") for name in _named_in(model)} if own else set()
         for path in own:
             if path.name not in named:
                 path.unlink(missing_ok=True)
-            discard_abandoned(path)
+        for name in {found[1] for name in names if (found := partly.fullmatch(name))}:
+            discard_abandoned(out.parent / name)  # whether it was ever finished or not
     except OSError:  # another process may be at work in the folder; what is left over is found the next time
         pass
 

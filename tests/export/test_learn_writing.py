@@ -109,6 +109,18 @@ def test_two_processes_killed_at_random_moments(first_task, photos, tmp_path, mo
     assert not [name for name in os.listdir(folder) if ".tmp" in name]
 
 
+def test_what_a_killed_process_had_begun_is_removed(model, photos):
+    """Statistics that were never finished have a name that nothing else has."""
+    path = model()
+    left = path.with_name(f".{path.stem}.statistics.0123456789ab.safetensors.1-0a1b2c.tmp.safetensors")
+    another = path.with_name(".other.statistics.0123456789ab.safetensors.1-0a1b2c.tmp.safetensors")
+    left.write_bytes(b"half")
+    another.write_bytes(b"of another model")
+    Learner(path).add(NEW[0], images_of(photos, NEW[0])).save()
+    assert not left.exists()
+    assert another.exists()
+
+
 def test_an_error_while_writing_leaves_everything_as_it_was(model, photos, monkeypatch):
     path = model()
     before = content_of(path.parent)
