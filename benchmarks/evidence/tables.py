@@ -154,9 +154,9 @@ def features_table(results: Path) -> str:
 
 
 def readme_table(records: Records) -> str:
-    """What a newcomer needs: the frozen pair, and every training row under slda or a learned head."""
+    """What a newcomer needs: the frozen pair, and CODA's rows under slda or a learned head; L2P's are like them."""
     lines = ruled("", "adapt", "head", "final accuracy", "forgetting", "exported, MB", "ms, batch 1")
-    wanted = [(row, head) for row, head in records.shown() if head in ("slda", "learned")]
+    wanted = [(row, head) for row, head in records.shown() if head in ("slda", "learned") and row.method != "l2p"]
     taught = [(row, head, "teacher") for row, head in wanted if teaches(row)]
     for row, head, role in [*((row, head, "student") for row, head in wanted), *taught]:
         name = f"{row.name}-{head}" + (".teacher" if role == "teacher" else "")
