@@ -81,6 +81,12 @@ def discard_abandoned(path: Path) -> None:
                 temporary.unlink(missing_ok=True)
 
 
+def begun_in(folder: Path) -> set[Path]:
+    """What the temporary files in `folder` were to become, finished before or not."""
+    named = (re.fullmatch(r"\.(.+)\.\d+(?:-[0-9a-f]+)?\.tmp(\.[^.]*)?", path.name) for path in folder.glob(TEMPORARY))
+    return {folder / found[1] for found in named if found}
+
+
 def leftovers(path: Path) -> list[Path]:
     """The temporary files beside `path`, abandoned or not."""
     return sorted(path.parent.glob(f".{glob.escape(path.name)}.*.tmp{glob.escape(path.suffix)}"))

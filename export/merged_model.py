@@ -159,5 +159,5 @@ def training_tasks(root: Path, record: RunRecord) -> list[TaskImages] | None:
             return None
         kept = [place for place, label in enumerate(images.labels) if label in known]
         if kept:
-            tasks.append(TaskImages([images.items[i] for i in kept], [images.labels[i] for i in kept]))
+            tasks.append(images.at(kept))
     return tasks

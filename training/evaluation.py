@@ -48,16 +48,16 @@ def evaluate(run: Run, task: Task) -> tuple[list[TaskImages], dict[Role, FittedH
         if run.processes.count == 1 and run.stop():  # nothing is lost: what was learned is saved
             raise Stopped
 
-    trains = run.config.method.trains_in
-    if task.adapts or trains(task.number + 1):
+    if task.adapts:
         run.test_features.clear()
+    stays = not run.config.method.trains_in(task.number + 1)
     heads: dict[Role, FittedHead] = {}
     for role, learner in run.pair.learners.items():
         row = run.precomputed.accuracy_row(role, task.number, tests) if run.precomputed else None
         ece = None
         if row is None or learner.closed_form is not None:
-            stay = learner.closed_form is not None and learner.closed_form.fitted and not trains(task.number + 1)
-            kept = run.test_features.setdefault(role, KeptFeatures()) if stay else None
+            solved = learner.closed_form is not None and learner.closed_form.fitted
+            kept = run.test_features.setdefault(role, KeptFeatures()) if solved and stays else None
             tested = measure_learner(
                 run.pair.encoder, learner, shown, transform, workers, partial(on_images, role), run.processes, kept
             )
@@ -75,10 +75,7 @@ def without(images: TaskImages, positions: set[int]) -> TaskImages:
     """The images whose label is none of `positions`."""
     if not positions & set(images.labels):
         return images
-    kept = [i for i, label in enumerate(images.labels) if label not in positions]
-    pixels = None if images.pixels is None else images.pixels[kept]
-    items = [images.items[i] for i in kept] if images.items else []
-    return TaskImages(items, [images.labels[i] for i in kept], pixels)
+    return images.at([i for i, label in enumerate(images.labels) if label not in positions])
 
 
 def on_device(run: Run, tests: list[TaskImages]) -> list[TaskImages]:

@@ -157,8 +157,7 @@ def fit_prediction_head(
     if isinstance(distillation, ExtraToken) and distillation.chosen is not None:
         new = [position for position, label in enumerate(held_out.labels) if label >= student.first_class]
         if new:
-            chosen = TaskImages([held_out.items[i] for i in new], [held_out.labels[i] for i in new])
-            outputs, labels = zip(*_outputs(pair, chosen, transform, workers), strict=True)
+            outputs, labels = zip(*_outputs(pair, held_out.at(new), transform, workers), strict=True)
             logits = torch.cat([output.class_logits for output in outputs])
             extra = torch.cat([output.extra_logits for output in outputs if output.extra_logits is not None])
             distillation.choose_alpha(logits, extra, torch.cat(labels), student.first_class)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 from cdl_deploy.bench.options import BenchOptions, ModelSpec
 from cdl_deploy.errors import BundleError, OptionError
+from cdl_deploy.runtime.bundle import Bundle
 from cdl_deploy.targets import process
 from cdl_deploy.targets.client import WorkerClient, WorkerError
 
@@ -32,14 +32,13 @@ def job_in_runtime(
     return process.job_of(spec.path, own, batch, dtype, shape, threads, options.seed)
 
 
-def facts_there(spec: ModelSpec, facts: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
+def facts_there(spec: ModelSpec, facts: dict[str, Any], bundle: Bundle | None, job: dict[str, Any]) -> dict[str, Any]:
     """What differs there from what onnxruntime says of the file. Raises BundleError where it does not run."""
     assert spec.place is not None
     if facts["feed"] is None:
         raise BundleError(f"{spec.path} has several inputs or none of numbers, and --runtime takes models of one")
     given = "image" if facts["feed"][0] == "uint8" else "tensor"
-    variant = json.loads(facts["metadata"].get("cdl.quantization") or "null") or {}
-    process.check_fits(spec.path, spec.place.target, given, facts["outputs"], variant.get("kind"))
+    process.check_fits(spec.path, spec.place.target, given, facts["outputs"], bundle.quantization if bundle else None)
     with start(spec) as client:
         try:
             client.prepare(job)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -145,12 +144,12 @@ class _Bench:
                 client.load()
                 facts = client.inspect(batch)
                 client.close()
+                metadata = facts["metadata"]
+                bundle = decode_metadata(spec.path, metadata) if FORMAT_KEY in metadata else None
                 if spec.place is not None:
                     threads = self._options.threads[0]
                     job = job_in_runtime(spec, facts, self._folder, threads, self._options)
-                    facts = facts_there(spec, facts, job)
-                metadata = facts["metadata"]
-                bundle = decode_metadata(spec.path, metadata) if FORMAT_KEY in metadata else None
+                    facts = facts_there(spec, facts, bundle, job)
                 model = _Model(spec, facts, bundle, bytes_before=before)
                 if not any(model.takes(size) for size in self._options.batches):
                     raise BundleError(
@@ -316,10 +315,8 @@ def _accuracy(bundle: Bundle | None, facts: dict[str, Any]) -> float | None:
         return float(accuracy) if accuracy is not None else None
     if bundle.accuracy is None:
         return None
-    quantised = json.loads(facts["metadata"].get("cdl.quantization") or "null") or {}
-    before, after = quantised.get("accuracy_before"), quantised.get("accuracy_after")
-    lost = before - after if before is not None and after is not None else 0.0
-    merged = bundle.patch_tokens
-    if merged is not None and merged.accuracy_before is not None and merged.accuracy_after is not None:
-        lost += merged.accuracy_before - merged.accuracy_after
-    return bundle.accuracy.final_average_accuracy - lost
+    accuracy = bundle.accuracy.final_average_accuracy
+    for change in (bundle.patch_tokens, bundle.quantization):
+        if change is not None and change.accuracy_before is not None and change.accuracy_after is not None:
+            accuracy -= change.accuracy_before - change.accuracy_after
+    return accuracy

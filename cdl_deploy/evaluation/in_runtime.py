@@ -31,8 +31,7 @@ class RuntimeClassifier(Classifier):
         self._batch = self.interface.batch or place.target.batch or 1
         size = self.bundle.preprocessing
         outputs = {it.name: it.type for it in self._session.get_outputs()}
-        variant = self.bundle.quantization
-        check_fits(path, place.target, size.input, outputs, None if variant is None else variant.kind)
+        check_fits(path, place.target, size.input, outputs, self.bundle.quantization)
         side = self.interface.image_size or (size.resize, size.resize)
         dtype, shape = ("uint8", (*side, 3)) if size.input == "image" else ("float32", (3, size.height, size.width))
         try:

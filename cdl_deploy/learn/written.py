@@ -19,7 +19,7 @@ from typing import BinaryIO
 from cdl_deploy.closed_form.statistics_file import MAX_BYTES
 from cdl_deploy.documents import parse_json
 from cdl_deploy.errors import BundleError
-from cdl_deploy.files import discard_abandoned, json_text, write_atomic
+from cdl_deploy.files import begun_in, discard_abandoned, json_text, write_atomic
 from cdl_deploy.learn.errors import LearnError
 from cdl_deploy.learn.onnx_edit import metadata_of
 from cdl_deploy.learn.protobuf import Piece, Span, size_of
@@ -119,18 +119,16 @@ def _remove_unnamed(out: Path, outdated: Mapping[str, str]) -> None:
     very file. Statistics that another model in the folder names stay.
     """
     hashed = re.compile(re.escape(f"{out.stem}.statistics.") + r"[0-9a-f]{12}\.safetensors")
-    partly = re.compile(rf"\.({hashed.pattern})\.[^.]+\.tmp\.safetensors")
     try:
-        names = [path.name for path in out.parent.iterdir()]
-        own = [out.parent / name for name in names if hashed.fullmatch(name)]
+        own = [path for path in out.parent.iterdir() if hashed.fullmatch(path.name)]
         old = [out.parent / name for name in outdated if not hashed.fullmatch(name)]
         own += [path for path in old if path.is_file() and _is_the(path, outdated[path.name])]
         named = {name for model in out.parent.glob("*.onnx") for name in _named_in(model)} if own else set()
         for path in own:
             if path.name not in named:
                 path.unlink(missing_ok=True)
-        for name in {found[1] for name in names if (found := partly.fullmatch(name))}:
-            discard_abandoned(out.parent / name)  # whether it was ever finished or not
+        for path in {*own, *(path for path in begun_in(out.parent) if hashed.fullmatch(path.name))}:
+            discard_abandoned(path)
     except OSError:  # another process may be at work in the folder; what is left over is found the next time
         pass
 

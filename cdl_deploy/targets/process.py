@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cdl_deploy.errors import BundleError, OptionError
-from cdl_deploy.runtime.bundle import TOPK_INDEX_NAME, TOPK_PROBABILITY_NAME
+from cdl_deploy.runtime.bundle import TOPK_INDEX_NAME, TOPK_PROBABILITY_NAME, Quantization
 from cdl_deploy.targets import find_target
 from cdl_deploy.targets.client import WorkerClient
 from cdl_deploy.targets.target import Target
@@ -90,10 +90,10 @@ def is_installed(target: Target, python: Path | None = None, option: str = "--ta
 
 
 def check_fits(
-    path: Path, target: Target, given: str, outputs: Mapping[str, str], quantised: str | None = None
+    path: Path, target: Target, given: str, outputs: Mapping[str, str], variant: Quantization | None = None
 ) -> None:
     """Raise BundleError for a file that is known not to be for the target: it takes `given`, an image or a tensor,
-    has `outputs`, each with its type, and is a `quantised` variant of that kind, if it is one."""
+    has `outputs`, each with its type, and is a smaller `variant`, if it is one."""
     why = []
     if given not in target.inputs:
         why.append(f"it takes an {given}" if given == "image" else f"it takes a {given}")
@@ -101,8 +101,8 @@ def check_fits(
         why.append("it gives names")
     if target.no_best and {TOPK_INDEX_NAME, TOPK_PROBABILITY_NAME} & set(outputs):
         why.append("it gives the best classes")
-    if quantised is not None and quantised in target.refused:
-        why.append(f"it is {quantised} ({target.refused[quantised]})")
+    if variant is not None and variant.kind in target.refused:
+        why.append(f"it is {variant.kind} ({target.refused[variant.kind]})")
     if why:
         raise BundleError(
             f"{path} is not for {target.name}: {' and '.join(why)}; one that is: cdl export RUN --target {target.name}"

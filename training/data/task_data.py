@@ -29,6 +29,12 @@ class TaskImages:
     pixels: Tensor | None = None
     """Preprocessed [n, 3, height, width] uint8, in place of `items`, where only these are left."""
 
+    def at(self, places: Sequence[int]) -> TaskImages:
+        """Those at `places` among them."""
+        items = [self.items[place] for place in places] if self.items else []
+        pixels = None if self.pixels is None else self.pixels[list(places)]
+        return TaskImages(items, [self.labels[place] for place in places], pixels)
+
     def same_as(self, others: TaskImages) -> bool:
         """Whether these are the same files, or the same arrays in memory, with the same labels."""
         if self.pixels is not others.pixels or list(self.labels) != list(others.labels):
@@ -57,8 +63,7 @@ def hold_out(
         held |= {own[i] for i in drawn.tolist()}
 
     def part(wanted: bool) -> TaskImages:
-        chosen = [position for position in range(len(images.labels)) if (position in held) == wanted]
-        return TaskImages([images.items[i] for i in chosen], [images.labels[i] for i in chosen])
+        return images.at([position for position in range(len(images.labels)) if (position in held) == wanted])
 
     return part(False), part(True)
 
