@@ -3,14 +3,17 @@
     python benchmarks/kill_test.py --runs 20 --seed 0
     python benchmarks/kill_test.py --runs 20 --cache-views 1
 
-Every run (two tasks, then a third one added) is killed several times: at a random moment, or at a random write, with
-half of the file written, before it is moved to its place, or just after. The processes are forked from this one, which
-has imported everything and computed nothing. Exits 1 where a result differs from that of the uninterrupted run.
+Every run (two tasks, then a third one added) is killed three times: at a random write, with half of the file written,
+before it is moved to its place, just after, or at a random moment that follows. Moments are counted from a write, and
+the first two kills come in the first two thirds of all writes, so that a run is there to be killed however slow the
+machine has become; the third may come after the end. The processes are forked from this one, which has imported
+everything and computed nothing. Exits 1 where a result differs from that of the uninterrupted run.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -18,6 +21,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -36,7 +40,7 @@ from cdl_deploy.training.run_directory import RunDirectory
 
 COLOURS = {"ant": (200, 30, 30), "bee": (30, 200, 30), "cat": (30, 30, 200), "dog": (200, 200, 30)}
 NEW = {"eel": (30, 200, 200), "fox": (200, 30, 200)}
-MOMENTS = ("half written", "before the move", "after the move")
+MOMENTS = ("half written", "before the move", "after the move", "some time later")
 
 
 def write_images(root: Path, colours: dict[str, tuple[int, int, int]]) -> None:
@@ -70,24 +74,43 @@ def work(run: Path, data: Path, views: int) -> None:
     resume(run)
 
 
-def kill_at_write(number: int, moment: str) -> None:
-    """Make this process kill itself in its write with that number."""
-    left = number
+def watch_writes(act: Callable[[int, Path, Path], None]) -> None:
+    """Call `act` before this process moves a file to its place: which move it is, counted from 1, and both paths."""
+    numbers = itertools.count(1)
     replace = Path.replace
 
-    def dying(self: Path, target: Path) -> Path:
-        nonlocal left
-        left -= 1
-        if left:
-            return replace(self, target)
-        if moment == "half written":
-            os.truncate(self, self.stat().st_size // 2)
-        elif moment == "after the move":
-            replace(self, target)
-        os.kill(os.getpid(), signal.SIGKILL)
-        raise AssertionError
+    def watched(self: Path, target: Path) -> Path:
+        act(next(numbers), self, target)
+        return replace(self, target)
 
-    Path.replace = dying  # type: ignore[method-assign, assignment]
+    Path.replace = watched  # type: ignore[method-assign, assignment]
+
+
+def kill_at_write(number: int, moment: str, seconds: float) -> None:
+    """Make this process kill itself at its write with that number, or so many seconds after it."""
+    move = os.replace
+
+    def die(now: int, path: Path, target: Path) -> None:
+        if now != number:
+            return
+        if moment == "some time later":
+            threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGKILL)).start()
+            return
+        if moment == "half written":
+            os.truncate(path, path.stat().st_size // 2)
+        elif moment == "after the move":
+            move(path, target)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    watch_writes(die)
+
+
+def whole_run(run: Path, data: Path, views: int, told: Path) -> None:
+    """The uninterrupted run; `told` says how many writes it made."""
+    made: list[int] = []
+    watch_writes(lambda number, *_: made.append(number))
+    work(run, data, views)
+    told.write_text(str(len(made)))
 
 
 def fork(action: Callable[[], None]) -> int:
@@ -105,17 +128,9 @@ def fork(action: Callable[[], None]) -> int:
         os._exit(code)
 
 
-def killed(child: int, seconds: float | None = None) -> bool:
-    """Wait for a child, at most so long before it is killed; whether it died of SIGKILL."""
-    deadline = None if seconds is None else time.monotonic() + seconds
-    while True:
-        found, status = os.waitpid(child, 0 if deadline is None else os.WNOHANG)
-        if found:
-            break
-        if deadline is not None and time.monotonic() > deadline:
-            os.kill(child, signal.SIGKILL)
-            deadline = None
-        time.sleep(0.002)
+def killed(child: int) -> bool:
+    """Wait for a child; whether it died of SIGKILL."""
+    status = os.waitpid(child, 0)[1]
     if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
         return True
     if status:
@@ -146,27 +161,25 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="cdl-kill-"))
     write_images(folder / "old", COLOURS)
     write_images(folder / "new", NEW)
+    views = arguments.cache_views
     began = time.monotonic()
     whole = folder / "whole"
-    assert not killed(fork(lambda: work(whole, folder, arguments.cache_views)))
-    seconds = time.monotonic() - began
-    kills: dict[str, int] = dict.fromkeys(("at a moment", *MOMENTS), 0)
+    assert not killed(fork(lambda: whole_run(whole, folder, views, folder / "writes")))
+    writes = int((folder / "writes").read_text())
+    gap = (time.monotonic() - began) / writes
+    kills = dict.fromkeys(MOMENTS, 0)
     differing = 0
     runs = [folder / f"run-{number}" for number in range(arguments.runs)]
     for run in runs:
-        for _ in range(3):
-            if rng.random() < 0.4:
-                kind, count, limit = "at a moment", None, rng.uniform(0.0, seconds)
-            else:
-                kind, count, limit = rng.choice(MOMENTS), rng.randint(1, 40 if arguments.cache_views else 25), None
+        for last in (writes // 3, writes // 3, writes):
+            moment, number, seconds = rng.choice(MOMENTS), rng.randint(1, last), rng.uniform(0, 2 * gap)
 
-            def action(run: Path = run, kind: str = kind, count: int | None = count) -> None:
-                if count is not None:
-                    kill_at_write(count, kind)
-                work(run, folder, arguments.cache_views)
+            def action(run: Path = run, moment: str = moment, number: int = number, seconds: float = seconds) -> None:
+                kill_at_write(number, moment, seconds)
+                work(run, folder, views)
 
-            kills[kind] += killed(fork(action), limit)
-        assert not killed(fork(lambda run=run: work(run, folder, arguments.cache_views)))  # type: ignore[misc]
+            kills[moment] += killed(fork(action))
+        assert not killed(fork(lambda run=run: work(run, folder, views)))  # type: ignore[misc]
     expected, matrices = outcome(whole)
     for run in runs:
         state, found = outcome(run)

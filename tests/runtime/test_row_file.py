@@ -278,7 +278,7 @@ def test_killed_at_random_moments(model_path, paths, tmp_path):
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, cwd=PROJECT)
     assert done.returncode == 0, done.stdout + done.stderr
     told = json.loads(done.stdout)
-    assert told["kills"] >= 16  # of 48 attempts; some moments are after the end
+    assert told["kills"] >= 14  # of 48 attempts: those that no moment, which may come after the end, goes before
     assert (told["differing"], told["leftovers"]) == (0, [])
 
 

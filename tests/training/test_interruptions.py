@@ -130,4 +130,4 @@ def test_killed_at_any_moment_the_result_is_the_same():
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert report["differing"] == 0
-    assert sum(report["kills"].values()) >= 3
+    assert sum(report["kills"].values()) >= 4  # two in each run; the third may come after its end
