@@ -7,13 +7,14 @@ from pathlib import Path
 
 from benchmarks.evidence.aims import aims
 from benchmarks.evidence.measure import PROJECT
-from benchmarks.evidence.picture import picture
+from benchmarks.evidence.picture import picture, points
 from benchmarks.evidence.records import Records, read_paper, read_records
+from benchmarks.evidence.rows import all_rows
 from benchmarks.evidence.tables import ablation_table, features_table, gains, readme_table, second_table, whole_table
 
 RESULTS = PROJECT / "docs" / "results"
 TABLES = ("full", "short", "shortest")
-"""The largest budget that has records is the table."""
+"""A part of the page each, where they have records: the one with most images first. README shows that one."""
 BEGIN, END = "<!-- benchmarks/evidence -->", "<!-- /benchmarks/evidence -->"
 
 INTRODUCTION = """\
@@ -21,12 +22,14 @@ INTRODUCTION = """\
 
 Written by `python -m benchmarks.evidence report` from the records in [results/evidence](results/evidence). What the
 figures mean is in [findings.md](findings.md). Home-made backbones are an [appendix](home-made-backbones.md).
-
-## Split CIFAR-100, ten tasks of ten classes
 """
 SHORT = """\
 **The budget `{name}`, not the whole experiment**: what one shared CPU core could do. The paper trains 20 epochs on 500
 images a class. All of it, with a GPU: `make evidence BUDGET=full`. Differences under two standard errors say nothing.
+"""
+SO_FAR = """\
+**{measured} of its {planned} rows have been measured**: `make evidence BUDGET={name}` goes on with the others. The next
+table has all of them, with fewer images.
 """
 FEATURES = """\
 ## Features alone, 100 images a class
@@ -65,12 +68,12 @@ heads are learned. Accuracy is that of the run.
 """
 
 
-def largest(results: Path) -> Records:
-    """What the table is made of. SystemExit where nothing has been measured."""
+def measured(results: Path) -> list[Records]:
+    """What there are tables of. SystemExit where nothing has been measured."""
     found = [it for name in TABLES if (it := read_records(results / "evidence", name)) is not None]
     if not found:
         raise SystemExit(f"no records in {results / 'evidence'}: python -m benchmarks.evidence run")
-    return found[0]
+    return found
 
 
 def counted(count: int | None, what: str) -> str:
@@ -129,38 +132,60 @@ def latency(records: Records) -> list[str]:
     return [said, "", *(f"* {note}" for note in found["notes"]), ""]
 
 
-def report(results: Path) -> str:
-    """docs/results.md from the records in `results`."""
-    records, second = largest(results), read_records(results / "evidence", "drawings")
-    lines = [INTRODUCTION]
-    if records.budget.images is not None:
-        lines.append(SHORT.format(name=records.budget.name))
-    lines += [*about(records), "", "![accuracy against latency](results/evidence.png)", "", whole_table(records), ""]
-    lines += latency(records)
+def introduction(records: Records) -> list[str]:
+    """That it is not the whole experiment, and how many of its rows are there."""
+    budget, rows = records.budget, len(records.shown())
+    if budget.images is None:
+        return []
+    planned = sum(len(row.heads) for row in all_rows(budget))
+    so_far = [SO_FAR.format(measured=rows, planned=planned, name=budget.name)] if rows < planned else []
+    return [SHORT.format(name=budget.name), *so_far]
+
+
+def part(records: Records, results: Path) -> list[str]:
+    """The table of a budget, its picture, gains and aims."""
+    images = counted(records.budget.images, "training images")
+    lines = [f"## Split CIFAR-100, ten tasks of ten classes, {images}", "", *introduction(records), *about(records), ""]
+    if points(records):
+        lines += [f"![accuracy against latency](results/evidence-{records.budget.name}.png)", ""]
+    lines += [whole_table(records), "", *latency(records)]
     lines += [
-        "## KDP's gains, beside the paper's",
+        f"### KDP's gains, beside the paper's: {images}",
         "",
         "Points of final accuracy, under the same head; † of the runs, whose test images are fewer.",
         "",
     ]
-    lines += [gains(records, read_paper(results)), "", "## Aims", "", *aims(records, results), ""]
+    return [
+        *lines, gains(records, read_paper(results)), "", f"### Aims: {images}", "", *aims(records, results), ""
+    ]  # fmt: skip
+
+
+def report(results: Path) -> str:
+    """docs/results.md from the records in `results`."""
+    tables, second = measured(results), read_records(results / "evidence", "drawings")
+    lines = [INTRODUCTION]
+    for records in tables:
+        lines += part(records, results)
     lines += [FEATURES, features_table(results), ""]
     if second:
         lines += [SECOND, f"{schedule(second).capitalize()}.", "", second_table(second), ""]
-    for made, where in ((records, "Split CIFAR-100"), (second, "the drawings")):
+    for made in (*tables, second):
         if made and (found := ablation_table(made)):
+            where = "the drawings" if made is second else f"Split CIFAR-100, {made.budget.images} images a class"
             lines += [f"## What KDP is made of: {where}", "", ABLATION, found, ""]
     lines.append(AGAIN)
     return "\n".join(lines)
 
 
 def write() -> None:
-    """The page, the picture, and README's table between its markers."""
-    records, readme = largest(RESULTS), PROJECT / "README.md"
-    picture(records, RESULTS / "evidence.png")
+    """The page, its pictures, and README's table between its markers."""
+    tables, readme = measured(RESULTS), PROJECT / "README.md"
+    for records in tables:
+        if points(records):
+            picture(records, RESULTS / f"evidence-{records.budget.name}.png")
     (RESULTS.parent / "results.md").write_text(report(RESULTS))
     whole = readme.read_text()
     if BEGIN in whole:
         head, rest = whole.split(BEGIN, 1)
-        readme.write_text(f"{head}{BEGIN}\n{readme_table(records)}\n{END}{rest.split(END, 1)[1]}")
+        readme.write_text(f"{head}{BEGIN}\n{readme_table(tables[0])}\n{END}{rest.split(END, 1)[1]}")
     print(report(RESULTS))

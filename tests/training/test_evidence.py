@@ -194,8 +194,22 @@ def test_aims_say_reached_or_not(results):
     assert "* busy" in text.splitlines()
     assert "10 training images a class" in text
     assert "**The budget `shortest`" in text
+    assert "evidence-shortest.png" in text
     picture(found, results / "evidence.png")
     assert (results / "evidence.png").stat().st_size > 10_000
+
+
+def test_a_larger_budget_that_is_not_done_stands_before_the_one_that_is(results):
+    """Its rows are counted, and README shows them."""
+    write_row(results / "evidence/short", "frozen", "slda", 0, 70.0, 80.0)
+    text = report.report(results)
+    first, second = text.split("## Split CIFAR-100, ten tasks of ten classes, ")[1:]
+    assert first.startswith("100 training images a class\n")
+    assert "**1 of its 26 rows have been measured**" in first
+    assert "| frozen student | none | slda | 70.0 † |" in first
+    assert second.startswith("10 training images a class\n")
+    assert "| frozen student | none | slda | 50.0 † |" in second
+    assert [records.budget.name for records in report.measured(results)] == ["short", "shortest"]
 
 
 def test_files_are_named_as_in_the_record(tmp_path):
