@@ -18,5 +18,6 @@ TARGET = Target(
     install="pip install ai-edge-litert==2.1.2 onnx2tf",
     converted=(".tflite",),
     note="a tensor is [1, height, width, 3] there; --input image --image-size H,W takes the pixels themselves; onnx2tf "
-    "wants Python 3.12, and changes the .onnx file that it is given: hand it a copy",
+    "wants Python 3.12, and changes the .onnx file that it is given: hand it a copy, with -kat image where the input "
+    "is pixels (findings/onnx2tf_input.sh)",
 )
