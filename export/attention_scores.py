@@ -8,7 +8,7 @@ onnxruntime turns S8 tokens into U8 when it loads a file on x86, and adds produc
 processor.
 
 What follows stays fp32, the product of probabilities and values too: 1/255 is as much as an average token gets of 257
-(docs/quantisation.md). The last block, where one or two tokens ask (`AbsorbedKVAttention` in `block.py`), has no keys.
+(docs/quantisation.md). So does the last block, where one or two tokens ask (`AbsorbedKVAttention` in `block.py`).
 """
 
 from __future__ import annotations
