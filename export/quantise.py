@@ -27,7 +27,7 @@ from onnxruntime.quantization.calibrate import TensorsData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
 from cdl_deploy.errors import QuantisationError
-from cdl_deploy.export.attention_scores import SCORES, Scores, check_scores, find_scores, key_scales
+from cdl_deploy.export.attention_scores import SCORES, Scores, check_scores, find_scores, key_scales, keys_in_bytes
 from cdl_deploy.export.layers import FLOATS, Graph, Layer, bias_inside, drop_unused, find_layers, float_products
 from cdl_deploy.folders import scratch_folder
 
@@ -123,6 +123,7 @@ def quantise_static(
             extra_options=options,
         )
         quantizer.quantize_model()
+        keys_in_bytes(quantizer.model.model, scores)
         quantizer.model.topological_sort()
     return _finished(quantizer.model.model, prepared, keep)
 

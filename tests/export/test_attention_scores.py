@@ -121,17 +121,26 @@ def test_scores_can_stay_float():
 
 
 def test_pairs_of_their_products_fit_into_16_bits():
-    """Keys as they are in the file's own arithmetic, beside the greatest that queries can be: processors without VNNI
-    add two such products in 16 bits."""
-    model, image = attention_graph(), tokens()
-    found = quantised(model, image, LAYERS)
+    """The largest of keys beside the greatest that queries can be, of tokens far beyond those of calibration:
+    processors without VNNI add two such products in 16 bits."""
+    found = quantised(attention_graph(), tokens(), LAYERS)
     product = next(node for node in found.graph.node if node.name == "scores.product")
     left, right = (next(node.input[0] for node in found.graph.node if node.output[0] == side) for side in product.input)
-    queries, keys = run(found, image, left, right)
-    assert (queries.dtype, keys.dtype) == (np.uint8, np.int8)
-    largest = int(np.abs(keys.astype(int)).max())
-    assert largest == 64, "no more, and no bit less"
-    assert 2 * 255 * largest < 2**15
+    for image in (tokens(), 5 * tokens(), -5 * tokens()):
+        queries, keys = run(found, image, left, right)
+        assert (queries.dtype, keys.dtype) == (np.uint8, np.int8)
+        largest = int(np.abs(keys.astype(int)).max())
+        assert largest == 64, "no more, and no bit less"
+        assert 2 * 255 * largest < 2**15
+
+
+def test_keys_are_transposed_as_bytes():
+    """And the file's S8 is what onnxruntime multiplies by."""
+    found = quantised(attention_graph(), tokens(), [])
+    (transpose,) = (node for node in found.graph.node if node.output[0] == "scores.product.keys")
+    assert transpose.op_type == "Transpose"
+    (keys,) = run(found, tokens(), "scores.product.keys")
+    assert (keys.dtype, keys.shape) == (np.int8, (4, HEADS, WIDTH // HEADS, PROMPTS + TOKENS))
 
 
 def test_what_is_no_attention_of_tokens_is_not_taken_for_it():
