@@ -84,6 +84,8 @@ class Exported:
     """Of an int8 variant: which images its scales come from."""
     products: int | None = None
     """Of a smaller variant: products of tokens with a matrix, of which `kept_float` stayed float."""
+    scores: int | None = None
+    """Of a smaller variant: products of queries and keys that are quantised as well."""
     left_float: dict[str, str] = field(default_factory=dict)
     """Of a smaller variant: what is computed in fp32 all the same, and why."""
     learned_from: int | None = None
@@ -333,8 +335,8 @@ def _export_learner(
     if role == "student":
         for it in write_variants(run, record, model, bundle, options.shrink, on_step, sums):
             size, nodes = it.bundle.path.stat().st_size, len(it.model.graph.node)
-            found = Exported(it.bundle, size, nodes, it.held_out, it.calibration, it.products, it.left_float)
-            exported.append(replace(found, learned_from=it.learned_from))
+            found = Exported(it.bundle, size, nodes, it.held_out, it.calibration, it.products, it.scores)
+            exported.append(replace(found, left_float=it.left_float, learned_from=it.learned_from))
     if options.batch is not None or options.image_size is not None:
         on_step(f"{role}: fixing the shape of the input")
         exported = [_fixed(it, images, options) for it in exported]

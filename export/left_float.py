@@ -14,18 +14,24 @@ PARTS = {
     "distillation's rows": ("constants.", "prompts"),
 }
 """What is left in any case: how its initializers begin, and the reason."""
+ATTENTION = {"attention": "its own products have no weights, and prompts stand among their rows"}
+MIXING = {"attention's probabilities with values": "of those of many tokens, 8 bits would leave too little"}
 ALWAYS = {
-    "attention": "its own products have no weights, and prompts stand among their rows",
     "norms, softmax, GELU, residual adds": "they cost accuracy in integers and are no products",
 }
 
 
-def left_float(model: onnx.ModelProto, kept: Collection[str], beyond: Collection[str] = ()) -> dict[str, str]:
-    """Part → reason, with the layers `kept` for accuracy's sake and those with weights `beyond` fp16 first."""
+def left_float(
+    model: onnx.ModelProto, kept: Collection[str], beyond: Collection[str] = (), scores: bool = False
+) -> dict[str, str]:
+    """Part → reason, with what is `kept` for accuracy's sake and layers with weights `beyond` fp16 first.
+
+    `scores`: whether those of attention are quantised.
+    """
     found = dict.fromkeys(sorted(kept), "quantised, the answers would lose more than --max-drop")
     found |= dict.fromkeys(sorted(beyond), "a weight is larger than fp16 can hold")
     for part, (begin, reason) in PARTS.items():
         sizes = [math.prod(v.dims) for v in model.graph.initializer if v.name.startswith(begin) and v.dims]
         if sizes:
             found[part] = f"{sum(sizes):,} numbers; {reason}"
-    return found | ALWAYS
+    return found | (MIXING if scores else ATTENTION) | ALWAYS

@@ -1,15 +1,13 @@
-"""Integer arithmetic for the layers of an exported graph; everything else stays as it is.
+"""Integer arithmetic for the layers of an exported graph and attention's scores; everything else stays as it is.
 
-* `quantise_static`: U8 activations with fixed scales, S8 weights from -64 to 64 with one scale a channel, in QDQ form.
-  An image's logits do not depend on its neighbours in the batch.
-* `quantise_dynamic`: the same weights; activations are scaled by what the batch at hand spans. No calibration, not
-  batch-invariant.
+* `quantise_static`: U8 activations with fixed scales, S8 weights from -64 to 64 with one scale a channel, in QDQ form;
+  attention's scores too (`attention_scores.py`). An image's logits do not depend on its neighbours in the batch.
 
 Weights use 7 of their 8 bits (`reduce_range`): x86 processors without VNNI add two U8·S8 products in 16 bits, and with
 weights up to ±127 they cut off what does not fit, in silence. Up to ±64 nothing can overflow: 2 · 255 · 64 < 2¹⁵.
 
 Both are onnxruntime's own quantisers. What they leave out they leave out in silence, so `check_quantised` counts.
-All that is no layer is computed in fp32; what else is large is stored in fp16 (`store_half`).
+All else is computed in fp32; what else is large is stored in fp16 (`store_half`).
 """
 
 from __future__ import annotations
@@ -29,6 +27,7 @@ from onnxruntime.quantization.calibrate import TensorsData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
 from cdl_deploy.errors import QuantisationError
+from cdl_deploy.export.attention_scores import SCORES, Scores, check_scores, find_scores, key_scales, keys_in_bytes
 from cdl_deploy.export.layers import FLOATS, Graph, Layer, bias_inside, drop_unused, find_layers, float_products
 from cdl_deploy.folders import scratch_folder
 
@@ -42,14 +41,19 @@ Feeds = Mapping[str, npt.NDArray[Any]]
 
 @dataclass(frozen=True)
 class PreparedModel:
-    """A float model whose layers stand ready to be quantised."""
+    """A float model whose layers stand ready to be quantised, and attention's scores where they are quantised too."""
 
     model: onnx.ModelProto
     layers: tuple[Layer, ...]
+    scores: tuple[Scores, ...] = ()
 
     def nodes(self, keep: Collection[str] = ()) -> list[str]:
-        """The products to quantise: those of every layer whose name is not in `keep`."""
+        """The products with a matrix to quantise: those of every layer whose name is not in `keep`."""
         return [node for layer in self.layers if layer.name not in keep for node in layer.nodes]
+
+    def scores_but(self, keep: Collection[str] = ()) -> tuple[Scores, ...]:
+        """The scores to quantise: all or, where `keep` has SCORES, none."""
+        return () if SCORES in keep else self.scores
 
 
 def prepare(model: onnx.ModelProto, static: bool) -> PreparedModel:
@@ -65,11 +69,12 @@ def prepare(model: onnx.ModelProto, static: bool) -> PreparedModel:
     if static:
         bias_inside(copy, layers)
     drop_unused(copy)
-    return PreparedModel(onnx.shape_inference.infer_shapes(copy), tuple(layers))
+    scores = tuple(find_scores(copy)) if static else ()
+    return PreparedModel(onnx.shape_inference.infer_shapes(copy), tuple(layers), scores)
 
 
 def calibrate(prepared: PreparedModel, batches: Iterable[Feeds]) -> TensorsData:
-    """The least and the greatest value that every layer's input takes over `batches` of calibration images."""
+    """The least and the greatest value that every product's sides take over `batches` of calibration images."""
     with scratch_folder("cdl-calibrate-") as folder, _silent():
         path = folder / "model.onnx"
         onnx.save(prepared.model, path)
@@ -88,20 +93,21 @@ def calibrate(prepared: PreparedModel, batches: Iterable[Feeds]) -> TensorsData:
 def quantise_static(
     prepared: PreparedModel, ranges: TensorsData, keep: Collection[str] = (), exact: Collection[str] = ()
 ) -> onnx.ModelProto:
-    """QDQ: U8 activations within `ranges`, S8 weights. Layers named in `keep` stay float.
+    """QDQ: U8 activations within `ranges`, S8 weights. Layers named in `keep` stay float; so do SCORES.
 
     `exact`: values that are whole numbers from 0 to 255 already; they get the scale 1.
     """
     model = onnx.ModelProto()
     model.CopyFrom(prepared.model)
-    nodes = prepared.nodes(keep)
+    scores = prepared.scores_but(keep)
+    nodes = prepared.nodes(keep) + [product.node for product in scores]
     if not nodes:  # an empty list would mean every node
         return _finished(model, prepared, keep)
     pixels = [{"scale": np.array(1, np.float32), "zero_point": np.array(0, np.uint8)}]
     options = {
         # The products end in float: what follows them (softmax, GELU, residual adds) stays float.
         "OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"],
-        "TensorQuantOverrides": dict.fromkeys(_pixel_values(model, exact), pixels),
+        "TensorQuantOverrides": {**dict.fromkeys(_pixel_values(model, exact), pixels), **key_scales(scores, ranges)},
     }
     with _silent():
         quantizer = QDQQuantizer(
@@ -117,6 +123,7 @@ def quantise_static(
             extra_options=options,
         )
         quantizer.quantize_model()
+        keys_in_bytes(quantizer.model.model, scores)
         quantizer.model.topological_sort()
     return _finished(quantizer.model.model, prepared, keep)
 
@@ -146,12 +153,13 @@ def quantise_dynamic(prepared: PreparedModel, keep: Collection[str] = ()) -> onn
 def check_quantised(
     model: onnx.ModelProto, prepared: PreparedModel, keep: Collection[str] = (), types: Collection[int] = FLOATS
 ) -> int:
-    """Count, in the model alone, what was quantised. Returns the number of products.
+    """Count, in the model alone, what was quantised. Returns the number of products with a matrix.
 
     `types`: those that a matrix must not have any more.
 
     Raises QuantisationError where a product of tokens is still float though nobody asked for it.
     """
+    check_scores(model, prepared.scores_but(keep))
     meant = set(prepared.nodes(keep))
     kept = set(prepared.nodes()) - meant
     left = {name: size for name, size in float_products(model, types).items() if name not in kept}

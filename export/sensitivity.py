@@ -10,12 +10,13 @@ import onnx
 import onnxruntime
 
 from cdl_deploy.errors import QuantisationError
+from cdl_deploy.export.attention_scores import SCORES
 from cdl_deploy.export.images_of_run import HeldOut
 from cdl_deploy.export.quantise import Feeds, PreparedModel
 from cdl_deploy.runtime.bundle import LOGITS_NAME
 
 Quantise = Callable[[Collection[str]], onnx.ModelProto]
-"""The quantised model, but for the layers named, which stay float."""
+"""The quantised model, but for the layers named (and SCORES), which stay float."""
 NAMED = 3
 """Layers that a message names."""
 
@@ -35,14 +36,15 @@ def most_sensitive(prepared: PreparedModel, quantise: Quantise, feeds: Iterable[
 
         harm of a layer = mean over images and classes of |logit with that layer alone quantised − float logit|
 
-    The images are those of calibration: none that accuracy is measured on has a say in what is kept.
+    Attention's scores are float all the while. The images are those of calibration: none that accuracy is measured on
+    has a say in what is kept.
     """
     feeds = list(feeds)
     names = [layer.name for layer in prepared.layers]
-    expected = logits_of(quantise(names), feeds)
+    expected = logits_of(quantise([SCORES, *names]), feeds)
     harm = {
-        name: float(np.abs(logits_of(quantise([other for other in names if other != name]), feeds) - expected).mean())
-        for name in names
+        name: float(np.abs(logits_of(quantise([SCORES, *names[:i], *names[i + 1 :]]), feeds) - expected).mean())
+        for i, name in enumerate(names)
     }
     return sorted(names, key=lambda name: -harm[name])
 
@@ -54,20 +56,28 @@ def within_drop(
     before: float,
     max_drop: float,
     name: str,
+    scores: bool = False,
 ) -> tuple[onnx.ModelProto, list[str], float]:
     """The quantised model that loses at most `max_drop` points of `before`, what it keeps float, and its accuracy.
 
-    If all layers quantised lose more, the worst of `ranking` stay float: one, two, four, up to half of them. Raises
+    If all that is quantised loses more, attention's scores stay float (`scores`: where they are quantised): they save
+    the least. Then the worst layers of `ranking` do as well: one, two, four, up to half of them. Raises
     QuantisationError, which names them, if that is not enough.
     """
     model = quantise([])
     first = after = measure(model)
     if before - after <= max_drop:
         return model, [], after
+    own = [SCORES] if scores else []
+    if scores:
+        model = quantise(own)
+        after = measure(model)
+        if before - after <= max_drop:
+            return model, own, after
     ranked = ranking()
     count = 1
     while True:
-        keep = ranked[:count]
+        keep = [*own, *ranked[:count]]
         model = quantise(keep)
         after = measure(model)
         if before - after <= max_drop:
@@ -77,7 +87,8 @@ def within_drop(
         count = min(2 * count, max(1, len(ranked) // 2))
     raise QuantisationError(
         f"{name} answers {first:.1f} % right instead of {before:.1f} %, --max-drop {max_drop:g} points allowed, and "
-        f"{after:.1f} % with the {count} most sensitive layers in float ({', '.join(ranked[:NAMED])}, …): give more "
+        f"{after:.1f} % with {'attention scores and ' if scores else ''}the {count} most sensitive layers in float "
+        f"({', '.join(ranked[:NAMED])}, …): give more "
         "images like the model's own with --calibrate, allow more, or leave out --quantize; nothing was written"
     )
 

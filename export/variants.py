@@ -82,6 +82,8 @@ class Variant:
     """Which images its scales come from."""
     products: int
     """Products of tokens with a matrix, of which those of `kept_float` are left."""
+    scores: int
+    """Products of queries and keys that are quantised."""
     left_float: dict[str, str]
     """What is computed in fp32 all the same, and why."""
     learned_from: int | None = None
@@ -151,7 +153,9 @@ def _write(
         return accuracy(logits_of(it, held_out), held_out)
 
     before = accuracy(expected, held_out)
-    small, kept, after = within_drop(quantise, ranking, measure, before, shrink.max_drop, path.name)
+    small, kept, after = within_drop(
+        quantise, ranking, measure, before, shrink.max_drop, path.name, scores=bool(prepared.scores)
+    )
     written = replace(
         bundle,
         path=path,
@@ -169,8 +173,9 @@ def _write(
             save_onnx(small, path, encode_metadata(written))
     write_json(description_file(path), description(written))
     source = f"{len(calibration.items)} {calibration.source}" if kind == "int8" else None
-    left = left_float(small, set(kept) - set(always), always)
-    return Variant(written, small, held_out.images, source, len(prepared.nodes()), left, learned_from)
+    scores = len(prepared.scores_but(kept))
+    left = left_float(small, set(kept) - set(always), always, scores=scores > 0)
+    return Variant(written, small, held_out.images, source, len(prepared.nodes()), scores, left, learned_from)
 
 
 def _with_own_sums(

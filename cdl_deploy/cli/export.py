@@ -334,7 +334,8 @@ def _print_variant(console: Console, item: Exported) -> None:
         highlight=False,
     )
     left = f"but {', '.join(kept)}" if kept else "none left out"
-    console.print(f"  {item.products} products of tokens with a matrix, {left}; in fp32 are:", highlight=False)
+    own = f" and {item.scores} of queries with keys" if item.scores else ""
+    console.print(f"  {item.products} products of tokens with a matrix{own}, {left}; in fp32 are:", highlight=False)
     for part, reason in item.left_float.items():
         console.print(f"    {part}: {reason}", highlight=False)
     if item.calibration:

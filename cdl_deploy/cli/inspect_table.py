@@ -181,8 +181,11 @@ def _precision(bundle: Bundle) -> str:
     if quantization is None:
         return "float32"
     parts = [quantization.kind, "" if quantization.batch_invariant else "results depend on the batch"]
-    if quantization.kept_float:
-        parts.append(f"{len(quantization.kept_float)} matrix products in float32")
+    scores = [name for name in quantization.kept_float if name == "attention scores"]
+    layers = len(quantization.kept_float) - len(scores)
+    kept = [*scores, *([counted(layers, "layer")] if layers else [])]
+    if kept:
+        parts.append(f"{' and '.join(kept)} in float32")
     if quantization.accuracy_before is not None and quantization.accuracy_after is not None:
         parts.append(f"{quantization.accuracy_before:.1f} % before, {quantization.accuracy_after:.1f} % after")
     return ", ".join(part for part in parts if part)

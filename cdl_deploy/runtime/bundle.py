@@ -82,7 +82,7 @@ class Quantization:
     batch_invariant: bool
     """Whether an image's logits are the same whatever else is in its batch."""
     kept_float: tuple[str, ...] = ()
-    """Names of the matrix products that stayed float32."""
+    """Names of the layers that stayed float32; `attention scores` where those did."""
     accuracy_before: float | None = None
     """Of the float32 model on the images compared, in percent."""
     accuracy_after: float | None = None

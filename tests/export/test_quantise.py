@@ -11,6 +11,7 @@ from onnx import helper, numpy_helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from cdl_deploy.errors import QuantisationError
+from cdl_deploy.export.attention_scores import SCORES
 from cdl_deploy.export.graph import ExportGraph
 from cdl_deploy.export.layers import find_layers, float_products
 from cdl_deploy.export.onnx_file import export_core
@@ -153,6 +154,7 @@ def test_no_matrix_is_left_in_float_and_none_is_there_twice(two_pass, static):
     model = quantise_static(prepared, calibrate(prepared, batches())) if static else quantise_dynamic(prepared)
     assert float_products(model) == {}
     assert check_quantised(model, prepared) == 2 * (4 * 6 + 4) - 3 + 1
+    assert len(prepared.scores) == (2 * 4 if static else 0), "in both passes, but for the last block"
     weights = sum(rows * columns for rows, columns in (layer.shape for layer in prepared.layers))
     stored = [int(np.prod(v.dims)) for v in model.graph.initializer if v.data_type == onnx.TensorProto.INT8]
     assert weights <= sum(stored) <= 1.05 * weights, "the weights and their zero points"
@@ -195,7 +197,7 @@ def test_layers_to_keep_stay_float(two_pass):
     prepared = prepare(two_pass, static=True)
     model = quantise_static(prepared, calibrate(prepared, batches()), keep)
     assert len(float_products(model)) == 4
-    everything = [layer.name for layer in prepared.layers]
+    everything = [SCORES, *(layer.name for layer in prepared.layers)]
     untouched = quantise_static(prepared, calibrate(prepared, batches()), everything)
     np.testing.assert_allclose(run(untouched, images(3)), run(two_pass, images(3)), atol=2e-5)
 

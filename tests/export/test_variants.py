@@ -18,6 +18,7 @@ from cdl_deploy.cli import app
 from cdl_deploy.errors import DataError, OptionError, QuantisationError
 from cdl_deploy.export import ExportOptions, Shrink, export_run, variants
 from cdl_deploy.export import export as export_module
+from cdl_deploy.export.attention_scores import SCORES
 from cdl_deploy.export.fp16 import beyond_half, to_fp16
 from cdl_deploy.export.images_of_run import HeldOut, calibration_images, held_out_images, spread
 from cdl_deploy.export.layers import float_products
@@ -88,6 +89,14 @@ def test_the_report_says_which_images_gave_the_scales(exported, small_run):
         None, f"24 training images of {small_run.parent / 'photos'}", None, None
     ]  # fmt: skip
     assert items[1].to_dict()["calibration"].startswith("24 training images")
+
+
+def test_the_report_says_whether_scores_are_quantised(exported):
+    _, items = exported
+    assert [item.scores for item in items[2:]] == [0, 0]
+    assert items[1].scores == sum(node.op_type == "Softmax" for node in onnx.load(items[1].bundle.path).graph.node) - 3
+    assert ["attention" in item.left_float for item in items[1:]] == [False, True, True]
+    assert "attention's probabilities with values" in items[1].left_float
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -165,7 +174,10 @@ def test_a_drop_beyond_the_limit_leaves_nothing_behind(small_run, tmp_path, monk
     monkeypatch.setattr(variants, "most_sensitive", lambda *_: ["blocks.0.mlp.fc2", "blocks.1.mlp.fc1", "a", "b", "c"])
     with no_shape_checks(), pytest.raises(QuantisationError) as caught:
         export_run(small_run, tmp_path / "out", ExportOptions(teacher=False, shrink=Shrink(("int8",))))
-    assert "with the 2 most sensitive layers in float (blocks.0.mlp.fc2, blocks.1.mlp.fc1, a, …)" in str(caught.value)
+    assert (
+        "with attention scores and the 2 most sensitive layers in float (blocks.0.mlp.fc2, blocks.1.mlp.fc1, a, …)"
+        in str(caught.value)
+    )
     assert "--max-drop 0.5 points allowed" in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 
@@ -267,6 +279,21 @@ def test_no_more_layers_stay_float_than_are_needed(max_drop, kept, tried):
     assert keep == kept
     assert pretend.tried == tried
     assert 90 - after <= max_drop
+
+
+@pytest.mark.parametrize(
+    ("max_drop", "kept"), [(10.0, []), (4.5, [SCORES]), (1.5, [SCORES, "b"]), (0.2, [SCORES, "b", "d"])]
+)
+def test_scores_are_float_before_any_layer(max_drop, kept):
+    """As int8 was before scores were quantised: what was good enough then still is."""
+    pretend = Pretend(a=0.1, b=3.0, c=0.0, d=1.0, **{SCORES: 2.0})
+    ranked = ["b", "d", "a", "c"]
+    _, keep, after = within_drop(pretend, lambda: ranked, pretend.measure, 90.0, max_drop, "x.onnx", scores=True)
+    assert keep == kept
+    assert pretend.tried == [[], [SCORES], [SCORES, "b"], [SCORES, "b", "d"]][: len(kept) + 1]
+    assert 90 - after <= max_drop
+    with pytest.raises(QuantisationError, match="with attention scores and the 2 most sensitive layers in float"):
+        within_drop(pretend, lambda: ranked, pretend.measure, 95.0, max_drop=0, name="x.onnx", scores=True)
 
 
 def test_a_drop_that_no_layer_explains_names_the_worst():

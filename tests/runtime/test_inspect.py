@@ -96,9 +96,7 @@ def test_quantised_models_say_what_was_done(make_model):
         inspection_tables(inspect_model(make_model(quantization=quantization)))
     )
     text = " ".join(file.getvalue().replace("│", " ").split())
-    assert (
-        "int8-dynamic, results depend on the batch, 1 matrix products in float32, 91.0 % before, 90.6 % after" in text
-    )
+    assert "int8-dynamic, results depend on the batch, 1 layer in float32, 91.0 % before, 90.6 % after" in text
 
 
 def test_a_model_from_elsewhere(cdl, tmp_path):
