@@ -78,7 +78,8 @@ def keys_in_bytes(model: onnx.ModelProto, scores: Iterable[Scores]) -> None:
         Transpose → Quantize → Dequantize → product        Clip → Quantize → Transpose → Dequantize → product
 
     That is a quarter of the bytes. And Quantize and Dequantize stand apart: onnxruntime would otherwise make U8 of the
-    pair on x86, whose products with U8 take half as long again as those with S8.
+    pair on x86, whose products with U8 take half as long again as those with S8
+    (findings/onnxruntime_s8_becomes_u8.sh).
     """
     graph, names = Graph(model), {product.node for product in scores}
     for node in [node for node in model.graph.node if node.name in names]:
