@@ -59,7 +59,7 @@ def pytest_collection_finish() -> None:
     prepare_torch()
     gc.freeze()
     atexit.register(gc.unfreeze)
-    gc.set_threshold(50_000, 10, 10)
+    gc.set_threshold(500_000, 20, 20)
 
 
 @contextmanager

@@ -1,12 +1,14 @@
-"""What torch.onnx does again and again for nothing, once or not at all: a quarter of the time, and the same bytes.
+"""What torch.onnx does again and again for nothing, once or not at all: half of the time, and the same bytes.
 
 tests/export/test_updates.py compares files that were written with and without.
 """
 
 from __future__ import annotations
 
+import typing
+import weakref
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from onnxscript.rewriter._basics import MatchResult
@@ -14,6 +16,7 @@ from onnxscript.rewriter._matcher import SimplePatternMatcher
 from torch._export.utils import _collect_all_valid_cia_ops
 from torch.export import decomp_utils, exported_program
 from torch.fx._lazy_graph_module import _use_lazy_graph_module
+from torch.fx.experimental.symbolic_shapes import RuntimeAssert, ShapeEnv
 from torch.onnx._internal.exporter._registration import ONNXRegistry
 from torch.onnx._internal.fx.passes import type_promotion
 
@@ -29,8 +32,11 @@ def prepare_torch() -> None:
         module._collect_all_valid_cia_ops = composite  # type: ignore[attr-defined]
     # It writes a graph as Python code after every change; now, when that is called.
     torch.onnx.export = _use_lazy_graph_module(True)(torch.onnx.export)
+    # Of every operator that it overrides for a while, it writes a generic type that nobody reads; this one is cached.
+    torch._ops.Callable = typing.Callable  # type: ignore[attr-defined]
     _match_the_operator_first()
     _believe_known_values()
+    _remember_shapes()
 
 
 def _match_the_operator_first() -> None:
@@ -57,3 +63,50 @@ def _believe_known_values() -> None:
         return n.meta["val"] if "val" in n.meta else run(self, n)
 
     type_promotion._TypePromotionInterpreter.run_node = run_node  # type: ignore[method-assign]
+
+
+class RememberedShapes(dict[Any, Any]):
+    """What operators give for shapes with a free batch, from one graph to the next, and what they assume of it."""
+
+    known: ClassVar[dict[Any, tuple[Any, list[Any]]]] = {}
+
+    def __init__(self, shape_env: ShapeEnv) -> None:
+        super().__init__()
+        self.shape_env = weakref.ref(shape_env)
+        self.began: dict[Any, int] = {}
+
+    def assumed(self) -> list[Any]:
+        shape_env = self.shape_env()
+        assert shape_env is not None
+        return [*shape_env.guards, *(one for every in shape_env.deferred_runtime_asserts.values() for one in every)]
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        if key in self:
+            return self[key]
+        if key not in self.known:
+            self.began[key] = len(self.assumed())
+            return default
+        entry, assumptions = self.known[key]
+        super().__setitem__(key, entry)
+        shape_env = self.shape_env()
+        assert shape_env is not None
+        for one in assumptions:
+            shape_env.guard_or_defer_runtime_assert(one.expr, one.msg)
+        return entry
+
+    def __setitem__(self, key: Any, entry: Any) -> None:
+        super().__setitem__(key, entry)
+        new = self.assumed()[self.began.pop(key) :]
+        if all(isinstance(one, RuntimeAssert) for one in new):  # as where a graph is exported
+            self.known[key] = entry, new
+
+
+def _remember_shapes() -> None:
+    """It works out anew for every graph what its operators give: all of them have the same two images, of one name."""
+    start = ShapeEnv.__init__
+
+    def init(self: ShapeEnv, *arguments: Any, **options: Any) -> None:
+        start(self, *arguments, **options)
+        self.fake_tensor_cache = RememberedShapes(self)
+
+    ShapeEnv.__init__ = init  # type: ignore[method-assign]
