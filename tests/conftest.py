@@ -15,20 +15,25 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import jaxtyping
 import pytest
 from filelock import FileLock
 from hypothesis import settings
+from hypothesis.internal.entropy import deterministic_PRNG
 from jaxtyping import config as jaxtyping_config
 from jaxtyping import install_import_hook
 
-import tests.shape_checker  # noqa: F401  jaxtyping finds it as an attribute of the package
+import tests.shape_checker
 from tests import speed
 
+jaxtyping.jaxtyped = tests.shape_checker.jaxtyped  # type: ignore[assignment]  # the hook writes it before functions
 install_import_hook("cdl_deploy.training", "tests.shape_checker.checked")
 MadeOnce = Callable[[str, Callable[[Path], None]], Path]
 
 settings.register_profile("the same every time", derandomize=True, deadline=None)
 settings.load_profile("the same every time")
+with deterministic_PRNG():  # the first time, it looks through all objects there are: now they are few
+    pass
 
 
 def pytest_configure(config: pytest.Config) -> None:
