@@ -59,8 +59,10 @@ def pytest_collection_finish() -> None:
 
     At the very end it counts again: libraries in C++ say what is left of them.
     """
+    from tests.faster_machine import prepare_machine
     from tests.faster_torch import prepare_torch
 
+    prepare_machine()
     prepare_torch()
     gc.freeze()
     atexit.register(gc.unfreeze)
