@@ -104,6 +104,15 @@ def check_first_epochs_only() -> None:
     loop.learn_epoch = learn_epoch  # type: ignore[assignment]
 
 
+@pytest.fixture
+def without_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes that are started import timm without wandb, which it looks for: half a second each."""
+    (tmp_path / "without").mkdir()
+    (tmp_path / "without/wandb.py").write_text("raise ImportError\n")
+    paths = [str(tmp_path / "without"), os.environ.get("PYTHONPATH")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
+
+
 @pytest.fixture(scope="session")
 def made_once(tmp_path_factory: pytest.TempPathFactory, testrun_uid: str) -> MadeOnce:
     """`made_once(name, make)`: the folder that `make` filled in the first of pytest-xdist's processes that asks."""
