@@ -16,7 +16,7 @@ from onnxscript.rewriter._matcher import SimplePatternMatcher
 from torch._export.utils import _collect_all_valid_cia_ops
 from torch.export import decomp_utils, exported_program
 from torch.fx._lazy_graph_module import _use_lazy_graph_module
-from torch.fx.experimental.symbolic_shapes import RuntimeAssert, ShapeEnv
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.onnx._internal.exporter._registration import ONNXRegistry
 from torch.onnx._internal.fx.passes import type_promotion
 
@@ -66,39 +66,42 @@ def _believe_known_values() -> None:
 
 
 class RememberedShapes(dict[Any, Any]):
-    """What operators give for shapes with a free batch, from one graph to the next, and what they assume of it."""
+    """What operators give for shapes with a free batch, from one graph to the next.
 
-    known: ClassVar[dict[Any, tuple[Any, list[Any]]]] = {}
+    What graphs before have asserted of the batch is asserted at once: that there is more than one image, as the example
+    has two. Every graph does so, at some product of matrices, but not one whose shapes were looked up.
+    """
+
+    known: ClassVar[dict[Any, Any]] = {}
+    asserted: ClassVar[dict[Any, str]] = {}
 
     def __init__(self, shape_env: ShapeEnv) -> None:
         super().__init__()
         self.shape_env = weakref.ref(shape_env)
-        self.began: dict[Any, int] = {}
-
-    def assumed(self) -> list[Any]:
-        shape_env = self.shape_env()
-        assert shape_env is not None
-        return [*shape_env.guards, *(one for every in shape_env.deferred_runtime_asserts.values() for one in every)]
+        self.looked_up = False
 
     def get(self, key: Any, default: Any = None) -> Any:
         if key in self:
             return self[key]
         if key not in self.known:
-            self.began[key] = len(self.assumed())
             return default
-        entry, assumptions = self.known[key]
-        super().__setitem__(key, entry)
         shape_env = self.shape_env()
         assert shape_env is not None
-        for one in assumptions:
-            shape_env.guard_or_defer_runtime_assert(one.expr, one.msg)
-        return entry
+        if not self.looked_up:
+            self.looked_up = True
+            for expression, message in self.asserted.items():
+                shape_env.guard_or_defer_runtime_assert(expression, message)
+        super().__setitem__(key, self.known[key])
+        return self.known[key]
 
     def __setitem__(self, key: Any, entry: Any) -> None:
         super().__setitem__(key, entry)
-        new = self.assumed()[self.began.pop(key) :]
-        if all(isinstance(one, RuntimeAssert) for one in new):  # as where a graph is exported
-            self.known[key] = entry, new
+        shape_env = self.shape_env()
+        assert shape_env is not None
+        if not shape_env.guards:  # as where a graph is exported
+            self.known[key] = entry
+            for every in shape_env.deferred_runtime_asserts.values():
+                self.asserted.update((one.expr, one.msg) for one in every)
 
 
 def _remember_shapes() -> None:
