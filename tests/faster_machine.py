@@ -16,7 +16,7 @@ from cdl_deploy.closed_form.teacher_sums import Floats
 def prepare_machine() -> None:
     """To be called once in a process."""
     _one_thread()
-    model_world.normals = lru_cache(64)(_drawn)  # type: ignore[assignment]
+    model_world.normals = lru_cache(64)(_drawn)  # type: ignore[attr-defined]
     os.fsync = lambda _: None  # type: ignore[assignment]  # tests kill processes, and never cut the power
 
 

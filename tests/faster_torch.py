@@ -1,4 +1,4 @@
-"""What torch.onnx does again and again for nothing, once or not at all: half of the time, and the same bytes.
+"""What torch.onnx does again and again for nothing, once or not at all: half of the time, and the same graph.
 
 tests/export/test_updates.py compares files that were written with and without.
 """
@@ -10,6 +10,7 @@ import weakref
 from functools import cache
 from typing import Any, ClassVar
 
+import sympy  # type: ignore[import-untyped]
 import torch
 from onnxscript.rewriter._basics import MatchResult
 from onnxscript.rewriter._matcher import SimplePatternMatcher
@@ -66,42 +67,40 @@ def _believe_known_values() -> None:
 
 
 class RememberedShapes(dict[Any, Any]):
-    """What operators give for shapes with a free batch, from one graph to the next.
+    """What operators give for shapes with a free batch, from one exported graph to the next.
 
-    What graphs before have asserted of the batch is asserted at once: that there is more than one image, as the example
-    has two. Every graph does so, at some product of matrices, but not one whose shapes were looked up.
+    Most graphs assert that there is more than one image, as the example has two, at some product of matrices; one whose
+    shapes were looked up does not. So all of them do, from the beginning: whatever comes before, the same graph has the
+    same bytes. Where torch alone asserts nothing, numbers in the names of values are others than its own.
     """
 
     known: ClassVar[dict[Any, Any]] = {}
-    asserted: ClassVar[dict[Any, str]] = {}
 
     def __init__(self, shape_env: ShapeEnv) -> None:
         super().__init__()
         self.shape_env = weakref.ref(shape_env)
-        self.looked_up = False
+        self.asserted = False
 
-    def get(self, key: Any, default: Any = None) -> Any:
-        if key in self:
-            return self[key]
-        if key not in self.known:
-            return default
+    def of_an_export(self) -> bool:
         shape_env = self.shape_env()
         assert shape_env is not None
-        if not self.looked_up:
-            self.looked_up = True
-            for expression, message in self.asserted.items():
-                shape_env.guard_or_defer_runtime_assert(expression, message)
-        super().__setitem__(key, self.known[key])
-        return self.known[key]
+        if not shape_env.prefer_deferred_runtime_asserts_over_guards or shape_env.guards:
+            return False
+        if not self.asserted:
+            self.asserted = True
+            for batch in list(shape_env.backed_var_to_val):
+                shape_env.guard_or_defer_runtime_assert(sympy.Ne(batch, 1), "more than one image")
+        return True
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        if key not in self and self.of_an_export() and key in self.known:
+            super().__setitem__(key, self.known[key])
+        return super().get(key, default)
 
     def __setitem__(self, key: Any, entry: Any) -> None:
         super().__setitem__(key, entry)
-        shape_env = self.shape_env()
-        assert shape_env is not None
-        if not shape_env.guards:  # as where a graph is exported
+        if self.of_an_export():
             self.known[key] = entry
-            for every in shape_env.deferred_runtime_asserts.values():
-                self.asserted.update((one.expr, one.msg) for one in every)
 
 
 def _remember_shapes() -> None:
