@@ -15,20 +15,25 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import jaxtyping
 import pytest
 from filelock import FileLock
 from hypothesis import settings
+from hypothesis.internal.entropy import deterministic_PRNG
 from jaxtyping import config as jaxtyping_config
 from jaxtyping import install_import_hook
 
-import tests.shape_checker  # noqa: F401  jaxtyping finds it as an attribute of the package
+import tests.shape_checker
 from tests import speed
 
+jaxtyping.jaxtyped = tests.shape_checker.jaxtyped  # type: ignore[assignment]  # the hook writes it before functions
 install_import_hook("cdl_deploy.training", "tests.shape_checker.checked")
 MadeOnce = Callable[[str, Callable[[Path], None]], Path]
 
 settings.register_profile("the same every time", derandomize=True, deadline=None)
 settings.load_profile("the same every time")
+with deterministic_PRNG():  # the first time, it looks through all objects there are: now they are few
+    pass
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -54,12 +59,14 @@ def pytest_collection_finish() -> None:
 
     At the very end it counts again: libraries in C++ say what is left of them.
     """
+    from tests.faster_machine import prepare_machine
     from tests.faster_torch import prepare_torch
 
+    prepare_machine()
     prepare_torch()
     gc.freeze()
     atexit.register(gc.unfreeze)
-    gc.set_threshold(50_000, 10, 10)
+    gc.set_threshold(500_000, 20, 20)
 
 
 @contextmanager
@@ -95,6 +102,15 @@ def check_first_epochs_only() -> None:
 
     learn_epoch.seen = seen  # type: ignore[attr-defined]
     loop.learn_epoch = learn_epoch  # type: ignore[assignment]
+
+
+@pytest.fixture
+def without_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes that are started import timm without wandb, which it looks for: half a second each."""
+    (tmp_path / "without").mkdir()
+    (tmp_path / "without/wandb.py").write_text("raise ImportError\n")
+    paths = [str(tmp_path / "without"), os.environ.get("PYTHONPATH")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ tests/export/test_updates.py compares files that were written with and without.
 
 from __future__ import annotations
 
+import typing
 from functools import cache
 from typing import Any
 
@@ -29,6 +30,8 @@ def prepare_torch() -> None:
         module._collect_all_valid_cia_ops = composite  # type: ignore[attr-defined]
     # It writes a graph as Python code after every change; now, when that is called.
     torch.onnx.export = _use_lazy_graph_module(True)(torch.onnx.export)
+    # Of every operator that it overrides for a while, it writes a generic type that nobody reads; this one is cached.
+    torch._ops.Callable = typing.Callable  # type: ignore[attr-defined]
     _match_the_operator_first()
     _believe_known_values()
 

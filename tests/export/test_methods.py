@@ -18,7 +18,7 @@ from cdl_deploy.runtime.bundle import read_bundle
 from cdl_deploy.training.checkpoint import load_run
 from cdl_deploy.training.distillation import DISTILLATIONS
 from cdl_deploy.training.loop import train
-from cdl_deploy.training.methods import METHODS
+from cdl_deploy.training.methods import METHODS, coda, dualprompt
 from cdl_deploy.training.methods.folded import MethodItself
 from cdl_deploy.training.models.learner import learner_logits
 from tests.tiny_models import tiny_pair
@@ -28,15 +28,15 @@ from tests.training.test_methods import make
 
 PAIRS = [("l2p", "full"), ("l2p", "block:2"), ("dualprompt", "full"), ("dualprompt", "block:1"), ("coda", "full"),
          ("coda", "block:1"), ("apt", "full")]  # fmt: skip
-FILES = [  # method, query, distillation, blocks: no more than are needed, since tracing them takes the time
+FILES = [  # method, query, distillation, blocks: no more than `few_prompted` needs, since tracing them takes the time
     ("l2p", "full", "kdp", 2),
     ("l2p", "full", "deit", 2),
     ("l2p", "full", "reviewkd", 2),
     ("l2p", "block:2", "none", 3),
-    ("dualprompt", "block:1", "none", 6),
-    ("dualprompt", "full", "kdp", 5),
-    ("coda", "full", "none", 5),
-    ("coda", "block:1", "kdp", 6),
+    ("dualprompt", "block:1", "none", 4),
+    ("dualprompt", "full", "kdp", 3),
+    ("coda", "full", "none", 2),
+    ("coda", "block:1", "kdp", 3),
     ("apt", "full", "kdp", 2),
     ("apt", "full", "none", 2),
 ]
@@ -75,6 +75,15 @@ def test_keys_of_tasks_to_come_are_in_the_graph():
     assert sorted(fixed.prompts) == [0, 1, 2, 3, 4]
 
 
+@pytest.fixture
+def few_prompted(monkeypatch):
+    """CODA-Prompt in two blocks, DualPrompt in one and two; test_closed_form_export.py writes files of all five."""
+    monkeypatch.setattr(coda, "BLOCKS", 2)
+    monkeypatch.setattr(dualprompt, "SHARED_BLOCKS", 1)
+    monkeypatch.setattr(dualprompt, "TASK_BLOCKS", 2)
+
+
+@pytest.mark.usefixtures("few_prompted")
 @pytest.mark.parametrize(("method", "query", "distill", "depth"), FILES)
 @torch.no_grad()
 def test_the_file_gives_the_learners_logits_at_any_batch(method, query, distill, depth):

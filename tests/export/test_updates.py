@@ -22,10 +22,10 @@ from cdl_deploy.update.patch import apply_updates
 from tests.conftest import MadeOnce, no_shape_checks
 from tests.training.conftest import no_pictures_drawn, write_images
 
+PROJECT = Path(__file__).parents[2]
 PROGRAM = "import tests.tiny_models; from cdl_deploy.cli import main; main()"
 ENVIRONMENT = {
     "COLUMNS": "200",
-    "PYTHONPATH": str(Path(__file__).parents[2]),
     "PYTHONHASHSEED": "12345",
     "OMP_NUM_THREADS": "1",  # as tests/conftest.py
 }
@@ -88,6 +88,7 @@ def test_an_update_is_not_larger_than_what_the_task_changed(first, second):
         assert (out / f"{role}.cdlup").stat().st_size < 0.35 * (out / f"{role}.onnx").stat().st_size
 
 
+@pytest.mark.usefixtures("without_wandb")
 def test_the_command_line_from_end_to_end(grown_run, first, second, tmp_path, capsys, monkeypatch):
     """In place: the older model is the very file that the export replaces. Another process exports the same bytes,
     whatever the seed of Python's hashes; on as many threads, as the parity that was measured is in the metadata."""
@@ -109,7 +110,7 @@ def test_the_command_line_from_end_to_end(grown_run, first, second, tmp_path, ca
         check=True,
         capture_output=True,
         text=True,
-        env={**os.environ, **ENVIRONMENT},
+        env={**os.environ, **ENVIRONMENT, "PYTHONPATH": os.pathsep.join((os.environ["PYTHONPATH"], str(PROJECT)))},
     ).stdout
     size = (tmp_path / "bundle/student.cdlup").stat().st_size
     share = size / (tmp_path / "bundle/student.onnx").stat().st_size

@@ -84,6 +84,7 @@ def test_evaluate_says_that_a_run_is_no_model(small_run: Path) -> None:
         cdl_deploy.evaluate(small_run, "digits")
 
 
+@pytest.mark.usefixtures("without_wandb")
 def test_export_can_be_called_before_and_after_its_module_is_imported(tmp_path: Path) -> None:
     program = """
 import cdl_deploy, sys

@@ -67,5 +67,5 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[BenchReport, lis
         path = folder / f"{role}.onnx"
         save_model(build_model(extra_layers=layers), path, encode_metadata(example_bundle(path, role=role)))
     heard: list[Any] = []
-    options = BenchOptions(batches=(1, 2), threads=(1,), time_limit=4, precision=50)
+    options = BenchOptions(batches=(1, 2), threads=(1,), time_limit=2, precision=50)
     return bench_latency(find_models([folder]), options, heard.append), heard

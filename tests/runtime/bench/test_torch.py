@@ -34,6 +34,7 @@ def test_it_answers_what_the_exported_model_answers(role, small_run, small_bundl
     assert facts["accuracy"] == classifier.bundle.accuracy.final_average_accuracy
 
 
+@pytest.mark.usefixtures("without_wandb")
 def test_a_run_against_its_export(small_run, small_bundle, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(small_run, run)
