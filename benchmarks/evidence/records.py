@@ -45,11 +45,11 @@ class Records:
         return self.figures(row, head, lambda record: record.get("files", {}).get(file, {}).get(key))
 
     def best(self, row: str, head: str, role: str) -> dict[int, float]:
-        """Final accuracy by seed: of the exported file, which is tested on most images, or of the run."""
-        found = {}
+        """Final accuracy by seed: of the exported files, which are tested on most images, where all seeds have one,
+        else of the runs."""
+        found, exported = {}, self.exported(row, head, role)
         for seed, record in self.rows.get((row, head), {}).items():
-            file = record.get("files", {}).get(role)
-            value = file["accuracy"] if file else record.get(role, {}).get(METRIC)
+            value = record["files"][role]["accuracy"] if exported else record.get(role, {}).get(METRIC)
             if value is not None:
                 found[seed] = value
         return found
@@ -70,7 +70,9 @@ class Records:
         return first, second
 
     def exported(self, row: str, head: str, role: str) -> bool:
-        return bool(self.of_file(row, head, role, "accuracy"))
+        """Whether there is a file of every seed."""
+        seeds = self.rows.get((row, head), {})
+        return bool(seeds) and len(self.of_file(row, head, role, "accuracy")) == len(seeds)
 
     def shown(self) -> list[tuple[Row, str]]:
         """Rows and heads that have a record, in the order of the table."""
