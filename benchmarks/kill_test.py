@@ -88,7 +88,6 @@ def watch_writes(act: Callable[[int, Path, Path], None]) -> None:
 
 def kill_at_write(number: int, moment: str, seconds: float) -> None:
     """Make this process kill itself at its write with that number, or so many seconds after it."""
-    move = os.replace
 
     def die(now: int, path: Path, target: Path) -> None:
         if now != number:
@@ -99,7 +98,7 @@ def kill_at_write(number: int, moment: str, seconds: float) -> None:
         if moment == "half written":
             os.truncate(path, path.stat().st_size // 2)
         elif moment == "after the move":
-            move(path, target)
+            os.replace(path, target)
         os.kill(os.getpid(), signal.SIGKILL)
 
     watch_writes(die)

@@ -25,8 +25,6 @@ from onnxruntime.quantization.calibrate import TensorsData
 from cdl_deploy.errors import QuantisationError
 from cdl_deploy.export.layers import Graph
 
-SCORES = "attention scores"
-"""The name under which all of them together stay float."""
 LARGEST_KEY = 64
 
 

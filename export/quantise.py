@@ -2,6 +2,8 @@
 
 * `quantise_static`: U8 activations with fixed scales, S8 weights from -64 to 64 with one scale a channel, in QDQ form;
   attention's scores too (`attention_scores.py`). An image's logits do not depend on its neighbours in the batch.
+* `quantise_dynamic`: the same weights; activations are scaled by what the batch at hand spans. No calibration, not
+  batch-invariant, and attention's scores stay float.
 
 Weights use 7 of their 8 bits (`reduce_range`): x86 processors without VNNI add two U8·S8 products in 16 bits, and with
 weights up to ±127 they cut off what does not fit, in silence. Up to ±64 nothing can overflow: 2 · 255 · 64 < 2¹⁵.
@@ -27,9 +29,10 @@ from onnxruntime.quantization.calibrate import TensorsData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
 from cdl_deploy.errors import QuantisationError
-from cdl_deploy.export.attention_scores import SCORES, Scores, check_scores, find_scores, key_scales, keys_in_bytes
+from cdl_deploy.export.attention_scores import Scores, check_scores, find_scores, key_scales, keys_in_bytes
 from cdl_deploy.export.layers import FLOATS, Graph, Layer, bias_inside, drop_unused, find_layers, float_products
 from cdl_deploy.folders import scratch_folder
+from cdl_deploy.runtime.bundle import SCORES
 
 STORED_HALF = ("selection.", "last.", "query_last.")
 """How those initializers begin that are no layer and yet large: prompts and keys, and the last block's stacks."""

@@ -10,10 +10,9 @@ import onnx
 import onnxruntime
 
 from cdl_deploy.errors import QuantisationError
-from cdl_deploy.export.attention_scores import SCORES
 from cdl_deploy.export.images_of_run import HeldOut
 from cdl_deploy.export.quantise import Feeds, PreparedModel
-from cdl_deploy.runtime.bundle import LOGITS_NAME
+from cdl_deploy.runtime.bundle import LOGITS_NAME, SCORES
 
 Quantise = Callable[[Collection[str]], onnx.ModelProto]
 """The quantised model, but for the layers named (and SCORES), which stay float."""
@@ -87,7 +86,7 @@ def within_drop(
         count = min(2 * count, max(1, len(ranked) // 2))
     raise QuantisationError(
         f"{name} answers {first:.1f} % right instead of {before:.1f} %, --max-drop {max_drop:g} points allowed, and "
-        f"{after:.1f} % with {'attention scores and ' if scores else ''}the {count} most sensitive layers in float "
+        f"{after:.1f} % with {f'{SCORES} and ' if scores else ''}the {count} most sensitive layers in float "
         f"({', '.join(ranked[:NAMED])}, …): give more "
         "images like the model's own with --calibrate, allow more, or leave out --quantize; nothing was written"
     )

@@ -171,7 +171,11 @@ def report(results: Path) -> str:
         lines += [SECOND, f"{schedule(second).capitalize()}.", "", second_table(second), ""]
     for made in (*tables, second):
         if made and (found := ablation_table(made)):
-            where = "the drawings" if made is second else f"Split CIFAR-100, {made.budget.images} images a class"
+            where = (
+                "the drawings"
+                if made is second
+                else f"Split CIFAR-100, {counted(made.budget.images, 'training images')}"
+            )
             lines += [f"## What KDP is made of: {where}", "", ABLATION, found, ""]
     lines.append(AGAIN)
     return "\n".join(lines)
@@ -183,9 +187,10 @@ def write() -> None:
     for records in tables:
         if points(records):
             picture(records, RESULTS / f"evidence-{records.budget.name}.png")
-    (RESULTS.parent / "results.md").write_text(report(RESULTS))
+    page = report(RESULTS)
+    (RESULTS.parent / "results.md").write_text(page)
     whole = readme.read_text()
     if BEGIN in whole:
         head, rest = whole.split(BEGIN, 1)
         readme.write_text(f"{head}{BEGIN}\n{readme_table(tables[0])}\n{END}{rest.split(END, 1)[1]}")
-    print(report(RESULTS))
+    print(page)

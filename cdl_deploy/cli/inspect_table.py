@@ -13,7 +13,7 @@ from cdl_deploy.counted import at_most, counted
 from cdl_deploy.data.preprocessing import Preprocessing
 from cdl_deploy.evaluation.inspection import Inspection, Port
 from cdl_deploy.printable import printable
-from cdl_deploy.runtime.bundle import Bundle, Method, PatchTokens
+from cdl_deploy.runtime.bundle import SCORES, Bundle, Method, PatchTokens
 
 
 def inspection_tables(found: Inspection) -> RenderableType:
@@ -181,7 +181,7 @@ def _precision(bundle: Bundle) -> str:
     if quantization is None:
         return "float32"
     parts = [quantization.kind, "" if quantization.batch_invariant else "results depend on the batch"]
-    scores = [name for name in quantization.kept_float if name == "attention scores"]
+    scores = [name for name in quantization.kept_float if name == SCORES]
     layers = len(quantization.kept_float) - len(scores)
     kept = [*scores, *([counted(layers, "layer")] if layers else [])]
     if kept:

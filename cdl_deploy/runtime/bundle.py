@@ -35,6 +35,8 @@ FORMAT_KEY = "cdl.format_version"
 ROLES = ("student", "teacher")
 TASK_SCORES = ("selected",)
 QUANTIZATIONS = ("int8", "int8-dynamic", "fp16")
+SCORES = "attention scores"
+"""In `Quantization.kept_float`: queries · keys, which stay float all together."""
 MAX_TOP_K = 5
 OMITTED = {"omitted": True}
 """Of a field that is not written where it is None: files without it stay what they were."""
@@ -82,7 +84,7 @@ class Quantization:
     batch_invariant: bool
     """Whether an image's logits are the same whatever else is in its batch."""
     kept_float: tuple[str, ...] = ()
-    """Names of the layers that stayed float32; `attention scores` where those did."""
+    """Names of the layers that stayed float32; SCORES where attention's did."""
     accuracy_before: float | None = None
     """Of the float32 model on the images compared, in percent."""
     accuracy_after: float | None = None

@@ -11,7 +11,6 @@ from onnx import helper, numpy_helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from cdl_deploy.errors import QuantisationError
-from cdl_deploy.export.attention_scores import SCORES
 from cdl_deploy.export.graph import ExportGraph
 from cdl_deploy.export.layers import find_layers, float_products
 from cdl_deploy.export.onnx_file import export_core
@@ -25,6 +24,7 @@ from cdl_deploy.export.quantise import (
     quantise_static,
     store_half,
 )
+from cdl_deploy.runtime.bundle import SCORES
 from tests.training.test_methods import make
 
 

@@ -18,13 +18,12 @@ from cdl_deploy.cli import app
 from cdl_deploy.errors import DataError, OptionError, QuantisationError
 from cdl_deploy.export import ExportOptions, Shrink, export_run, variants
 from cdl_deploy.export import export as export_module
-from cdl_deploy.export.attention_scores import SCORES
 from cdl_deploy.export.fp16 import beyond_half, to_fp16
 from cdl_deploy.export.images_of_run import HeldOut, calibration_images, held_out_images, spread
 from cdl_deploy.export.layers import float_products
 from cdl_deploy.export.quantise import prepare
 from cdl_deploy.export.sensitivity import accuracy, most_sensitive, within_drop
-from cdl_deploy.runtime.bundle import open_session, read_bundle
+from cdl_deploy.runtime.bundle import SCORES, open_session, read_bundle
 from cdl_deploy.training.run_directory import RunDirectory
 from tests.conftest import no_shape_checks
 from tests.export.conftest import trace_of
