@@ -10,8 +10,8 @@ from functools import cache
 from typing import Any
 
 import torch
-from onnxscript.rewriter._basics import MatchResult
 from onnxscript.rewriter._matcher import SimplePatternMatcher
+from onnxscript.rewriter._rewrite_rule import RewriteRule
 from torch._export.utils import _collect_all_valid_cia_ops
 from torch.export import decomp_utils, exported_program
 from torch.fx._lazy_graph_module import _use_lazy_graph_module
@@ -37,16 +37,22 @@ def prepare_torch() -> None:
 
 
 def _match_the_operator_first() -> None:
-    """A rule for several outputs lists the whole graph for each node, whichever operator it is."""
-    match = SimplePatternMatcher.match
+    """Forty rules are tried on each node, whichever operator it is; one of several outputs lists the whole graph."""
+    rewrite = RewriteRule.try_rewrite
 
-    def of_its_operator(self: SimplePatternMatcher, model: Any, graph: Any, node: Any, **options: Any) -> MatchResult:
-        wanted = self.pattern.output_nodes[0].op_identifier()
+    def of_its_operator(self: RewriteRule, model: Any, graph: Any, node: Any, **options: Any) -> object:
+        wanted = operator_of(self)
         if wanted is not None and wanted != node.op_identifier():
-            return MatchResult().fail("another operator")
-        return match(self, model, graph, node, **options)
+            return None
+        return rewrite(self, model, graph, node, **options)
 
-    SimplePatternMatcher.match = of_its_operator  # type: ignore[method-assign, assignment]
+    @cache
+    def operator_of(rule: RewriteRule) -> object:
+        if not isinstance(rule._matcher, SimplePatternMatcher):
+            return None
+        return rule._matcher.pattern.output_nodes[0].op_identifier()
+
+    RewriteRule.try_rewrite = of_its_operator  # type: ignore[method-assign, assignment]
 
 
 def _believe_known_values() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import onnx
 import pytest
 import torch
 
@@ -10,14 +9,12 @@ from cdl_deploy.export.attention import FoldedAttention, fold_attentions
 from cdl_deploy.export.block import ConstantPrompt, run_block
 from cdl_deploy.export.graph import ExportGraph, last_block
 from cdl_deploy.export.heads import fold_heads
-from cdl_deploy.export.onnx_file import OPSET, export_core
 from cdl_deploy.training.backbones.plain import PlainViT
 from cdl_deploy.training.backbones.protocol import BlockPrompt
 from cdl_deploy.training.methods.coda import FoldedCoda
 from cdl_deploy.training.models.learner import learner_logits
 from tests.training.conftest import make_vit
 from tests.training.test_learner import make_pair, pixels
-from tests.training.test_methods import make
 
 
 @torch.no_grad()
@@ -77,15 +74,3 @@ def test_a_teacher_with_other_pixel_statistics_still_sees_the_students_query():
     torch.testing.assert_close(
         graph(normalised)[0], learner_logits(pair.encoder, pair.teacher, images), atol=1e-4, rtol=1e-4
     )
-
-
-@torch.no_grad()
-def test_the_file_is_portable_and_names_no_path():
-    pair = make("l2p", "kdp", "full", depth=2)
-    model = export_core(ExportGraph(pair, pair.student), torch.zeros(2, 3, 16, 16), "image")
-    assert [(o.domain, o.version) for o in model.opset_import if o.domain == ""] == [("", OPSET)]
-    assert {node.domain for node in model.graph.node} == {""}
-    onnx.checker.check_model(model, full_check=True)
-    data = model.SerializeToString()
-    assert b"/work" not in data
-    assert b".py" not in data

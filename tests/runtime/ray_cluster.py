@@ -22,10 +22,9 @@ from cdl_deploy.runtime.ray_engine import predict_rows_on_ray
 
 def serve(model: str, output: str, paths: list[str]) -> None:
     """Rows of the command line into OUTPUT; those of the library, in portions of a few paths, into OUTPUT.portions."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     try:
-        for _ in range(2):
-            cluster.add_node(num_cpus=1)
+        cluster.add_node(num_cpus=1)
         ray.init(address=cluster.address, log_to_driver=False)
         alive = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
         # A copy takes one core, so two copies are on two machines.
