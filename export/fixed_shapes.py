@@ -6,6 +6,7 @@ with free sizes. Constants keep their names, and `cdl.features` its hash: the fe
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 
@@ -65,6 +66,7 @@ def fix_shapes(model: onnx.ModelProto, batch: int | None, image_size: tuple[int,
     while _fold(fixed):
         pass
     _skip_expands(fixed)
+    _skip_slices(fixed)
     drop_unused(fixed)
     onnx.checker.check_model(fixed, full_check=True)
     return fixed
@@ -113,12 +115,7 @@ def _quiet() -> onnxruntime.SessionOptions:
 
 def _fold(model: onnx.ModelProto) -> bool:
     """Replace by constants what has become one, in place; whether anything has."""
-    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
-    shapes = {
-        value.name: [dim.dim_value if dim.HasField("dim_value") else None for dim in value.type.tensor_type.shape.dim]
-        for value in (*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output)
-        if value.type.tensor_type.HasField("shape")
-    }
+    shapes = _shapes(model)
     constants = {it.name: it for it in model.graph.initializer if _counts(it)}
     outputs = {value.name for value in model.graph.output}
     known, folded = set(constants), []
@@ -154,6 +151,16 @@ def _fold(model: onnx.ModelProto) -> bool:
     return True
 
 
+def _shapes(model: onnx.ModelProto) -> dict[str, list[int | None]]:
+    """Sizes of each value; None where one is free."""
+    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    return {
+        value.name: [dim.dim_value if dim.HasField("dim_value") else None for dim in value.type.tensor_type.shape.dim]
+        for value in (*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output)
+        if value.type.tensor_type.HasField("shape")
+    }
+
+
 def _counts(value: onnx.TensorProto) -> bool:
     """Whether a constant is a shape, a position or part of resizing, rather than a weight."""
     if value.name.startswith("preprocessing/"):
@@ -183,7 +190,38 @@ def _skip_expands(model: onnx.ModelProto) -> None:
         target = numpy_helper.to_array(constants[node.input[1]]).tolist()
         if len(target) == len(own) and all(size in (1, has) for size, has in zip(target, own, strict=True)):
             same[node.output[0]] = node.input[0]
+    _read_instead(model, same)
+
+
+def _skip_slices(model: onnx.ModelProto) -> None:
+    """Leave out a Slice that takes all there is, or one of the values that a Concat has just joined: the preprocessing
+    computes some pixels and copies others, and one size needs either. Not of an output."""
+    shapes, constants = _shapes(model), {it.name: it for it in model.graph.initializer}
+    outputs = {value.name for value in model.graph.output}
+    joins = {node.output[0]: node for node in model.graph.node if node.op_type == "Concat"}
+    same: dict[str, str] = {}
+    for node in model.graph.node:
+        if node.op_type != "Slice" or node.output[0] in outputs or not all(it in constants for it in node.input[1:]):
+            continue
+        starts, ends, axes, *steps = (numpy_helper.to_array(constants[it]).tolist() for it in node.input[1:])
+        own, join = shapes.get(node.input[0]), joins.get(node.input[0])
+        if steps or own is None:
+            continue
+        sizes = [own[axis] for axis in axes]
+        if not any(starts) and all(size is not None and size <= end for size, end in zip(sizes, ends, strict=True)):
+            same[node.output[0]] = node.input[0]
+        elif join is not None and axes == [join.attribute[0].i]:
+            parts = [shapes[name][axes[0]] for name in join.input]
+            places = list(itertools.accumulate((part or 0 for part in parts), initial=0))
+            if None not in parts and (*starts, *ends) in itertools.pairwise(places):
+                same[node.output[0]] = join.input[places.index(starts[0])]
+    _read_instead(model, same)
+
+
+def _read_instead(model: onnx.ModelProto, same: dict[str, str]) -> None:
+    """Every node reads what `same` has for a value, in place."""
     for node in model.graph.node:
         for place, name in enumerate(node.input):
-            if name in same:
-                node.input[place] = same[name]
+            while name in same:
+                name = same[name]
+            node.input[place] = name

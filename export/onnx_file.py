@@ -139,6 +139,8 @@ def assemble(
     graph.node.extend(nodes + after.nodes)
     for part in parts:
         graph.initializer.extend(part.initializers)
+    if next(it.version for it in core.opset_import if not it.domain) < LOWEST_WRITTEN:
+        lower_to_17(core)  # what was written here is in the words of newer opsets
     scores = next(i for i, output in enumerate(graph.output) if output.name == TASK_SCORES_NAME)
     for offset, output in enumerate(label_outputs(bundle, labels)):
         graph.output.insert(scores + offset, output)

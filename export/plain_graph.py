@@ -23,10 +23,13 @@ def write_plainly(model: onnx.ModelProto) -> None:
 
 
 def lower_to_17(model: onnx.ModelProto) -> None:
-    """From opset 18 to 17, in place. Raises OptionError for an operator that 17 has in another form or not at all."""
+    """From opset 18 to 17, in place; what is of 17 already stays as it is. Raises OptionError for an operator that 17
+    has in another form or not at all."""
     constants = {value.name: value for value in model.graph.initializer}
     for node in model.graph.node:
-        if node.op_type in AXES and len(node.input) > 1 and node.input[1] in constants:
+        if node.op_type in AXES and len(node.input) == 1:
+            continue  # of all axes, or lowered already
+        if node.op_type in AXES and node.input[1] in constants:
             axes = numpy_helper.to_array(constants[node.input[1]]).tolist()
             del node.input[1:]
             _drop(node, "noop_with_empty_axes")

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
@@ -18,8 +19,10 @@ from torchvision.transforms.functional import pil_to_tensor
 from cdl_deploy.data.images import to_square
 from cdl_deploy.data.preprocessing import Preprocessing, ResizeCrop
 from cdl_deploy.errors import OptionError
+from cdl_deploy.export.fixed_shapes import fix_shapes
 from cdl_deploy.export.nodes import Nodes
-from cdl_deploy.export.preprocessing import FILTERS, image_input, preprocessing_graph
+from cdl_deploy.export.plain_graph import lower_to_17
+from cdl_deploy.export.preprocessing import FILTERS, group_of, image_input, preprocessing_graph
 from cdl_deploy.training.data import transforms
 
 
@@ -32,11 +35,16 @@ def session(size: int, resize: int, interpolation: str, opset: int = 20) -> onnx
     return session_of(preprocessing_graph(settings_of(size, resize, interpolation)), size, size, opset)
 
 
-def session_of(g: Nodes, height: int, width: int, opset: int = 20) -> onnxruntime.InferenceSession:
+def model_of(g: Nodes, height: int, width: int, opset: int = 20) -> onnx.ModelProto:
     output = helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["batch", 3, height, width])
     graph = helper.make_graph(g.nodes, "preprocessing", [image_input()], [output], g.initializers)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
     onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def session_of(g: Nodes, height: int, width: int, opset: int = 20) -> onnxruntime.InferenceSession:
+    model = model_of(g, height, width, opset)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
@@ -85,6 +93,9 @@ edges = st.integers(1, 90) | st.integers(1, 400)
 @example(640, 200, 32, 4, "bicubic")
 @example(12, 5, 32, 0, "bilinear")
 @example(16, 16, 16, 0, "bicubic")
+@example(56, 91, 56, 0, "bicubic")
+@example(91, 60, 56, 4, "bilinear")
+@example(61, 70, 56, 4, "bicubic")
 @settings(max_examples=120, deadline=None)
 def test_pixels_are_those_of_the_training_transform(height, width, size, margin, interpolation):
     """Any size and shape, enlarged or reduced, every filter: one grey level of 255 off, two enlarged."""
@@ -150,10 +161,56 @@ def test_a_crop_need_not_be_square(height, width):
     assert np.abs(found - expected).max() <= 1 + (shorter < 44)
 
 
+@pytest.mark.parametrize(("height", "width"), [(56, 56), (28, 56), (56, 20)])
+def test_what_is_right_already_is_copied(height, width):
+    """Of an image whose shorter edge needs no resizing hardly anything is computed, of any other all."""
+    g = preprocessing_graph(ResizeCrop(height, width, 56, "bicubic"))
+    model = model_of(g, height, width)
+    product = [node.output[0] for node in g.nodes if node.op_type == "MatMul"][-1]
+    model.graph.output.append(helper.make_empty_tensor_value_info(product))
+    graph = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    for rows, columns in [(56, 56), (56, 91), (200, 57), (200, 56), (57, 56), (20, 30), (1, 1)]:
+        images = np.stack([noise(rows, columns, seed) for seed in range(2)])
+        found, computed = graph.run(None, {"image": images})
+        right = min(rows, columns) == 56
+        assert computed.size == 2 * 3 * (group_of(height) * group_of(width) if right else height * width)
+        if right:
+            crop = CenterCrop((height, width))(torch.from_numpy(images).permute(0, 3, 1, 2))
+            np.testing.assert_array_equal(found, crop.numpy())
+        np.testing.assert_array_equal(graph.run(None, {"image": images[1:]})[0], found[1:])
+
+
+@pytest.mark.parametrize(
+    ("size", "product", "cut"), [((56, 56), False, False), ((56, 91), False, True), ((57, 56), False, True),
+                                 ((40, 40), True, False), ((57, 90), True, True)]
+)  # fmt: skip
+def test_a_file_of_one_size_computes_or_copies(size, product, cut):
+    model = model_of(preprocessing_graph(settings_of(56, 56, "bicubic")), 56, 56)
+    fixed = fix_shapes(model, None, size)
+    kinds = {node.op_type for node in fixed.graph.node}
+    assert ("MatMul" in kinds, "Slice" in kinds) == (product, cut)
+    assert not kinds & {"Concat", "Shape", "Where"}
+    images = noise(*size)[None]
+    free, own = (onnxruntime.InferenceSession(it.SerializeToString()).run(None, {"image": images})[0]
+                 for it in (model, fixed))  # fmt: skip
+    np.testing.assert_array_equal(own, free)
+
+
+def test_the_oldest_opset_gives_the_same_pixels():
+    model = model_of(preprocessing_graph(settings_of(56, 56, "bicubic")), 56, 56, opset=18)
+    lowered = onnx.ModelProto.FromString(model.SerializeToString())
+    lower_to_17(lowered)
+    onnx.checker.check_model(lowered, full_check=True)
+    runs = [onnxruntime.InferenceSession(it.SerializeToString()).run for it in (model, lowered)]
+    for size in ((56, 80), (60, 80)):
+        now, then = (run(None, {"image": noise(*size)[None]})[0] for run in runs)
+        np.testing.assert_array_equal(now, then)
+
+
 @pytest.mark.parametrize("interpolation", sorted(FILTERS))
 def test_every_node_is_paid_for_at_batch_1(interpolation):
     """Each takes some microseconds of a small ViT's milliseconds, however little it computes."""
-    assert len(preprocessing_graph(settings_of(224, 248, interpolation)).nodes) <= 90
+    assert len(preprocessing_graph(settings_of(224, 248, interpolation)).nodes) <= 99
 
 
 def test_a_filter_the_graph_lacks_is_refused():
