@@ -12,6 +12,8 @@ ViT-S in onnxruntime). Every peer gets the same random images [batch, 224, 224, 
     openvino                block4.onnx, its own choice: bf16 where the processor has it
     openvino-int8           block4-int8.onnx (our QDQ), its own choice for the rest
     openvino-nncf           block4.onnx quantised by NNCF (ModelType.TRANSFORMER), its own choice for the rest
+    openvino-cdl            as `cdl export --target openvino --quantize int8` has NNCF quantise it: products of tokens
+                            with a matrix, and nothing else
 
 It says nothing of accuracy: the weights are random.
 """
@@ -38,7 +40,8 @@ PEERS = {
     "openvino-f32": ("block4", None, ()),
     "openvino": ("block4", SCRIPTS / "run_openvino_default.py", ()),
     "openvino-int8": ("block4-int8", SCRIPTS / "run_openvino_default.py", ()),
-    "openvino-nncf": ("block4", SCRIPTS / "run_openvino_nncf.py", ("nncf",)),
+    "openvino-nncf": ("block4", SCRIPTS / "run_openvino_nncf_alone.py", ("nncf",)),
+    "openvino-cdl": ("block4-named", SCRIPTS / "run_openvino_cdl.py", ("nncf",)),
 }
 """Name → graph, script that runs it (None: the runtime's own), and modules that it takes beside OpenVINO's."""
 
@@ -51,6 +54,18 @@ def peer(name: str, folder: Path, python: Path) -> ModelSpec:
     if not is_installed(target, python, "--python"):
         raise SystemExit(f"{python} lacks one of {', '.join(target.packages)}: {python} -m pip install openvino nncf")
     return ModelSpec(folder / f"{graph}.onnx", name, "runtime", place=Place(target, python))
+
+
+def write_named(model: Path, named: Path) -> None:
+    """The same file, whose metadata name the products that are quantised where the product has NNCF do that."""
+    import onnx
+
+    from cdl_deploy.export.vendor_int8 import products_of
+
+    found = onnx.load(model)
+    entry = found.metadata_props.add()
+    entry.key, entry.value = "products", json.dumps(products_of(found))
+    onnx.save(found, named)
 
 
 def main() -> int:
@@ -73,6 +88,7 @@ def main() -> int:
     from benchmarks.random_exports import build
 
     own = [ModelSpec(build(name, a.work, a.seed), name) for name in (*OURS, UNIT)]
+    write_named(a.work / "block4.onnx", a.work / "block4-named.onnx")
     facts, batches = about(a.seed, a.threads), tuple(int(text) for text in a.batch.split(","))
     print(", ".join(f"{key} {value}" for key, value in facts.items()), flush=True)
     options = BenchOptions(batches, (a.threads,), time_limit=a.seconds, precision=0.5, seed=a.seed)

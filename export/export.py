@@ -35,6 +35,7 @@ from cdl_deploy.export.selection import BATCH, Select, check_select, fix_selecti
 from cdl_deploy.export.two_views import behind_preprocessing, query_view
 from cdl_deploy.export.updates import MadeUpdate, make_updates, older_models
 from cdl_deploy.export.variants import Shrink, write_variants
+from cdl_deploy.export.vendor_int8 import write_vendor_int8
 from cdl_deploy.files import write_json
 from cdl_deploy.folders import place_for, publish, scratch_folder
 from cdl_deploy.run import metrics
@@ -92,6 +93,8 @@ class Exported:
     """Of an int8 variant with sums of its own: the training images that they are over."""
     proof: Proof | NotInstalled | None = None
     """How it answered in the runtime it is for."""
+    quantiser: NotInstalled | None = None
+    """Of a float file of which the target's own tool would have made int8, were it installed."""
     latency_ms: float | None = None
     """Milliseconds of one image on this machine, roughly."""
     close: int = 0
@@ -103,11 +106,12 @@ class Exported:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        apart = ("bundle", "updates", "proof")
+        apart = ("bundle", "updates", "proof", "quantiser")
         own = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in apart}
-        updates = [update.to_dict() for update in self.updates]
-        proof = None if self.proof is None else asdict(self.proof)
-        return {**asdict(self.bundle), "path": str(self.bundle.path), **own, "updates": updates, "proof": proof}
+        own["updates"] = [update.to_dict() for update in self.updates]
+        own["proof"] = None if self.proof is None else asdict(self.proof)
+        own["quantiser"] = None if self.quantiser is None else asdict(self.quantiser)
+        return {**asdict(self.bundle), "path": str(self.bundle.path), **own}
 
     def moved(self, folder: Path) -> Exported:
         """The same, with its files in `folder`."""
@@ -184,6 +188,7 @@ def export_run(
     RunError for a run without a finished task, or a folder that cannot be written, ParityError where they differ.
     """
     options = options or ExportOptions()
+    check_tools(options)
     record, pair = load_run(run, after)
     images, labels = _known(record, *load_heldout(run, record))
     select = options.selection
@@ -215,6 +220,24 @@ def export_run(
         exported = [_with_updates(item, older.get(item.bundle.role, ()), on_step) for item in exported]
         publish(staging, out.resolve(), last=lambda name: name.suffix == ".onnx")
     return [item.moved(out) for item in exported]
+
+
+def check_tools(options: ExportOptions) -> None:
+    """Raise OptionError for a target's interpreter that is none, and for versions that are too old, before any work."""
+    if options.target is None:
+        return
+    target = find_target(options.target)
+    is_installed(target, options.target_python)
+    if target.quantiser is not None and own_shrink(options) != options.shrink:
+        is_installed(target.quantiser, options.target_python)
+
+
+def own_shrink(options: ExportOptions) -> Shrink:
+    """The smaller variants that are made here: all, but for int8 where the target's own tool makes that."""
+    shrink = options.shrink
+    if options.target is None or find_target(options.target).quantiser is None or "int8" not in shrink.kinds:
+        return shrink
+    return replace(shrink, kinds=tuple(kind for kind in shrink.kinds if kind != "int8"), calibrate=None)
 
 
 def left_behind(folder: Path, exported: Sequence[Exported]) -> dict[str, str]:
@@ -250,6 +273,8 @@ def _staging(out: Path) -> Iterator[Path]:
 
 
 def _with_updates(item: Exported, older: Sequence[Path], on_step: OnStep) -> Exported:
+    if item.bundle.path.suffix != ".onnx":  # made by a target's own tool
+        return item
     if older:
         on_step(f"{item.bundle.role}: making updates")
     return replace(item, updates=make_updates(item.bundle.path, older))
@@ -333,7 +358,7 @@ def _export_learner(
     exported = [Exported(bundle, file_size(path), len(model.graph.node))]
     exported[0] = replace(exported[0], close=compared.close, closed_form=learner.closed_form is not None)
     if role == "student":
-        for it in write_variants(run, record, model, bundle, options.shrink, on_step, sums):
+        for it in write_variants(run, record, model, bundle, own_shrink(options), on_step, sums):
             size, nodes = it.bundle.path.stat().st_size, len(it.model.graph.node)
             found = Exported(it.bundle, size, nodes, it.held_out, it.calibration, it.products, it.scores)
             exported.append(replace(found, left_float=it.left_float, learned_from=it.learned_from))
@@ -342,13 +367,16 @@ def _export_learner(
         exported = [_fixed(it, images, options) for it in exported]
     if options.target is not None:
         exported = [_proved(it, images, expected.numpy(), options, on_step) for it in exported]
+    by_vendor: list[Exported] = []
+    if role == "student" and own_shrink(options) != options.shrink:
+        exported[0], by_vendor = _by_vendor(run, record, exported[0], options, on_step)
     if options.latency:
         exported = [replace(it, latency_ms=latency_ms(it.bundle.path, it.bundle.preprocessing)) for it in exported]
     if options.ort:
         for item in exported:
             on_step(f"{item.bundle.path.stem}.ort: optimising")
             write_ort(item.bundle.path)
-    return exported
+    return exported + by_vendor
 
 
 def _fixed(item: Exported, images: Tensor, options: ExportOptions) -> Exported:
@@ -380,6 +408,22 @@ def _proved(
     if item.bundle.quantization is not None or own.shape != feed.shape:
         expected = answers_of(path, own, options.batch)
     return replace(item, proof=prove(target, path, own, expected, options.batch, options.target_python))
+
+
+def _by_vendor(
+    run: Path, record: RunRecord, item: Exported, options: ExportOptions, on_step: OnStep
+) -> tuple[Exported, list[Exported]]:
+    """The float file, and int8 that the target's own tool has made of it; where that is not installed, none, and the
+    float file says so."""
+    target, python = find_target(options.target or "onnxruntime"), options.target_python
+    assert target.quantiser is not None
+    if not is_installed(target.quantiser, python):
+        return replace(item, quantiser=NotInstalled(target.quantiser.distribution, target.quantiser.install)), []
+    made = write_vendor_int8(
+        run, record, item.bundle, target, python, options.shrink, options.batch, options.image_size, on_step
+    )
+    found = Exported(made.bundle, made.proof.bytes, made.nodes, made.held_out, made.calibration)
+    return item, [replace(found, products=made.products, left_float=made.left_float, proof=made.proof)]
 
 
 def check_large(path: Path, options: ExportOptions) -> None:

@@ -159,7 +159,7 @@ def _write(
     written = replace(
         bundle,
         path=path,
-        parity=_parity(expected, logits_of(small, held_out)),
+        parity=parity_of(expected, logits_of(small, held_out)),
         **_own_features(small, bundle, held_out),
         quantization=Quantization(kind, kind != "int8-dynamic", tuple(sorted({*always, *kept})), before, after),
     )
@@ -198,7 +198,7 @@ def _with_own_sums(
     threshold, how = threshold_by_images(far) or threshold_by_sums(own.statistics, own.sums.rule)
     changed = replace(
         bundle,
-        parity=_parity(expected, answers),
+        parity=parity_of(expected, answers),
         quantization=replace(bundle.quantization, accuracy_after=after),
         statistics=own.write(bundle.path, bundle.features),
         unknown_threshold=threshold,
@@ -219,7 +219,7 @@ def _own_features(small: onnx.ModelProto, bundle: Bundle, held_out: HeldOut) -> 
     return {"features": features, "statistics": None, "unknown_threshold": threshold, "unknown_rule": how}
 
 
-def _parity(expected: npt.NDArray[np.float32], found: npt.NDArray[np.float32]) -> Parity:
+def parity_of(expected: npt.NDArray[np.float32], found: npt.NDArray[np.float32]) -> Parity:
     """How the variant's logits compare with those of the float model; nothing is demanded of them."""
     same = expected.argmax(axis=1) == found.argmax(axis=1)
     difference = float(np.abs(expected - found).max())

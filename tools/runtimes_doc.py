@@ -42,6 +42,7 @@ images in it, in a process of its own. Where a logit is further from the trained
 image gets another class, nothing is written. Where the runtime is not installed, the ONNX file is written all the same,
 with the one line that installs it. What is known to go wrong is refused: see "refused" below. `--quantize` and `--fp16`
 are compared with onnxruntime's answers of the same file, and so is what takes images of another size than was trained.
+int8 for OpenVINO is made by its own tool, NNCF, and may lose `--max-drop` points: [quantisation.md](quantisation.md).
 
 The batch is 1 in the proof unless `--batch` says otherwise. Devices themselves were not tried: `rknn` is proved in the
 simulator of its toolkit. Times are of a machine that others used meanwhile.
@@ -137,6 +138,9 @@ def page(rows: list[tuple[Target, Proof | str | None, float | None]], name: str,
         lines.append(
             f"* `{target.name}`: opset {target.opsets[0]} to {target.opsets[1]}; {target.note}.".replace("; .", ".")
         )
+        if target.quantiser is not None:
+            files, tool = " and ".join(target.quantiser.converted), target.quantiser
+            lines.append(f"    * `int8` is made by {tool.distribution} ({tool.install}): {files}.")
         lines += [f"    * Left away: a model that {why}." for why in target.lacks.values()]
         lines += [f"    * Refused with `{kind}`: {why}." for kind, why in target.refused.items()]
     return "\n".join(lines) + "\n"

@@ -118,7 +118,8 @@ def command(
         typer.Option(
             metavar="KIND",
             help="int8 (fixed scales: the same answer in any batch), int8-dynamic (each batch scales itself), or both "
-            "with a comma: writes student.KIND.onnx as well.",
+            "with a comma: writes student.KIND.onnx as well. With --target openvino NNCF makes int8: "
+            "student.int8-nncf.xml.",
             show_default=False,
         ),
     ] = None,
@@ -310,6 +311,13 @@ def _print_proof(console: Console, item: Exported) -> None:
     from cdl_deploy.targets.checking import NotInstalled
 
     proof, name = item.proof, item.bundle.path.name
+    if item.quantiser is not None:
+        console.print(
+            f"int8 by {item.quantiser.target} was not made: it is not installed here: {item.quantiser.install}; {name} "
+            "is what it takes",
+            highlight=False,
+            soft_wrap=True,
+        )
     if proof is None:
         return
     said = (
@@ -335,7 +343,12 @@ def _print_variant(console: Console, item: Exported) -> None:
     )
     left = f"but {', '.join(kept)}" if kept else "none left out"
     own = f" and {item.scores} of queries with keys" if item.scores else ""
-    console.print(f"  {item.products} products of tokens with a matrix{own}, {left}; in fp32 are:", highlight=False)
+    floats = "fp32" if item.bundle.path.suffix == ".onnx" else "float, as precise as the runtime chooses,"
+    console.print(
+        f"  {item.products} products of tokens with a matrix{own}, {left}; in {floats} are:",
+        highlight=False,
+        soft_wrap=True,
+    )
     for part, reason in item.left_float.items():
         console.print(f"    {part}: {reason}", highlight=False)
     if item.calibration:

@@ -60,3 +60,5 @@ class Target:
     """Whether it is one, and not a form of files for several."""
     note: str = ""
     """What to know, in one line."""
+    quantiser: Target | None = None
+    """Its vendor's tool, which makes int8 of the float file: what that needs, its script, and what it makes."""

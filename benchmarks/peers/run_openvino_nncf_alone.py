@@ -11,14 +11,18 @@ from run_openvino_default import load, main
 IMAGES, SQUARES = 16, 14
 
 
+def smooth_images(size):
+    """uint8 [n, height, width, 3]."""
+    coarse = np.random.default_rng(0).integers(0, 256, (IMAGES, SQUARES, SQUARES, 3), dtype=np.uint8)
+    rows, columns = (np.arange(side) * SQUARES // side for side in size)
+    return coarse[:, rows][:, :, columns]
+
+
 def convert(model, folder, first):
     """The same file for every batch: it is made once."""
     path = folder.parent / "nncf.xml"
     if not path.exists():
-        random, (height, width) = np.random.default_rng(0), first.shape[1:3]
-        coarse = random.integers(0, 256, (IMAGES, SQUARES, SQUARES, 3), dtype=np.uint8)
-        rows, columns = (np.arange(size) * SQUARES // size for size in (height, width))
-        images = coarse[:, rows][:, :, columns]
+        images = smooth_images(first.shape[1:3])
         quantised = nncf.quantize(
             openvino.Core().read_model(str(model)),
             nncf.Dataset([{"image": image[None]} for image in images]),
