@@ -73,10 +73,10 @@ def preprocessing_graph(preprocessing: ResizeCrop, name: str = PIXELS_NAME) -> N
     read = g("Cast", g("Transpose", read, perm=[0, 1, 2, 4, 5, 3]), to=TensorProto.FLOAT)
     read = g("Reshape", read, g.integers(0, 0, 0, 0, 0, -1))  # as it is; onnxruntime would transpose floats otherwise
     weights = g("Transpose", g("Unsqueeze", column.weights, g.integers(2)), perm=[0, 1, 2, 4, 3])
-    narrow = _rounded(g, g("MatMul", read, weights))
-    narrow = g("Transpose", narrow, perm=[0, 1, 3, 4, 2, 5])  # from [B, 1, groups, 3, rows, outputs]
-    narrow = g("Reshape", narrow, g.integers(0, 0, 0, 0, -1))
-    read = g("Cast", g("Gather", narrow, row.read, axis=3), to=TensorProto.FLOAT)  # [B, 1, 3, 1, groups, window, width]
+    narrow = g("Squeeze", _rounded(g, g("MatMul", read, weights)), g.integers(1))  # LiteRT has products of six axes
+    narrow = g("Transpose", narrow, perm=[0, 2, 3, 1, 4])  # from [B, groups, 3, rows, outputs]: one axis moves, fast
+    narrow = g("Reshape", narrow, g.integers(0, 0, 0, -1))
+    read = g("Cast", g("Gather", narrow, row.read, axis=2), to=TensorProto.FLOAT)  # [B, 3, 1, groups, window, width]
     pixels = _rounded(g, g("MatMul", row.weights, read))
     if share:
         copied = g("Slice", INPUT_NAME, *origin, g("Add", *origin, share.copied), g.integers(1, 2))
