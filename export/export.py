@@ -227,9 +227,9 @@ def check_tools(options: ExportOptions) -> None:
     if options.target is None:
         return
     target = find_target(options.target)
-    is_installed(target, options.target_python)
     if target.quantiser is not None and own_shrink(options) != options.shrink:
         is_installed(target.quantiser, options.target_python)
+    is_installed(target, options.target_python)
 
 
 def own_shrink(options: ExportOptions) -> Shrink:

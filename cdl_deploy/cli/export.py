@@ -262,7 +262,7 @@ def _print(exported: list[Exported], destination: Path) -> None:
             "" if item.latency_ms is None else f"{item.latency_ms:.1f}",
             str(len(item.bundle.classes)),
             at_most(parity.max_abs_logit_difference),
-            f"{parity.top1_agreement:.0%} of {parity.images}",
+            same_answers(parity.top1_agreement, parity.images),
         )
     console = make_console()
     console.print(table)
@@ -280,6 +280,11 @@ def _print(exported: list[Exported], destination: Path) -> None:
     for item in exported:
         _print_proof(console, item)
     console.print(f"Next: cdl bench-latency {as_typed(destination)}", highlight=False)
+
+
+def same_answers(share: float, images: int) -> str:
+    """`363 of 364`: a percentage would be rounded to all of them."""
+    return f"{round(share * images)} of {images}"
 
 
 def _print_tokens(console: Console, item: Exported) -> None:
@@ -313,8 +318,8 @@ def _print_proof(console: Console, item: Exported) -> None:
     proof, name = item.proof, item.bundle.path.name
     if item.quantiser is not None:
         console.print(
-            f"int8 by {item.quantiser.target} was not made: it is not installed here: {item.quantiser.install}; {name} "
-            "is what it takes",
+            f"int8 by {item.quantiser.target} was not made: it is not installed here: {item.quantiser.install}, or "
+            f"name a Python that has it with --target-python; {name}, of which it is made, was written",
             highlight=False,
             soft_wrap=True,
         )
@@ -324,7 +329,8 @@ def _print_proof(console: Console, item: Exported) -> None:
         f"{name} was written and not tried: {proof.target} is not installed here: {proof.install}"
         if isinstance(proof, NotInstalled)
         else f"{proof.file} in {proof.runtime}: logits off by {small(proof.max_abs_logit_difference)}, same top-1 for "
-        f"{proof.top1_agreement:.0%} of {proof.images}, {proof.bytes / 1e6:.2f} MB, {proof.ms:.1f} ms on one thread"
+        f"{same_answers(proof.top1_agreement, proof.images)}, {proof.bytes / 1e6:.2f} MB, {proof.ms:.1f} ms on one "
+        "thread"
     )
     console.print(said, highlight=False, soft_wrap=True)
 

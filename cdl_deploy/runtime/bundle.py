@@ -483,6 +483,11 @@ def open_session(
 def _not_opened(path: Path, size: int, error: Exception) -> BundleError:
     import onnxruntime
 
+    if path.suffix == ".xml":
+        return BundleError(
+            f"{path} is an OpenVINO model, expected an .onnx file: run it in OpenVINO (examples/openvino), or give the "
+            "student.onnx beside it"
+        )
     return BundleError(
         f"{path} ({size:,} bytes) is not an ONNX model that onnxruntime {onnxruntime.__version__} can open, "
         f"or only part of one: copy or export it again ({short(str(error))})"

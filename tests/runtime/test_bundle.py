@@ -208,6 +208,12 @@ def test_truncated(model_path, share):
     assert "or only part of one: copy or export it again" in message or "missing from" in message
 
 
+def test_an_openvino_model_is_named_as_one(tmp_path):
+    path = tmp_path / "student.int8-nncf.xml"
+    path.write_text('<?xml version="1.0"?><net name="main_graph" version="11"/>')
+    assert "is an OpenVINO model, expected an .onnx file: run it in OpenVINO" in refusal(path)
+
+
 @given(content=st.binary(min_size=1, max_size=200))
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_other_file(tmp_path, content):

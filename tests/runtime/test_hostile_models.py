@@ -262,8 +262,12 @@ def test_ctrl_c_ends_it(tmp_path, cdl, photos):
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGINT)
 
-    threading.Thread(target=press).start()
-    code, _, err = cdl("predict", path, photos["red"])
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job begins with none
+    try:
+        threading.Thread(target=press).start()
+        code, _, err = cdl("predict", path, photos["red"])
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert (code, err) == (130, "stopped\n")
     until = time.monotonic() + 30
     while running._under_way and time.monotonic() < until:
