@@ -36,3 +36,8 @@ def at_most(value: float) -> str:
     """A difference of which a file says the power of ten above it: ≤ 1e-04. Older files say the difference."""
     text = f"{value:.0e}"
     return f"≤ {text}" if text.startswith("1") and float(text) == value else small(value)
+
+
+def same_answers(share: float, images: int) -> str:
+    """`363 of 364`: a percentage would be rounded to all of them."""
+    return f"{round(share * images)} of {images}"

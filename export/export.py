@@ -58,6 +58,7 @@ from cdl_deploy.runtime.threshold import threshold_by_images, threshold_by_sums
 from cdl_deploy.targets import find_target
 from cdl_deploy.targets.checking import NotInstalled, Proof, prove
 from cdl_deploy.targets.process import is_installed
+from cdl_deploy.targets.target import Target
 from cdl_deploy.training.checkpoint import load_heldout, load_run
 from cdl_deploy.training.methods.folded import FixedSelection
 from cdl_deploy.training.models.learner import Learner
@@ -224,20 +225,25 @@ def export_run(
 
 def check_tools(options: ExportOptions) -> None:
     """Raise OptionError for a target's interpreter that is none, and for versions that are too old, before any work."""
-    if options.target is None:
-        return
-    target = find_target(options.target)
-    if target.quantiser is not None and own_shrink(options) != options.shrink:
-        is_installed(target.quantiser, options.target_python)
-    is_installed(target, options.target_python)
+    if tool := int8_tool(options):
+        is_installed(tool, options.target_python)
+    if options.target is not None:
+        is_installed(find_target(options.target), options.target_python)
+
+
+def int8_tool(options: ExportOptions) -> Target | None:
+    """The target's own, where it is to make int8."""
+    if options.target is None or "int8" not in options.shrink.kinds:
+        return None
+    return find_target(options.target).quantiser
 
 
 def own_shrink(options: ExportOptions) -> Shrink:
     """The smaller variants that are made here: all, but for int8 where the target's own tool makes that."""
-    shrink = options.shrink
-    if options.target is None or find_target(options.target).quantiser is None or "int8" not in shrink.kinds:
-        return shrink
-    return replace(shrink, kinds=tuple(kind for kind in shrink.kinds if kind != "int8"), calibrate=None)
+    if int8_tool(options) is None:
+        return options.shrink
+    kinds = tuple(kind for kind in options.shrink.kinds if kind != "int8")
+    return replace(options.shrink, kinds=kinds, calibrate=None)
 
 
 def left_behind(folder: Path, exported: Sequence[Exported]) -> dict[str, str]:
@@ -368,8 +374,8 @@ def _export_learner(
     if options.target is not None:
         exported = [_proved(it, images, expected.numpy(), options, on_step) for it in exported]
     by_vendor: list[Exported] = []
-    if role == "student" and own_shrink(options) != options.shrink:
-        exported[0], by_vendor = _by_vendor(run, record, exported[0], options, on_step)
+    if role == "student" and (tool := int8_tool(options)):
+        exported[0], by_vendor = _by_vendor(run, record, exported[0], tool, options, on_step)
     if options.latency:
         exported = [replace(it, latency_ms=latency_ms(it.bundle.path, it.bundle.preprocessing)) for it in exported]
     if options.ort:
@@ -411,14 +417,13 @@ def _proved(
 
 
 def _by_vendor(
-    run: Path, record: RunRecord, item: Exported, options: ExportOptions, on_step: OnStep
+    run: Path, record: RunRecord, item: Exported, tool: Target, options: ExportOptions, on_step: OnStep
 ) -> tuple[Exported, list[Exported]]:
-    """The float file, and int8 that the target's own tool has made of it; where that is not installed, none, and the
+    """The float file, and int8 that the target's own `tool` has made of it; where that is not installed, none, and the
     float file says so."""
     target, python = find_target(options.target or "onnxruntime"), options.target_python
-    assert target.quantiser is not None
-    if not is_installed(target.quantiser, python):
-        return replace(item, quantiser=NotInstalled(target.quantiser.distribution, target.quantiser.install)), []
+    if not is_installed(tool, python):
+        return replace(item, quantiser=NotInstalled(tool.distribution, tool.install)), []
     made = write_vendor_int8(
         run, record, item.bundle, target, python, options.shrink, options.batch, options.image_size, on_step
     )

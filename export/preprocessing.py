@@ -41,8 +41,6 @@ from cdl_deploy.runtime.bundle import INPUT_NAME
 PIXELS_NAME = "pixels"
 QUERY_PIXELS_NAME = "query_pixels"
 """What the query sees, where a teacher sees images at another size."""
-END = 2**63 - 1
-"""Behind the last one of any axis."""
 GROUP = 28
 """Outputs of an axis that share a window of inputs, about: what they do not read is not multiplied by zero."""
 

@@ -20,6 +20,7 @@ import numpy as np
 import onnxruntime
 
 import cdl_deploy
+from cdl_deploy.counted import same_answers
 from cdl_deploy.errors import ParityError
 from cdl_deploy.export import ExportOptions, export_run, settled
 from cdl_deploy.export.export import Exported
@@ -128,7 +129,7 @@ def page(rows: list[tuple[Target, Proof | str | None, float | None]], name: str,
             lines.append(f"| `{target.name}` | not tried here: `{target.install}` | {asked} | | | | | |")
             continue
         runtime = proof.runtime.replace(target.name, target.distribution, 1)
-        same = f"{proof.top1_agreement:.0%} of {proof.images}"
+        same = same_answers(proof.top1_agreement, proof.images)
         lines.append(
             f"| `{target.name}` | {runtime} | {asked} | {proof.file} | "
             f"{proof.bytes / 1e6:.2f} | {proof.max_abs_logit_difference:.0e} | {same} | {proof.ms / ms:.1f} |"

@@ -11,7 +11,7 @@ import typer
 
 from cdl_deploy.cli.export_web import check_no_more_options, check_page_options, print_page, write_model_page
 from cdl_deploy.cli.output import echo, echo_json, make_console
-from cdl_deploy.counted import at_most, counted, small
+from cdl_deploy.counted import at_most, counted, same_answers, small
 from cdl_deploy.errors import OptionError
 from cdl_deploy.folders import scratch_folder
 from cdl_deploy.printable import as_typed
@@ -280,11 +280,6 @@ def _print(exported: list[Exported], destination: Path) -> None:
     for item in exported:
         _print_proof(console, item)
     console.print(f"Next: cdl bench-latency {as_typed(destination)}", highlight=False)
-
-
-def same_answers(share: float, images: int) -> str:
-    """`363 of 364`: a percentage would be rounded to all of them."""
-    return f"{round(share * images)} of {images}"
 
 
 def _print_tokens(console: Console, item: Exported) -> None:
