@@ -9,10 +9,11 @@ from pathlib import Path
 import onnx
 import pytest
 
-from cdl_deploy.export import ExportOptions, Shrink, export_run
+from cdl_deploy.export import ExportOptions, Shrink, export_run, vendor_int8
 from cdl_deploy.export import export as export_module
 from cdl_deploy.run.config import DataConfig, MethodConfig, ModelConfig, OptimConfig, RunConfig
 from cdl_deploy.runtime.bundle import Bundle
+from cdl_deploy.targets import checking
 from cdl_deploy.training.loop import train
 from tests.conftest import no_shape_checks
 from tests.tiny_models import tiny_pair, write_tiny_weights
@@ -42,6 +43,13 @@ def trace_of(bundle_folder: Path) -> Callable[..., onnx.ModelProto]:
 def traced(small_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`small_run` is not traced again. For tests of what comes after tracing, which takes most of an export's time."""
     monkeypatch.setattr(export_module, "export_onnx", trace_of(small_bundle))
+
+
+@pytest.fixture(autouse=True)
+def _timed_briefly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that is proved in its runtime is timed once, not for a second."""
+    for module in (checking, vendor_int8):
+        monkeypatch.setattr(module, "BURST", 0.001)
 
 
 DEEP = ("coda", "dualprompt")
