@@ -1,9 +1,10 @@
 """Integer arithmetic for the layers of an exported graph and attention's scores; everything else stays as it is.
 
 * `quantise_static`: U8 activations with fixed scales, S8 weights from -64 to 64 with one scale a channel, in QDQ form;
-  attention's scores too (`attention_scores.py`). An image's logits do not depend on its neighbours in the batch.
-* `quantise_dynamic`: the same weights; activations are scaled by what the batch at hand spans. No calibration, not
-  batch-invariant, and attention's scores stay float.
+  attention's scores too (`attention_scores.py`). An image's logits do not depend on its neighbours in the batch. What
+  calibration images show is used three times more (`calibration.py`).
+* `quantise_dynamic`: weights of the same range, each rounded alone; activations are scaled by what the batch at hand
+  spans. No calibration, not batch-invariant, and attention's scores stay float.
 
 Weights use 7 of their 8 bits (`reduce_range`): x86 processors without VNNI add two U8·S8 products in 16 bits, and with
 weights up to ±127 they cut off what does not fit, in silence. Up to ±64 nothing can overflow: 2 · 255 · 64 < 2¹⁵.
@@ -17,7 +18,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -25,17 +26,21 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 from onnxruntime.quantization import CalibrationMethod, QuantType, create_calibrator, quantize_dynamic
-from onnxruntime.quantization.calibrate import TensorsData
+from onnxruntime.quantization.calibrate import TensorData, TensorsData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+from onnxruntime.quantization.quant_utils import TENSOR_NAME_QUANT_SUFFIX
 
 from cdl_deploy.errors import QuantisationError
 from cdl_deploy.export.attention_scores import Scores, check_scores, find_scores, key_scales, keys_in_bytes
 from cdl_deploy.export.layers import FLOATS, Graph, Layer, bias_inside, drop_unused, find_layers, float_products
+from cdl_deploy.export.outlier_units import clip_where_float
+from cdl_deploy.export.rounding import Rounding
 from cdl_deploy.folders import scratch_folder
 from cdl_deploy.runtime.bundle import SCORES
 
 STORED_HALF = ("selection.", "last.", "query_last.")
 """How those initializers begin that are no layer and yet large: prompts and keys, and the last block's stacks."""
+LARGEST_WEIGHT = 64
 LARGE = 1 << 15
 """Numbers in such a constant that is worth storing in fp16."""
 Feeds = Mapping[str, npt.NDArray[Any]]
@@ -49,6 +54,8 @@ class PreparedModel:
     model: onnx.ModelProto
     layers: tuple[Layer, ...]
     scores: tuple[Scores, ...] = ()
+    clipped: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """What layers take no more of than this: least and greatest (`outlier_units.py`)."""
 
     def nodes(self, keep: Collection[str] = ()) -> list[str]:
         """The products with a matrix to quantise: those of every layer whose name is not in `keep`."""
@@ -90,20 +97,28 @@ def calibrate(prepared: PreparedModel, batches: Iterable[Feeds]) -> TensorsData:
         calibrator.collect_data(_Reader(batches))
         found: TensorsData = calibrator.compute_data()
         del calibrator  # it holds the file open
+    for name, (least, greatest) in prepared.clipped.items():
+        found.data[name] = TensorData(lowest=np.float32(least), highest=np.float32(greatest))
     return found
 
 
 def quantise_static(
-    prepared: PreparedModel, ranges: TensorsData, keep: Collection[str] = (), exact: Collection[str] = ()
+    prepared: PreparedModel,
+    ranges: TensorsData,
+    keep: Collection[str] = (),
+    exact: Collection[str] = (),
+    rounding: Rounding | None = None,
 ) -> onnx.ModelProto:
     """QDQ: U8 activations within `ranges`, S8 weights. Layers named in `keep` stay float; so do SCORES.
 
-    `exact`: values that are whole numbers from 0 to 255 already; they get the scale 1.
+    `exact`: values that are whole numbers from 0 to 255 already; they get the scale 1. `rounding`: how weights become
+    whole numbers; by default each becomes the nearest.
     """
     model = onnx.ModelProto()
     model.CopyFrom(prepared.model)
     scores = prepared.scores_but(keep)
     nodes = prepared.nodes(keep) + [product.node for product in scores]
+    clip_where_float(model, prepared.clipped, nodes)
     if not nodes:  # an empty list would mean every node
         return _finished(model, prepared, keep)
     pixels = [{"scale": np.array(1, np.float32), "zero_point": np.array(0, np.uint8)}]
@@ -126,9 +141,23 @@ def quantise_static(
             extra_options=options,
         )
         quantizer.quantize_model()
+        if rounding is not None:
+            _round(quantizer.model.model, prepared, keep, rounding)
         keys_in_bytes(quantizer.model.model, scores)
         quantizer.model.topological_sort()
     return _finished(quantizer.model.model, prepared, keep)
+
+
+def _round(model: onnx.ModelProto, prepared: PreparedModel, keep: Collection[str], rounding: Rounding) -> None:
+    """Other whole numbers for the matrices, in the steps that the quantiser has chosen. In place."""
+    matrices = {value.name: value for value in prepared.model.graph.initializer}
+    stored = {value.name: value for value in model.graph.initializer}
+    for layer in prepared.layers:
+        if layer.name not in keep:
+            whole, steps = (stored[f"{layer.weight}{suffix}"] for suffix in (TENSOR_NAME_QUANT_SUFFIX, "_scale"))
+            matrix, columns = numpy_helper.to_array(matrices[layer.weight]), numpy_helper.to_array(steps)
+            found = rounding(layer.weight, matrix, columns, LARGEST_WEIGHT)
+            whole.CopyFrom(numpy_helper.from_array(found, whole.name))
 
 
 def quantise_dynamic(prepared: PreparedModel, keep: Collection[str] = ()) -> onnx.ModelProto:

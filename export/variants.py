@@ -17,6 +17,7 @@ import numpy.typing as npt
 import onnx
 
 from cdl_deploy.errors import OptionError, nearest
+from cdl_deploy.export.calibration import calibrated
 from cdl_deploy.export.features_hash import features_hash
 from cdl_deploy.export.fp16 import beyond_half, to_fp16
 from cdl_deploy.export.images_of_run import CalibrationImages, HeldOut, calibration_images, held_out_images
@@ -25,7 +26,7 @@ from cdl_deploy.export.left_float import left_float
 from cdl_deploy.export.onnx_file import save_onnx
 from cdl_deploy.export.own_sums import OwnSums, own_sums, training_images
 from cdl_deploy.export.preprocessing import PIXELS_NAME
-from cdl_deploy.export.quantise import calibrate, prepare, quantise_dynamic, quantise_static
+from cdl_deploy.export.quantise import prepare, quantise_dynamic, quantise_static
 from cdl_deploy.export.sensitivity import Quantise, accuracy, logits_of, most_sensitive, outputs_of, within_drop
 from cdl_deploy.files import write_json
 from cdl_deploy.run.record import RunRecord
@@ -136,8 +137,8 @@ def _write(
     quantise: Quantise
     if kind == "int8":
         on_step(f"{path.name}: calibrating on {len(calibration.items)} {calibration.source}")
-        ranges = calibrate(prepared, calibration)
-        quantise = partial(quantise_static, prepared, ranges, exact=(PIXELS_NAME,))
+        prepared, ranges, rounding = calibrated(prepared, calibration)
+        quantise = partial(quantise_static, prepared, ranges, exact=(PIXELS_NAME,), rounding=rounding)
     elif kind == "int8-dynamic":
         quantise = partial(quantise_dynamic, prepared)
     else:
