@@ -166,14 +166,14 @@ def export(
     QuantisationError where a variant loses more than `max_drop`; then nothing is written.
     """
     with require_extra("cdl_deploy.export", "export"):
-        from cdl_deploy.export import ExportOptions, Shrink, export_run, settled
+        from cdl_deploy.export import ExportOptions, Shrink, export_run, options_for_target
     kinds = {"int8": int8, "int8-dynamic": int8_dynamic, "fp16": fp16}
     wanted = tuple(name for name, asked in kinds.items() if asked)
     options = ExportOptions(
         teacher=teacher,
         select=select,
         target_python=Path(target_python) if target_python is not None else None,
-        **settled(
+        **options_for_target(
             target,
             input=input,
             labels=labels,

@@ -72,7 +72,7 @@ def fix_shapes(model: onnx.ModelProto, batch: int | None, image_size: tuple[int,
     return fixed
 
 
-def check_same_answers(free: onnx.ModelProto, fixed: onnx.ModelProto, bundle: Bundle, images: Pixels) -> None:
+def check_same_logits(free: onnx.ModelProto, fixed: onnx.ModelProto, bundle: Bundle, images: Pixels) -> None:
     """Raise ParityError where the two differ on held-out images, enlarged or reduced to the fixed size."""
     own, other = cpu_session(free), cpu_session(fixed)
     batch, size = input_shape(other, bundle.preprocessing)
@@ -98,7 +98,7 @@ def of_fixed_size(feed: NDArray[np.generic], size: tuple[int, int] | None) -> ND
     return feed[:, rows][:, :, columns]
 
 
-def answers_of(path: Path, feed: NDArray[np.generic], batch: int | None) -> NDArray[np.float32]:
+def logits_of_file(path: Path, feed: NDArray[np.generic], batch: int | None) -> NDArray[np.float32]:
     """The file's logits in onnxruntime, image by image where any number may be in one run."""
     session = cpu_session(path)
     return in_batches(feed, batch or 1, lambda rows: session.run([LOGITS_NAME], {INPUT_NAME: rows}))[0]
