@@ -166,14 +166,14 @@ def export(
     QuantisationError where a variant loses more than `max_drop`; then nothing is written.
     """
     with require_extra("cdl_deploy.export", "export"):
-        from cdl_deploy.export import ExportOptions, Shrink, export_run, settled
+        from cdl_deploy.export import ExportOptions, Shrink, export_run, options_for_target
     kinds = {"int8": int8, "int8-dynamic": int8_dynamic, "fp16": fp16}
     wanted = tuple(name for name, asked in kinds.items() if asked)
     options = ExportOptions(
         teacher=teacher,
         select=select,
         target_python=Path(target_python) if target_python is not None else None,
-        **settled(
+        **options_for_target(
             target,
             input=input,
             labels=labels,
@@ -217,12 +217,13 @@ def evaluate(
     Images that cannot be read are listed in the result. Raises DataError where none can be, or a class is unknown.
     """
     with require_extra("cdl_deploy.evaluate"):
-        from cdl_deploy.cli.labelled import open_labelled
+        from cdl_deploy.data.evaluation_images import open_evaluation_images
         from cdl_deploy.evaluation import evaluate as evaluate_model
         from cdl_deploy.runtime.classifier import Classifier
     if (Path(model) / "run.json").exists():
         raise OptionError(f"{model} is a run: export it first, and evaluate the student.onnx that this writes")
-    images = open_labelled("data", "cdl_deploy.evaluate", str(data), holdout, None if labels is None else str(labels))
+    named = None if labels is None else str(labels)
+    images = open_evaluation_images("data", "cdl_deploy.evaluate", str(data), holdout, named)
     second = Classifier(Path(against), threads=1) if against is not None else None
     return evaluate_model(
         Classifier(Path(model), threads=1),

@@ -7,9 +7,9 @@ from typing import Any
 from cdl_deploy.export.export import Exported, ExportOptions, export_run, left_behind
 from cdl_deploy.export.fixed_shapes import parse_image_size
 from cdl_deploy.export.variants import Shrink
-from cdl_deploy.targets.settling import settled
+from cdl_deploy.targets.target_options import options_for_target
 
-__all__ = ["ExportOptions", "Exported", "Shrink", "export_run", "left_behind", "parse_image_size", "settled"]
+__all__ = ["ExportOptions", "Exported", "Shrink", "export_run", "left_behind", "options_for_target", "parse_image_size"]
 
 
 class _Callable(ModuleType):

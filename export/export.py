@@ -21,7 +21,7 @@ from cdl_deploy.data.preprocessing import INPUTS, Preprocessing
 from cdl_deploy.errors import BundleError, OptionError, RunError, nearest
 from cdl_deploy.export.features_hash import features_hash
 from cdl_deploy.export.fit_target import fit_target
-from cdl_deploy.export.fixed_shapes import answers_of, check_fixed, check_same_answers, fix_shapes, of_fixed_size
+from cdl_deploy.export.fixed_shapes import check_fixed, check_same_logits, fix_shapes, logits_of_file, of_fixed_size
 from cdl_deploy.export.graph import ExportGraph
 from cdl_deploy.export.latency import latency_ms
 from cdl_deploy.export.learned_sums import sums_of, trained_features
@@ -395,7 +395,7 @@ def _fixed(item: Exported, images: Tensor, options: ExportOptions) -> Exported:
         if DISTANCE_NAME not in [it.name for it in fixed.graph.output]:
             bundle = replace(bundle, unknown_threshold=None, unknown_rule=None)
             write_json(description_file(path), description(bundle))
-    check_same_answers(free, fixed, bundle, images)
+    check_same_logits(free, fixed, bundle, images)
     save_onnx(fixed, path, encode_metadata(bundle))
     return replace(item, bundle=bundle, bytes=file_size(path), nodes=len(fixed.graph.node))
 
@@ -412,7 +412,7 @@ def _proved(
     on_step(f"{path.name}: running held-out images in {target.name}")
     own = of_fixed_size(feed, options.image_size)
     if item.bundle.quantization is not None or own.shape != feed.shape:
-        expected = answers_of(path, own, options.batch)
+        expected = logits_of_file(path, own, options.batch)
     return replace(item, proof=prove(target, path, own, expected, options.batch, options.target_python))
 
 

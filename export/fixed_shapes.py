@@ -12,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from cdl_deploy.errors import OptionError, ParityError
 from cdl_deploy.export.layers import drop_unused
 from cdl_deploy.export.parity import TOLERANCE, graph_input
+from cdl_deploy.export.session import cpu_session
 from cdl_deploy.runtime.bundle import INPUT_NAME, LOGITS_NAME, Bundle
 from cdl_deploy.runtime.session_input import in_batches, input_shape
 from cdl_deploy.training.shapes import Pixels
@@ -72,12 +72,9 @@ def fix_shapes(model: onnx.ModelProto, batch: int | None, image_size: tuple[int,
     return fixed
 
 
-def check_same_answers(free: onnx.ModelProto, fixed: onnx.ModelProto, bundle: Bundle, images: Pixels) -> None:
+def check_same_logits(free: onnx.ModelProto, fixed: onnx.ModelProto, bundle: Bundle, images: Pixels) -> None:
     """Raise ParityError where the two differ on held-out images, enlarged or reduced to the fixed size."""
-    own, other = (
-        onnxruntime.InferenceSession(it.SerializeToString(), _quiet(), providers=["CPUExecutionProvider"])
-        for it in (free, fixed)
-    )
+    own, other = cpu_session(free), cpu_session(fixed)
     batch, size = input_shape(other, bundle.preprocessing)
     feed = of_fixed_size(graph_input(images[:COMPARED], bundle.preprocessing), size)
     count = batch or len(feed)
@@ -101,16 +98,10 @@ def of_fixed_size(feed: NDArray[np.generic], size: tuple[int, int] | None) -> ND
     return feed[:, rows][:, :, columns]
 
 
-def answers_of(path: Path, feed: NDArray[np.generic], batch: int | None) -> NDArray[np.float32]:
+def logits_of_file(path: Path, feed: NDArray[np.generic], batch: int | None) -> NDArray[np.float32]:
     """The file's logits in onnxruntime, image by image where any number may be in one run."""
-    session = onnxruntime.InferenceSession(path, _quiet(), providers=["CPUExecutionProvider"])
+    session = cpu_session(path)
     return in_batches(feed, batch or 1, lambda rows: session.run([LOGITS_NAME], {INPUT_NAME: rows}))[0]
-
-
-def _quiet() -> onnxruntime.SessionOptions:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    return options
 
 
 def _fold(model: onnx.ModelProto) -> bool:
@@ -142,7 +133,7 @@ def _fold(model: onnx.ModelProto) -> bool:
         graph = helper.make_graph(folded, "constants", [], ends, added_to)
         part = helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
         part = onnx.shape_inference.infer_shapes(part)
-        session = onnxruntime.InferenceSession(part.SerializeToString(), _quiet(), providers=["CPUExecutionProvider"])
+        session = cpu_session(part)
         values = session.run(wanted, {})
         model.graph.initializer.extend(numpy_helper.from_array(v, n) for n, v in zip(wanted, values, strict=True))
     model.graph.initializer.extend(it for it in added if it.name in read)

@@ -27,8 +27,8 @@ from cdl_deploy.run.record import RunRecord
 from cdl_deploy.runtime.bundle import Bundle, Features, StatisticsFile
 from cdl_deploy.runtime.classifier import Classifier
 
-TrainingImages = list[dict[str, list[Item]]]
-"""Of every task, images by class; without forgotten classes."""
+ImagesOfTask = dict[str, list[Item]]
+"""A task's training images by class; without forgotten classes."""
 
 
 @dataclass(frozen=True)
@@ -54,15 +54,15 @@ class OwnSums:
         return replace(self.sums, statistics=self.statistics).write(model, features)
 
 
-def training_images(root: Path, record: RunRecord) -> TrainingImages | None:
+def images_of_tasks(root: Path, record: RunRecord) -> list[ImagesOfTask] | None:
     """None where a task's images are gone, or are no longer those that it learned."""
     data, known = task_data(root, record), set(record.known_classes)
-    tasks: TrainingImages = []
+    tasks: list[ImagesOfTask] = []
     for number in range(1, len(record.tasks) + 1):
         images = data.kept_training(number)
         if images is None:
             return None
-        by_class: dict[str, list[Item]] = {}
+        by_class: ImagesOfTask = {}
         for item, label in zip(images.items, images.labels, strict=True):
             if record.classes[label] in known:
                 by_class.setdefault(record.classes[label], []).append(item)
@@ -72,7 +72,7 @@ def training_images(root: Path, record: RunRecord) -> TrainingImages | None:
 
 
 def own_sums(
-    path: Path, sums: LearnedSums, tasks: TrainingImages, on_images: Callable[[int, int], object] = lambda *_: None
+    path: Path, sums: LearnedSums, tasks: list[ImagesOfTask], on_images: Callable[[int, int], object] = lambda *_: None
 ) -> OwnSums | None:
     """One pass of the model at `path` over the images. None where a head's sums weigh a teacher, which is not in it, or
     where an image cannot be read any more."""

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import torch
 from numpy.typing import NDArray
 
@@ -15,6 +14,7 @@ from cdl_deploy.counted import beside
 from cdl_deploy.data.images import FloatArray, crop_offset
 from cdl_deploy.data.preprocessing import Preprocessing
 from cdl_deploy.errors import ParityError
+from cdl_deploy.export.session import cpu_session
 from cdl_deploy.runtime.bundle import DISTANCE_NAME, FEATURES_NAME, INPUT_NAME, LOGITS_NAME, Parity
 from cdl_deploy.training.backbones.protocol import BlockPrompt
 from cdl_deploy.training.models.learner import Learner, QueryEncoder, learner_logits
@@ -78,9 +78,7 @@ def run_on(path: Path, images: Pixels, preprocessing: Preprocessing) -> Run:
 
 def run_file(path: Path, names: list[str], feed: np.ndarray) -> list[np.ndarray]:
     """The outputs `names` for all inputs, in batches of 1, 2, 5 and 64 in turn."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    session = cpu_session(path)
     found, start, turn = [], 0, 0
     while start < len(feed):
         size = BATCHES[turn % len(BATCHES)]

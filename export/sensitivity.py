@@ -7,11 +7,11 @@ from collections.abc import Callable, Collection, Iterable
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnxruntime
 
 from cdl_deploy.errors import QuantisationError
 from cdl_deploy.export.images_of_run import HeldOut
 from cdl_deploy.export.quantise import Feeds, PreparedModel
+from cdl_deploy.export.session import cpu_session
 from cdl_deploy.runtime.bundle import LOGITS_NAME, SCORES
 
 Quantise = Callable[[Collection[str]], onnx.ModelProto]
@@ -99,7 +99,5 @@ def logits_of(model: onnx.ModelProto, feeds: Iterable[Feeds]) -> npt.NDArray[np.
 
 def outputs_of(model: onnx.ModelProto, feeds: Iterable[Feeds], name: str) -> npt.NDArray[np.float32]:
     """One output of all images, computed on the CPU."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = cpu_session(model)
     return np.concatenate([session.run([name], dict(batch))[0] for batch in feeds])

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import onnx
-import onnxruntime
 
 from cdl_deploy.data.preprocessing import ResizeCrop
 from cdl_deploy.errors import OptionError
 from cdl_deploy.export.parity import Run
 from cdl_deploy.export.preprocessing import PIXELS_NAME, QUERY_PIXELS_NAME
+from cdl_deploy.export.session import cpu_session
 from cdl_deploy.run.record import RunRecord
 from cdl_deploy.training.models.learner import Learner, QueryEncoder
 from cdl_deploy.training.shapes import Pixels
@@ -46,9 +46,7 @@ def behind_preprocessing(model: onnx.ModelProto, encoder: QueryEncoder, learner:
     def run(names: Sequence[str]) -> list[np.ndarray]:
         inputs = [PIXELS_NAME, QUERY_PIXELS_NAME]
         network = onnx.utils.Extractor(inferred).extract_model(inputs, list(names))
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        session = onnxruntime.InferenceSession(network.SerializeToString(), options, ["CPUExecutionProvider"])
+        session = cpu_session(network)
         found = []
         for some in images.split(BATCH):
             seen = (learner.backbone.own_pixels(some), encoder.backbone.own_pixels(some))

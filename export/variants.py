@@ -24,7 +24,7 @@ from cdl_deploy.export.images_of_run import CalibrationImages, HeldOut, calibrat
 from cdl_deploy.export.learned_sums import LearnedSums
 from cdl_deploy.export.left_float import left_float
 from cdl_deploy.export.onnx_file import save_onnx
-from cdl_deploy.export.own_sums import OwnSums, own_sums, training_images
+from cdl_deploy.export.own_sums import OwnSums, images_of_tasks, own_sums
 from cdl_deploy.export.preprocessing import PIXELS_NAME
 from cdl_deploy.export.quantise import prepare, quantise_dynamic, quantise_static
 from cdl_deploy.export.sensitivity import Quantise, accuracy, logits_of, most_sensitive, outputs_of, within_drop
@@ -44,7 +44,7 @@ from cdl_deploy.runtime.threshold import threshold_by_images, threshold_by_sums
 
 MAX_DROP = 0.5
 RANKING_IMAGES = 32
-"""CalibrationImages images that layers are ranked on: one session a layer makes more of them slow."""
+"""Calibration images that layers are ranked on: one session a layer makes more of them slow."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def write_variants(
     held_out = held_out_images(root, record, bundle.preprocessing)
     on_step(f"{bundle.role}: counting right answers on {held_out.images} held-out images")
     expected = logits_of(model, held_out)
-    images = training_images(root, record) if sums is not None and "int8" in shrink.kinds else None
+    images = images_of_tasks(root, record) if sums is not None and "int8" in shrink.kinds else None
     own = None if sums is None or images is None else partial(own_sums, sums=sums, tasks=images)
     return [_write(model, expected, bundle, kind, calibration, held_out, shrink, on_step, own) for kind in shrink.kinds]
 
@@ -149,9 +149,13 @@ def _write(
         on_step(f"{path.name}: looking for the layers that suffer most")
         return most_sensitive(prepared, quantise, itertools.islice(calibration, RANKING_IMAGES))
 
+    logits = expected
+
     def measure(it: onnx.ModelProto) -> float:
+        nonlocal logits
         on_step(f"{path.name}: counting right answers")
-        return accuracy(logits_of(it, held_out), held_out)
+        logits = logits_of(it, held_out)
+        return accuracy(logits, held_out)
 
     before = accuracy(expected, held_out)
     small, kept, after = within_drop(
@@ -160,7 +164,7 @@ def _write(
     written = replace(
         bundle,
         path=path,
-        parity=parity_of(expected, logits_of(small, held_out)),
+        parity=parity_of(expected, logits),  # those of the last model that was measured, which is `small`
         **_own_features(small, bundle, held_out),
         quantization=Quantization(kind, kind != "int8-dynamic", tuple(sorted({*always, *kept})), before, after),
     )

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from cdl_deploy.data.images import load_image, to_square, to_tensor
 from cdl_deploy.errors import QuantisationError
-from cdl_deploy.export.fixed_shapes import answers_of, of_fixed_size
+from cdl_deploy.export.fixed_shapes import logits_of_file, of_fixed_size
 from cdl_deploy.export.images_of_run import CalibrationImages, HeldOut, calibration_images, held_out_images
 from cdl_deploy.export.layers import drop_unused, find_layers
 from cdl_deploy.export.left_float import left_float
@@ -91,7 +91,7 @@ def write_vendor_int8(
     held_out = held_out_images(root, record, bundle.preprocessing)
     feed = of_fixed_size(np.concatenate([inputs for inputs, _ in held_out.tasks]), image_size)
     on_step(f"{path.name}: counting right answers on {held_out.images} held-out images")
-    expected = answers_of(bundle.path, feed, batch)
+    expected = logits_of_file(bundle.path, feed, batch)
     before = accuracy(expected, held_out)
     model = onnx.load(bundle.path)
     products = products_of(model)

@@ -22,9 +22,9 @@ import onnxruntime
 import cdl_deploy
 from cdl_deploy.counted import same_answers
 from cdl_deploy.errors import ParityError
-from cdl_deploy.export import ExportOptions, export_run, settled
+from cdl_deploy.export import ExportOptions, export_run, options_for_target
 from cdl_deploy.export.export import Exported
-from cdl_deploy.export.fixed_shapes import answers_of
+from cdl_deploy.export.fixed_shapes import logits_of_file
 from cdl_deploy.folders import scratch_folder
 from cdl_deploy.targets import find_target, targets
 from cdl_deploy.targets.checking import Proof, prove
@@ -96,7 +96,7 @@ def row_of(run: Path, target: Target, environments: Path) -> tuple[Target, Proof
         return target, None, None
     print(target.name, file=sys.stderr)
     with scratch_folder("cdl-runtimes-") as folder:
-        given = settled(target.name)
+        given = options_for_target(target.name)
         options = ExportOptions(teacher=False, latency=False, target_python=python, **given)
         try:
             exported: Exported = export_run(run, folder / "out", options)[0]
@@ -108,7 +108,7 @@ def row_of(run: Path, target: Target, environments: Path) -> tuple[Target, Proof
             feed = np.zeros((1, size.resize, size.resize, 3), np.uint8)
         else:
             feed = np.zeros((1, 3, size.height, size.width), np.float32)
-        own = prove(find_target("onnxruntime"), path, feed, answers_of(path, feed, None))
+        own = prove(find_target("onnxruntime"), path, feed, logits_of_file(path, feed, None))
         return target, exported.proof, own.ms
 
 

@@ -11,6 +11,7 @@ weights and record that belong together; `run.json` follows from it, and is behi
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,11 @@ from cdl_deploy.run.record import RunRecord
 from cdl_deploy.training.backbones.loading import rebuild_backbone
 from cdl_deploy.training.data.task_data import TaskImages
 from cdl_deploy.training.data.transforms import PixelTransform
+from cdl_deploy.training.distillation import DISTILLATIONS
 from cdl_deploy.training.growing import carried_over, frozen_names
+from cdl_deploy.training.heads import HEADS
 from cdl_deploy.training.heads.closed_form import closed_form_names
+from cdl_deploy.training.methods import METHODS
 from cdl_deploy.training.models.learner import Role
 from cdl_deploy.training.models.teacher_student import TeacherStudent, build_teacher_student
 from cdl_deploy.training.run_directory import RunDirectory
@@ -169,7 +173,22 @@ def _growth(record: RunRecord, count: int) -> dict[str, Any]:
 
 
 def rebuild_teacher_student(directory: RunDirectory, record: RunRecord) -> TeacherStudent:
-    """Teacher and student of a run, from the weights the run stored, before any task."""
+    """Teacher and student of a run, from the weights the run stored, before any task.
+
+    Raises RunError where the run is of a method, a distillation or a head of another package, which is not installed.
+    """
+    method = record.config.method
+    chosen: list[tuple[str, str, Collection[str]]] = [
+        ("--method", method.method, METHODS),
+        ("--distill", method.distill, DISTILLATIONS),
+        ("--student-head", method.student_head, ("method", *HEADS)),
+    ]
+    for option, name, known in chosen:
+        if name not in known:
+            raise RunError(
+                f"{directory.root} was trained with {option} {name}, which no package here has: install the one that "
+                "registers it"
+            )
     roles: list[Role] = ["student", "teacher"]
     backbones = {}
     for role in roles:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
+from cdl_deploy.runtime.protobuf import fields, packed_numbers
+
 # Fields of the messages on the way to a tensor.
 MODEL_GRAPH = 7
 GRAPH_NODE, GRAPH_INITIALIZER = 1, 5
@@ -20,9 +22,6 @@ TENSOR_DIMS, TENSOR_TYPE, TENSOR_EXTERNAL = 1, 2, 13
 ENTRY_KEY, ENTRY_VALUE = 1, 2
 NOT_WEIGHTS = frozenset({7, 8, 9})
 """Types of tensors that are no parameters: int64 (shapes and positions), string, bool."""
-
-VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
-Value = int | memoryview
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ def read_weights(path: Path) -> StoredWeights | None:
         for count, location in _tensors(message, (MODEL_GRAPH,)):
             parameters += count
             external |= {location} if location else set()
-    except (ValueError, IndexError):
+    except ValueError:
         return None
     return StoredWeights(parameters, tuple(sorted(external)))
 
@@ -58,7 +57,7 @@ def file_bytes(path: Path) -> int:
 
 def _tensors(message: memoryview, path: tuple[int, ...]) -> Iterator[tuple[int, str]]:
     """(values that are parameters, external file or "") of every tensor in a model, a graph or a node."""
-    for number, value in _fields(message):
+    for number, _, value in fields(message):
         if not isinstance(value, memoryview) or number not in path:
             continue
         if path == (MODEL_GRAPH,):
@@ -66,7 +65,7 @@ def _tensors(message: memoryview, path: tuple[int, ...]) -> Iterator[tuple[int, 
         elif path == (GRAPH_NODE, GRAPH_INITIALIZER) and number == GRAPH_NODE:
             yield from _tensors(value, (NODE_ATTRIBUTE,))
         elif path == (NODE_ATTRIBUTE,):
-            for inner, part in _fields(value):
+            for inner, _, part in fields(value):
                 if inner == ATTRIBUTE_TENSOR and isinstance(part, memoryview):
                     yield _tensor(part)
                 elif inner == ATTRIBUTE_GRAPH and isinstance(part, memoryview):
@@ -78,53 +77,13 @@ def _tensors(message: memoryview, path: tuple[int, ...]) -> Iterator[tuple[int, 
 def _tensor(message: memoryview) -> tuple[int, str]:
     dims: list[int] = []
     kind, location = 0, ""
-    for number, value in _fields(message):
+    for number, _, value in fields(message):
         if number == TENSOR_DIMS:
-            dims += [value] if isinstance(value, int) else _varints(value)
+            dims += [value] if isinstance(value, int) else packed_numbers(value)
         elif number == TENSOR_TYPE and isinstance(value, int):
             kind = value
         elif number == TENSOR_EXTERNAL and isinstance(value, memoryview):
-            entry = {n: bytes(v).decode() for n, v in _fields(value) if isinstance(v, memoryview)}
+            entry = {n: bytes(v).decode() for n, _, v in fields(value) if isinstance(v, memoryview)}
             if entry.get(ENTRY_KEY) == "location":
                 location = entry.get(ENTRY_VALUE, "")
     return (0 if kind in NOT_WEIGHTS else prod(dims)), location
-
-
-def _fields(message: memoryview) -> Iterator[tuple[int, Value]]:
-    """(field number, value) of a message. Raises ValueError or IndexError where it is no message."""
-    at = 0
-    while at < len(message):
-        key, at = _varint(message, at)
-        number, kind = key >> 3, key & 7
-        if kind == VARINT:
-            value, at = _varint(message, at)
-            yield number, value
-            continue
-        length = {FIXED64: 8, FIXED32: 4}.get(kind)
-        if kind == BYTES:
-            length, at = _varint(message, at)
-        if not number or length is None or at + length > len(message):
-            raise ValueError("not a protocol buffer message")
-        yield number, message[at : at + length]
-        at += length
-
-
-def _varints(message: memoryview) -> list[int]:
-    values, at = [], 0
-    while at < len(message):
-        value, at = _varint(message, at)
-        values.append(value)
-    return values
-
-
-def _varint(message: memoryview, at: int) -> tuple[int, int]:
-    """The number at position `at`, seven bits a byte, lowest first; and the position behind it."""
-    value = shift = 0
-    while True:
-        byte = message[at]
-        value |= (byte & 0x7F) << shift
-        at, shift = at + 1, shift + 7
-        if byte < 0x80:
-            return value, at
-        if shift > 63:
-            raise ValueError("not a protocol buffer message")

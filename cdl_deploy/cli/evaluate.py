@@ -18,11 +18,11 @@ from cdl_deploy.cli.labelled import (
     SkipUnknown,
     Threads,
     note_left_out,
-    open_labelled,
     report_unreadable,
 )
 from cdl_deploy.cli.memory_limit import limit_memory
 from cdl_deploy.cli.output import echo, echo_json, make_console
+from cdl_deploy.data.evaluation_images import open_evaluation_images
 from cdl_deploy.errors import OptionError
 from cdl_deploy.require_extra import require_extra
 
@@ -146,7 +146,7 @@ def command(
     if plots is not None:
         with require_extra("cdl evaluate --plots", "plot"):
             from cdl_deploy.evaluation import pictures  # noqa: F401  asked for before the work, not after it
-    images = open_labelled("--data", "cdl evaluate", data, holdout, labels)
+    images = open_evaluation_images("--data", "cdl evaluate", data, holdout, labels)
     note_left_out(images)
     limit_memory()
     first = Classifier(model, threads=1)
@@ -204,7 +204,7 @@ def _evaluate_in_runtimes(
     from cdl_deploy.targets.process import parse_places
 
     places = parse_places(runtime)
-    images = open_labelled("--data", "cdl evaluate", data, holdout, labels)
+    images = open_evaluation_images("--data", "cdl evaluate", data, holdout, labels)
     note_left_out(images)
     plain = Classifier(model, threads=1)
     reports: dict[str, Evaluation] = {}
@@ -253,7 +253,7 @@ def _evaluate_run(
     belonging = {"--holdout": holdout is not None, "--labels": labels is not None, "--skip-unknown": skip_unknown}
     for name in (name for name, given in belonging.items() if given and data is None):
         raise OptionError(f"{name} belongs to --data DIR: give it, or leave {name} out")
-    images = open_labelled("--data", "cdl evaluate", data, holdout, labels) if data is not None else None
+    images = open_evaluation_images("--data", "cdl evaluate", data, holdout, labels) if data is not None else None
     if images is not None:
         note_left_out(images)
     with image_progress() as show:

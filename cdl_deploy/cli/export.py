@@ -192,7 +192,14 @@ def command(
             print_page(web, as_json)
             return
     with require_extra("cdl export", "export"):
-        from cdl_deploy.export import ExportOptions, Shrink, export_run, left_behind, parse_image_size, settled
+        from cdl_deploy.export import (
+            ExportOptions,
+            Shrink,
+            export_run,
+            left_behind,
+            options_for_target,
+            parse_image_size,
+        )
 
     def on_step(text: str) -> None:
         if sys.stderr.isatty():
@@ -204,7 +211,7 @@ def command(
         teacher=teacher and onnx,
         select=select,
         target_python=target_python,
-        **settled(
+        **options_for_target(
             target,
             input=graph_input,
             labels=labels,

@@ -15,11 +15,11 @@ from cdl_deploy.cli.labelled import (
     SkipUnknown,
     Threads,
     note_left_out,
-    open_labelled,
     report_unreadable,
 )
 from cdl_deploy.cli.memory_limit import limit_memory
 from cdl_deploy.cli.output import echo_json, make_console
+from cdl_deploy.data.evaluation_images import open_evaluation_images
 from cdl_deploy.errors import OptionError, nearest
 from cdl_deploy.require_extra import require_extra
 
@@ -89,7 +89,7 @@ def command(
     found = inspect_model(model)
     selection = None
     if images is not None:
-        labelled = open_labelled("--images", "cdl inspect", images, holdout, labels)
+        labelled = open_evaluation_images("--images", "cdl inspect", images, holdout, labels)
         note_left_out(labelled)
         with image_progress() as show:
             selection = measure_selection(

@@ -1,4 +1,4 @@
-"""The images that `cdl evaluate --data` and `cdl inspect --images` name, and the options that both commands have."""
+"""What `cdl evaluate --data` and `cdl inspect --images` share: their options, and what they say of images."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ import typer
 
 from cdl_deploy.cli.output import echo
 from cdl_deploy.counted import counted
-from cdl_deploy.errors import OptionError
-from cdl_deploy.require_extra import require_extra
 
 if TYPE_CHECKING:
     from cdl_deploy.evaluation import LabelledImages
@@ -47,21 +45,6 @@ Threads = Annotated[
         show_default=False,
     ),
 ]
-
-
-def open_labelled(
-    option: str, command: str, data: str, holdout: float | None, labels: str | None = None
-) -> LabelledImages:
-    """The test images of a data set known by name, or of a folder laid out as for `cdl train --data`.
-
-    Raises DataError, OptionError or MissingExtraError.
-    """
-    from cdl_deploy.data.sources import open_test_images
-
-    if holdout is not None and not 0 < holdout < 1:
-        raise OptionError(f"--holdout is {holdout:g}, expected a share between 0 and 1, such as 0.2")
-    with require_extra(f"{command} {option} {data}", "train"):
-        return open_test_images(option, data, holdout, labels)
 
 
 def note_left_out(images: LabelledImages) -> None:

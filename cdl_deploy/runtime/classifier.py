@@ -185,13 +185,13 @@ class Classifier:
     def classify(self, batch: Sequence[GraphInput] | NDArray[Any], top_k: int = 5) -> list[Prediction]:
         """Predictions of prepared images, in order. Raises `BundleError` where the model's answer is no number."""
         found = []
-        for number, prediction in enumerate(self.answers(batch, top_k), 1):
+        for number, prediction in enumerate(self.predictions(batch, top_k), 1):
             if prediction is None:
                 raise BundleError(f"{self.path}: its answer to image {number} of {len(batch)} is no number (NaN)")
             found.append(prediction)
         return found
 
-    def answers(self, batch: Sequence[GraphInput] | NDArray[Any], top_k: int = 5) -> list[Prediction | None]:
+    def predictions(self, batch: Sequence[GraphInput] | NDArray[Any], top_k: int = 5) -> list[Prediction | None]:
         """As `classify`; None for an image to which the model's answer is no number."""
         names, tasks = self.classes, self.interface.task_numbers
         results: list[Prediction | None] = []

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from cdl_deploy.errors import BundleError
 from cdl_deploy.regular_file import open_regular, read_regular
-from cdl_deploy.runtime.protobuf import BYTES, EIGHT, FOUR, VARINT, MalformedMessageError, as_int64, read_varint
+from cdl_deploy.runtime.protobuf import BYTES, VARINT, fields, packed_numbers
 from cdl_deploy.typed_json import short
 
 MAX_MODEL = (1 << 31) - 1
@@ -150,7 +150,7 @@ def _check_tensor(path: Path, content: memoryview, graph: _Graph) -> None:
     kind, name, raw, apart = 0, b"", memoryview(b""), False
     numbers: list[int] = []
     place: dict[bytes, bytes] = {}
-    for number, wire, value in _fields(content):
+    for number, wire, value in fields(content):
         if wire == VARINT and not isinstance(value, memoryview):
             if number == 2:
                 kind = value
@@ -164,7 +164,7 @@ def _check_tensor(path: Path, content: memoryview, graph: _Graph) -> None:
             elif number == 9:
                 raw = value
             elif number == 7 and len(value) <= 80:
-                numbers += _packed(value)
+                numbers += packed_numbers(value)
             elif number == 13:
                 pair = {inner: bytes(text) for inner, text in _messages(value)}
                 place[pair.get(1, b"")] = pair.get(2, b"")
@@ -208,36 +208,6 @@ def _check_sizes(path: Path, graph: _Graph) -> None:
 
 def _messages(content: memoryview) -> Iterator[tuple[int, memoryview]]:
     """Number and content of every field that has bytes: texts and messages."""
-    for number, wire, value in _fields(content):
+    for number, wire, value in fields(content):
         if wire == BYTES and isinstance(value, memoryview):
             yield number, value
-
-
-def _fields(content: memoryview) -> Iterator[tuple[int, int, int | memoryview]]:
-    """Number, wire type and value of every field. Raises `MalformedMessageError`."""
-    at, end = 0, len(content)
-    while at < end:
-        tag, at = read_varint(content, at)
-        number, wire = tag >> 3, tag & 7
-        if wire == VARINT:
-            value, at = read_varint(content, at)
-            yield number, wire, as_int64(value)
-            continue
-        if wire == BYTES:
-            size, at = read_varint(content, at)
-        elif wire in (EIGHT, FOUR):
-            size = 8 if wire == EIGHT else 4
-        else:  # groups, which ONNX never had
-            raise MalformedMessageError
-        if number == 0 or size > end - at:
-            raise MalformedMessageError
-        yield number, wire, content[at : at + size]
-        at += size
-
-
-def _packed(content: memoryview) -> list[int]:
-    numbers, at = [], 0
-    while at < len(content):
-        value, at = read_varint(content, at)
-        numbers.append(as_int64(value))
-    return numbers

@@ -38,14 +38,14 @@ def predict_rows(
     batches a worker ahead; closing the generator ends the threads. Raises `OptionError` at once for a number below 1.
     """
     check_at_least_one("top_k", top_k)
-    found = run_in_order(classifier.prepare, partial(classifier.answers, top_k=top_k), paths, batch_size, workers)
+    found = run_in_order(classifier.prepare, partial(classifier.predictions, top_k=top_k), paths, batch_size, workers)
     return _rows(found)
 
 
 def classify_paths(classifier: Classifier, paths: Sequence[str | Path], top_k: int) -> list[Row]:
     """One `Row` a path, in order; those that can be read run as one batch."""
     # In a thread, as all others: while one waits for it, Ctrl-C comes through.
-    run = partial(classifier.answers, top_k=top_k)
+    run = partial(classifier.predictions, top_k=top_k)
     with closing(run_in_order(classifier.prepare, run, paths, max(1, len(paths)), workers=1)) as found:
         return [_row(path, result) for path, result in found]
 

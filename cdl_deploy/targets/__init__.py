@@ -9,7 +9,7 @@ from functools import cache
 from cdl_deploy.errors import OptionError, nearest
 from cdl_deploy.targets.target import Target
 
-NO_TARGETS = ("target", "checking", "client", "process", "settling", "scripts")
+NO_TARGETS = ("target", "checking", "client", "process", "target_options", "scripts")
 
 
 @cache

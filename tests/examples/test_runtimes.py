@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cdl_deploy import Classifier
-from cdl_deploy.export import ExportOptions, export_run, settled
+from cdl_deploy.export import ExportOptions, export_run, options_for_target
 from tests.conftest import no_shape_checks
 from tests.examples.conftest import EXAMPLES, PROJECT, answers, run_app
 
@@ -27,7 +27,8 @@ def test_it_says_what_the_classifier_says(name, small_run, small_bundle, photogr
         pytest.skip(f"no {name} in {ENVIRONMENTS}: make targets")
     folder = small_bundle
     if name != "openvino":
-        given = settled(name, input="image", image_size=SIZE) if name == "litert" else settled(name)
+        shape = {"input": "image", "image_size": SIZE} if name == "litert" else {}
+        given = options_for_target(name, **shape)
         with no_shape_checks():
             options = ExportOptions(teacher=False, latency=False, target_python=python, **given)
             export_run(small_run, tmp_path / "out", options)

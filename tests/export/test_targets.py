@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from cdl_deploy.cli import app
 from cdl_deploy.errors import BundleError, OptionError, ParityError
-from cdl_deploy.export import ExportOptions, export_run, settled
+from cdl_deploy.export import ExportOptions, export_run, options_for_target
 from cdl_deploy.export.fit_target import fit_target, split_gathers
 from cdl_deploy.runtime.bundle import Quantization
 from cdl_deploy.targets import checking, find_target, targets
@@ -72,14 +72,14 @@ def test_an_unknown_target_names_the_nearest(small_run):
 )
 def test_known_traps_are_refused(target, options, said):
     with pytest.raises(OptionError, match=said):
-        settled(target, **options)
+        options_for_target(target, **options)
 
 
 def test_what_a_target_likes_best_where_nothing_is_asked():
-    assert settled(None) == {
+    assert options_for_target(None) == {
         "target": None, "input": "image", "labels": "graph", "opset": 20, "batch": None, "image_size": None
     }  # fmt: skip
-    found = settled("portable", batch=4)
+    found = options_for_target("portable", batch=4)
     assert (found["input"], found["labels"], found["opset"], found["batch"]) == ("tensor", "none", 18, 4)
 
 
@@ -160,7 +160,7 @@ def test_nothing_is_written_where_the_runtime_answers_otherwise(small_run, tmp_p
 
 
 def test_portable_is_a_tensor_of_one_batch_without_strings(trained, tmp_path):
-    (item,) = exported(trained(), tmp_path / "out", teacher=False, **settled("portable"))
+    (item,) = exported(trained(), tmp_path / "out", teacher=False, **options_for_target("portable"))
     model = onnx.load(item.bundle.path)
     sizes = [dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim]
     assert sizes == [1, 3, 16, 16]
@@ -318,7 +318,7 @@ def test_the_proof_of_each_runtime_that_is_there(name, trained, tmp_path):
     if not python.exists():
         pytest.skip(f"no {name} in {ENVIRONMENTS}: make targets")
     with no_shape_checks():
-        (item,) = exported(trained(), tmp_path / "out", teacher=False, target_python=python, **settled(name))
+        (item,) = exported(trained(), tmp_path / "out", teacher=False, target_python=python, **options_for_target(name))
     assert not isinstance(item.proof, NotInstalled)
     assert item.proof.runtime.startswith(f"{name} ")
     assert item.proof.top1_agreement == 1

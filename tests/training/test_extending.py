@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -14,16 +15,17 @@ import timm
 import torch
 
 from cdl_deploy.cli import main
-from cdl_deploy.errors import OptionError, WeightsError
+from cdl_deploy.errors import OptionError, RunError, WeightsError
 from cdl_deploy.export.graph import ExportGraph
 from cdl_deploy.run.config import MethodConfig
 from cdl_deploy.training.backbones import BACKBONES, build_backbone
-from cdl_deploy.training.checkpoint import load_heldout, load_run
+from cdl_deploy.training.checkpoint import load_heldout, load_run, rebuild_teacher_student
 from cdl_deploy.training.distillation import DISTILLATIONS
 from cdl_deploy.training.heads import HEADS
 from cdl_deploy.training.methods import METHODS
 from cdl_deploy.training.models.learner import learner_logits
 from cdl_deploy.training.models.teacher_student import build_teacher_student
+from cdl_deploy.training.run_directory import RunDirectory
 from cdl_deploy.training.step import make_optimizer, stage_losses
 from tests.children import Child
 from tests.conftest import no_shape_checks
@@ -147,6 +149,17 @@ def test_the_backbone_is_timms_and_exports(request):
     with no_shape_checks():
         logits = ExportGraph(pair, student)((images / 255 - backbone.mean) / backbone.std)[0]
         torch.testing.assert_close(logits, learner_logits(pair.encoder, student, images), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("option", ["method", "distill", "student_head"])
+def test_a_run_says_that_its_package_is_gone(option, small_run):
+    directory = RunDirectory(small_run)
+    record = directory.latest_record()
+    method = replace(record.config.method, **{option: "gone"})
+    gone = replace(record, config=replace(record.config, method=method))
+    flag = f"--{option.replace('_', '-')}"
+    with pytest.raises(RunError, match=f"was trained with {flag} gone, which no package here has: install the one"):
+        rebuild_teacher_student(directory, gone)
 
 
 def test_every_name_the_page_points_to_exists():

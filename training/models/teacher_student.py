@@ -76,7 +76,7 @@ class TeacherStudent:
 
 def build_teacher_student(backbones: dict[Role, Backbone], config: MethodConfig, seed: int) -> TeacherStudent:
     """Learners that have seen no task. `backbones` has no teacher where nothing is distilled."""
-    check_name("--method", config.method, tuple(METHODS))  # a run may be of a package that is not installed here
+    check_name("--method", config.method, tuple(METHODS))
     check_name("--distill", config.distill, tuple(DISTILLATIONS))
     student, teacher = backbones["student"], backbones.get("teacher")
     if teacher is not None and teacher.image_size != student.image_size:

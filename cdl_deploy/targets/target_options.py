@@ -9,7 +9,7 @@ from cdl_deploy.errors import OptionError
 from cdl_deploy.targets import find_target
 
 
-def settled(
+def options_for_target(
     name: str | None,
     *,
     input: str | None = None,
