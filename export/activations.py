@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnxruntime
 from onnx import helper
+
+from cdl_deploy.export.session import cpu_session
 
 Rows = npt.NDArray[np.float32]
 """A value of one run, [rows, channels]: all its axes but the last in one."""
@@ -28,9 +29,7 @@ def observe(
     wider.CopyFrom(model)
     there = {value.name for value in model.graph.output}
     wider.graph.output.extend(helper.make_empty_tensor_value_info(it) for it in values if it not in there)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(wider.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = cpu_session(wider)
     for batch in batches:
         for name, value in zip(values, session.run(list(values), dict(batch)), strict=True):
             see(name, value.reshape(-1, value.shape[-1]))

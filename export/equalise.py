@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +22,7 @@ from cdl_deploy.export.activations import Rows
 from cdl_deploy.export.layers import Graph, Layer
 
 ALPHA = 0.85
-"""How much of the difference goes to the matrix. Its rows are rounded to what errs least (`rounding.py`), so much does."""
+"""How much of the difference goes to the matrix: much, because its numbers are rounded with care (`rounding.py`)."""
 SMALLEST = 1e-4
 """Of the largest channel: what is smaller counts as so large."""
 
@@ -106,5 +107,5 @@ def scale_of(tokens: npt.NDArray[np.float32], matrix: npt.NDArray[np.float32]) -
     return np.asarray(scale / np.exp(np.log(scale).mean()), np.float32)
 
 
-def _store(value: onnx.TensorProto, numbers: npt.NDArray[np.float32]) -> None:
+def _store(value: onnx.TensorProto, numbers: npt.NDArray[np.floating[Any]]) -> None:
     value.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(numbers, np.float32), value.name))

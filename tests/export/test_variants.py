@@ -162,7 +162,7 @@ def test_a_variant_is_as_small_as_it_says(exported):
 def test_a_drop_beyond_the_limit_leaves_nothing_behind(small_run, tmp_path, monkeypatch):
     """A quantiser that loses everything, layers kept or not."""
 
-    def ruined(prepared, ranges, keep=(), exact=()):
+    def ruined(prepared, ranges, keep=(), exact=(), rounding=None):
         model = onnx.ModelProto()
         model.CopyFrom(prepared.model)
         head = next(value for value in model.graph.initializer if value.name == "head.weight")
