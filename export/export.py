@@ -407,7 +407,7 @@ def _proved(
     that were trained with, compared with what onnxruntime makes of the same file."""
     target = find_target(options.target or "onnxruntime")
     if not is_installed(target, options.target_python):
-        return replace(item, proof=NotInstalled(target.name, target.install))
+        return replace(item, proof=NotInstalled(target.name, target.install, options.target_python))
     path, feed = item.bundle.path, graph_input(images, item.bundle.preprocessing)
     on_step(f"{path.name}: running held-out images in {target.name}")
     own = of_fixed_size(feed, options.image_size)
@@ -423,7 +423,7 @@ def _by_vendor(
     float file says so."""
     target, python = find_target(options.target or "onnxruntime"), options.target_python
     if not is_installed(tool, python):
-        return replace(item, quantiser=NotInstalled(tool.distribution, tool.install)), []
+        return replace(item, quantiser=NotInstalled(tool.distribution, tool.install, python)), []
     made = write_vendor_int8(
         run, record, item.bundle, target, python, options.shrink, options.batch, options.image_size, on_step
     )

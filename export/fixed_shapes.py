@@ -73,13 +73,16 @@ def fix_shapes(model: onnx.ModelProto, batch: int | None, image_size: tuple[int,
 
 
 def check_same_logits(free: onnx.ModelProto, fixed: onnx.ModelProto, bundle: Bundle, images: Pixels) -> None:
-    """Raise ParityError where the two differ on held-out images, enlarged or reduced to the fixed size."""
+    """Raise ParityError where the two differ on held-out images, enlarged or reduced to the fixed size.
+
+    One run at a time, and one image in a run unless the file takes more: photographs are large.
+    """
     own, other = cpu_session(free), cpu_session(fixed)
     batch, size = input_shape(other, bundle.preprocessing)
-    feed = of_fixed_size(graph_input(images[:COMPARED], bundle.preprocessing), size)
-    count = batch or len(feed)
+    feed = graph_input(images[:COMPARED], bundle.preprocessing)
+    count = batch or 1
     for start in range(0, len(feed), count):
-        part = np.resize(feed[start : start + count], (count, *feed.shape[1:]))
+        part = of_fixed_size(np.resize(feed[start : start + count], (count, *feed.shape[1:])), size)
         expected, found = (it.run([LOGITS_NAME], {it.get_inputs()[0].name: part})[0] for it in (own, other))
         allowed = TOLERANCE * max(1.0, float(np.abs(expected).max()))
         off = float(np.abs(expected - found).max())

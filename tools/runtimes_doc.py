@@ -128,7 +128,7 @@ def page(rows: list[tuple[Target, Proof | str | None, float | None]], name: str,
         if proof is None or ms is None:
             lines.append(f"| `{target.name}` | not tried here: `{target.install}` | {asked} | | | | | |")
             continue
-        runtime = proof.runtime.replace(target.name, target.distribution, 1)
+        runtime = " ".join([target.distribution, *proof.runtime.split()[1:]])
         same = same_answers(proof.top1_agreement, proof.images)
         lines.append(
             f"| `{target.name}` | {runtime} | {asked} | {proof.file} | "

@@ -319,8 +319,9 @@ def _print_proof(console: Console, item: Exported) -> None:
 
     proof, name = item.proof, item.bundle.path.name
     if item.quantiser is not None:
+        tool = item.quantiser
         console.print(
-            f"int8 by {item.quantiser.target} was not made: it is not installed here: {item.quantiser.install}, or "
+            f"int8 by {tool.target} was not made: it is not installed {tool.where}: {tool.install}, or "
             f"name a Python that has it with --target-python; {name}, of which it is made, was written",
             highlight=False,
             soft_wrap=True,
@@ -328,7 +329,7 @@ def _print_proof(console: Console, item: Exported) -> None:
     if proof is None:
         return
     said = (
-        f"{name} was written and not tried: {proof.target} is not installed here: {proof.install}"
+        f"{name} was written and not tried: {proof.target} is not installed {proof.where}: {proof.install}"
         if isinstance(proof, NotInstalled)
         else f"{proof.file} in {proof.runtime}: logits off by {small(proof.max_abs_logit_difference)}, same top-1 for "
         f"{same_answers(proof.top1_agreement, proof.images)}, {proof.bytes / 1e6:.2f} MB, {proof.ms:.1f} ms on one "

@@ -29,10 +29,10 @@ def inspection_tables(found: Inspection) -> RenderableType:
         "knows": f"{counted(len(bundle.classes), 'class')} in {counted(sum(map(bool, bundle.tasks)), 'task')}",
         "learned with": f"{learned}, seed {bundle.run.seed}, run {bundle.run.fingerprint}",
         "backbone": bundle.weights.model + (f", sha256 {bundle.weights.sha256[:16]}…" if bundle.weights.sha256 else ""),
-        "takes": _ports(found.inputs),
+        "takes": port_words(found.inputs),
         "preprocessing": preprocessing_words(bundle.preprocessing),
         "prompts": selection_words(method),
-        "gives": _ports(found.outputs),
+        "gives": port_words(found.outputs),
         "accuracy": accuracy_words(bundle),
         "parity": _parity(bundle),
         "precision": _precision(bundle),
@@ -55,10 +55,10 @@ def _from_elsewhere(found: Inspection) -> RenderableType:
     rows = {
         "model": f"not exported by cdl: {found.bytes / 1e6:.2f} MB",
         "knows": counted(len(interface.classes), "class"),
-        "takes": _ports(found.inputs),
+        "takes": port_words(found.inputs),
         "preprocessing": preprocessing_words(interface.preprocessing, interface.dtype != "uint8", interface.squash)
         + ("" if interface.assumed is None else " (assumed: nothing says it)"),
-        "gives": _ports(found.outputs),
+        "gives": port_words(found.outputs),
     }
     return Group(Text(ending(str(found.path), 98)), _facts(rows), named(interface.classes))
 
@@ -102,10 +102,12 @@ def selection_words(method: Method) -> str:
     return f"selected by each image, in the graph, {where}{whose}"
 
 
-def _ports(ports: tuple[Port, ...]) -> str:
+def port_words(ports: tuple[Port, ...]) -> str:
+    """Name, type as numpy calls it, and shape of each."""
     kinds = {
         "tensor(float)": "float32",
         "tensor(uint8)": "uint8",
+        "tensor(int64)": "int64",
         "tensor(string)": "string",
         "tensor(float16)": "float16",
     }

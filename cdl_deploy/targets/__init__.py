@@ -24,5 +24,6 @@ def find_target(name: str, option: str = "--target") -> Target:
     """Raises OptionError, with the nearest name, for one that is unknown."""
     known = targets()
     if name not in known:
-        raise OptionError(f"unknown {option} '{name}', expected one of {', '.join(known)}{nearest(name, list(known))}")
+        wanted = [it.name for it in known.values() if it.runtime or option == "--target"]
+        raise OptionError(f"unknown {option} '{name}', expected one of {', '.join(wanted)}{nearest(name, wanted)}")
     return known[name]

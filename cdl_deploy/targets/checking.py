@@ -49,6 +49,12 @@ class NotInstalled:
     target: str
     install: str
     """The one line that installs it."""
+    python: Path | None = None
+    """The interpreter that lacks it, where another than this one was named."""
+
+    @property
+    def where(self) -> str:
+        return "here" if self.python is None else f"for {self.python}"
 
 
 def prove(
@@ -77,7 +83,7 @@ def prove(
             raise ParityError(
                 f"{model.name} does not run in {target.name} ({error.why}); nothing was written"
             ) from error
-        runtime = f"{target.name} {about['version']}"
+        runtime = f"{target.name if target.runtime else target.distribution} {about['version']}"
         proof = _compared(target, runtime, model, logits, expected[:count], ms, int(about["file_bytes"]))
         for made in map(Path, about["files"] if target.converted else ()):
             shutil.copyfile(made, model.with_name(made.name))

@@ -11,12 +11,13 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from cdl_deploy import Classifier
 from cdl_deploy.errors import BundleError, DataError, OptionError
-from cdl_deploy.export import ExportOptions, Shrink, export_run, parse_image_size
-from cdl_deploy.export.fixed_shapes import fix_shapes
+from cdl_deploy.export import ExportOptions, Shrink, export_run, fixed_shapes, parse_image_size
+from cdl_deploy.export.fixed_shapes import check_same_answers, fix_shapes
 from cdl_deploy.export.plain_graph import lower_to_17, write_plainly
 from cdl_deploy.learn.learner import Learner
 from cdl_deploy.runtime.bundle import read_bundle
@@ -189,6 +190,18 @@ def test_fixing_one_of_two_sizes_leaves_the_other_free(student):
         fixed = onnxruntime.InferenceSession(fix_shapes(student, batch, size).SerializeToString())
         assert fixed.get_inputs()[0].shape[1:3] == (list(size) if size else ["height", "width"])
         np.testing.assert_allclose(fixed.run(["logits"], {"image": images})[0], expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("batch", "at_once"), [(None, 1), (2, 2)])
+def test_the_two_files_are_compared_with_few_large_images_in_memory(student, small_bundle, monkeypatch, batch, at_once):
+    """Sixteen photographs in one run took eight gigabytes."""
+    seen, real = [], fixed_shapes.of_fixed_size
+    monkeypatch.setattr(fixed_shapes, "of_fixed_size", lambda feed, size: seen.append(len(feed)) or real(feed, size))
+    bundle = read_bundle(small_bundle / "student.onnx")
+    side = bundle.preprocessing.height
+    images = torch.arange(3 * 3 * side * side).reshape(3, 3, side, side).to(torch.uint8)
+    check_same_answers(student, fix_shapes(student, batch, (45, 70)), bundle, images)
+    assert seen == [at_once] * -(-3 // at_once)
 
 
 @pytest.mark.usefixtures("traced")

@@ -94,12 +94,17 @@ def test_every_target_says_how_to_install_it_and_has_its_script():
         assert target.input in target.inputs
 
 
+def test_who_lacks_a_runtime_is_named():
+    assert NotInstalled("mnn", "pip install MNN").where == "here"
+    assert NotInstalled("mnn", "pip install MNN", Path("/other/python")).where == "for /other/python"
+
+
 def test_the_proof_is_the_difference(question):
     """In a process of its own; expected is moved by a known amount below what is allowed."""
     model, images, logits = question
     moved = logits.copy()
     moved[3, 1] += 5e-5
-    proof = prove(find_target("onnxruntime"), model, images, moved, batch=2)
+    proof = prove(find_target("portable"), model, images, moved, batch=2)
     assert proof.runtime == f"onnxruntime {onnxruntime.__version__}"
     assert proof.images == 5
     assert proof.max_abs_logit_difference == pytest.approx(5e-5, abs=2e-6)
@@ -287,6 +292,7 @@ def test_an_old_version_is_refused():
     ("text", "said"),
     [
         ("onxruntime", "unknown --runtime 'onxruntime', .*did you mean 'onnxruntime'"),
+        ("nosuch", "expected one of onnxruntime, (?!.*portable).*tvm$"),
         ("portable", "--runtime portable is a form of files and no runtime"),
         ("onnxruntime,onnxruntime", "--runtime has onnxruntime twice"),
         (" , ", "--runtime is empty"),

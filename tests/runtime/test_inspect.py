@@ -14,9 +14,10 @@ from PIL import Image
 from rich.console import Console
 
 from cdl_deploy.cli.heat_map import HeatMap
-from cdl_deploy.cli.inspect_table import accuracy_words, inspection_tables, selection_words
+from cdl_deploy.cli.inspect_table import accuracy_words, inspection_tables, port_words, selection_words
 from cdl_deploy.errors import OptionError
 from cdl_deploy.evaluation import inspect_model, labelled_folder, measure_selection
+from cdl_deploy.evaluation.inspection import Port
 from cdl_deploy.evaluation.selection import By, PromptUse, PromptUseRow
 from cdl_deploy.runtime.bundle import Method, Quantization, read_bundle
 from tests.runtime.test_evaluate import draw
@@ -88,6 +89,11 @@ def test_json_is_the_description_and_the_ports(cdl, selecting):
 )
 def test_how_prompts_are_selected_in_words(method, words):
     assert words in selection_words(method)
+
+
+def test_types_of_outputs_are_named_as_in_numpy():
+    ports = tuple(Port("it", f"tensor({kind})", ("B", 5)) for kind in ("float", "int64", "string"))
+    assert port_words(ports) == "it float32 [B, 5]; it int64 [B, 5]; it string [B, 5]"
 
 
 def test_quantised_models_say_what_was_done(make_model):
