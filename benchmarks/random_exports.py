@@ -18,12 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from cdl_deploy.data.preprocessing import Preprocessing
+from cdl_deploy.export.calibration import calibrated
 from cdl_deploy.export.fp16 import to_fp16
 from cdl_deploy.export.graph import ExportGraph
 from cdl_deploy.export.onnx_file import export_onnx, save_onnx
 from cdl_deploy.export.parity import trained_logits
 from cdl_deploy.export.preprocessing import PIXELS_NAME
-from cdl_deploy.export.quantise import calibrate, prepare, quantise_dynamic, quantise_static
+from cdl_deploy.export.quantise import prepare, quantise_dynamic, quantise_static
 from cdl_deploy.export.selection import Select, fix_selection
 from cdl_deploy.run.config import MethodConfig
 from cdl_deploy.runtime.bundle import Bundle, Method, RunOrigin, Weights, encode_metadata
@@ -132,8 +133,8 @@ def export_student(recipe: Recipe, path: Path, model: str, seed: int) -> None:
         return
     prepared = prepare(graph, static=recipe.quantise == "int8")
     if recipe.quantise == "int8":
-        ranges = calibrate(prepared, [{"image": image[None]} for image in as_pixels(images)])
-        graph = quantise_static(prepared, ranges, exact=(PIXELS_NAME,))
+        prepared, ranges, rounding = calibrated(prepared, [{"image": image[None]} for image in as_pixels(images)])
+        graph = quantise_static(prepared, ranges, exact=(PIXELS_NAME,), rounding=rounding)
     else:
         graph = (to_fp16 if recipe.quantise == "fp16" else quantise_dynamic)(prepared)
     save_onnx(graph, path, encode_metadata(bundle))
