@@ -2,10 +2,10 @@
 
     python benchmarks/int8_steps.py --model student.onnx --calibrate DIR --data DIR
 
-`--model`: a float file of `cdl export`. `--calibrate`: training images, `--data`: test images of its classes, a folder a
-class; so many of either are drawn, with `--seed`. Prints, of the float file and of int8 files that take one step more
-each: right answers, answers that are the float file's, and the error of logits (standard deviation of the difference,
-of the float logits' own). Heads are the float file's; `cdl export` solves a closed-form one anew.
+`--model`: a float file of `cdl export`. `--calibrate`: training images, `--data`: test images of its classes, a folder
+for each class; so many of either are drawn, with `--seed`. Prints, of the float file and of int8 files that take one
+step more each: right answers, answers that are the float file's, and the error of logits (standard deviation of the
+difference, of the float logits' own). Heads are the float file's; `cdl export` solves a closed-form one anew.
 """
 
 from __future__ import annotations
