@@ -51,10 +51,10 @@ from cdl_deploy.bench.watch import cpu_ticks
 from cdl_deploy.data.paths import expand_paths
 from cdl_deploy.files import write_json
 from cdl_deploy.rows.file import RowFile
-from cdl_deploy.runtime.bundle import open_session
 from cdl_deploy.runtime.classifier import Classifier
 from cdl_deploy.runtime.cores import usable_cores
 from cdl_deploy.runtime.predict import predict_rows
+from cdl_deploy.runtime.session import open_session
 
 BATCH = 16
 COUNT = 5_000

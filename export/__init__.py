@@ -4,8 +4,10 @@ import sys
 from types import ModuleType
 from typing import Any
 
-from cdl_deploy.export.export import Exported, ExportOptions, export_run, left_behind
+from cdl_deploy.export.export import export_run, left_behind
+from cdl_deploy.export.exported import Exported
 from cdl_deploy.export.fixed_shapes import parse_image_size
+from cdl_deploy.export.options import ExportOptions
 from cdl_deploy.export.variants import Shrink
 from cdl_deploy.targets.target_options import options_for_target
 

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -17,162 +13,44 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cdl_deploy.data.preprocessing import INPUTS, Preprocessing
-from cdl_deploy.errors import BundleError, OptionError, RunError, nearest
+from cdl_deploy.errors import BundleError, OptionError, RunError
+from cdl_deploy.export.describe import describe
+from cdl_deploy.export.exported import Exported
 from cdl_deploy.export.features_hash import features_hash
 from cdl_deploy.export.fit_target import fit_target
-from cdl_deploy.export.fixed_shapes import check_fixed, check_same_logits, fix_shapes, logits_of_file, of_fixed_size
+from cdl_deploy.export.fixed_shapes import check_same_logits, fix_shapes, logits_of_file, of_fixed_size
 from cdl_deploy.export.graph import ExportGraph
 from cdl_deploy.export.latency import latency_ms
 from cdl_deploy.export.learned_sums import sums_of, trained_features
 from cdl_deploy.export.merged_export import Compared, merge_for_export
-from cdl_deploy.export.merging import check_share, plan_merging
-from cdl_deploy.export.onnx_file import OPSET, above_limit, check_opset, export_onnx, file_size, save_onnx, weights_file
+from cdl_deploy.export.merging import plan_merging
+from cdl_deploy.export.onnx_file import above_limit, export_onnx, file_size, save_onnx
+from cdl_deploy.export.options import ExportOptions, check_large, check_tools, int8_tool, own_shrink
 from cdl_deploy.export.ort_file import write_ort
 from cdl_deploy.export.parity import check_features, check_parity, graph_input, trained_logits
 from cdl_deploy.export.preprocessing import check_filter
 from cdl_deploy.export.selection import BATCH, Select, check_select, fix_selection, load_images
 from cdl_deploy.export.two_views import behind_preprocessing, query_view
-from cdl_deploy.export.updates import MadeUpdate, make_updates, older_models
-from cdl_deploy.export.variants import Shrink, write_variants
+from cdl_deploy.export.updates import make_updates, older_models
+from cdl_deploy.export.variants import write_variants
 from cdl_deploy.export.vendor_int8 import write_vendor_int8
 from cdl_deploy.files import write_json
 from cdl_deploy.folders import place_for, publish, scratch_folder
-from cdl_deploy.run import metrics
-from cdl_deploy.run.migrations import first_config
 from cdl_deploy.run.record import RunRecord
-from cdl_deploy.runtime.bundle import (
-    DISTANCE_NAME,
-    MAX_TOP_K,
-    Accuracy,
-    Bundle,
-    Method,
-    RunOrigin,
-    Weights,
-    description,
-    description_file,
-    encode_metadata,
-    read_bundle,
-)
+from cdl_deploy.runtime.bundle import DISTANCE_NAME, description, description_file, encode_metadata, read_bundle
 from cdl_deploy.runtime.threshold import threshold_by_images, threshold_by_sums
 from cdl_deploy.targets import find_target
-from cdl_deploy.targets.checking import NotInstalled, Proof, prove
+from cdl_deploy.targets.checking import NotInstalled, prove
 from cdl_deploy.targets.process import is_installed
 from cdl_deploy.targets.target import Target
 from cdl_deploy.training.checkpoint import load_heldout, load_run
 from cdl_deploy.training.methods.folded import FixedSelection
-from cdl_deploy.training.models.learner import Learner
 
 STAGING = ".cdl-export-"
 """How the names of folders begin in which exports are prepared."""
 
-LABELS = ("graph", "none")
-"""What `--labels` can be."""
-
 OnStep = Callable[[str], None]
 """Told what is being done, in a few words."""
-
-
-@dataclass(frozen=True)
-class Exported:
-    """One file that was written."""
-
-    bundle: Bundle
-    bytes: int
-    nodes: int
-    held_out: int | None = None
-    """Of a smaller variant: images that its accuracy was measured on."""
-    calibration: str | None = None
-    """Of an int8 variant: which images its scales come from."""
-    products: int | None = None
-    """Of a smaller variant: products of tokens with a matrix, of which `kept_float` stayed float."""
-    scores: int | None = None
-    """Of a smaller variant: products of queries and keys that are quantised as well."""
-    left_float: dict[str, str] = field(default_factory=dict)
-    """Of a smaller variant: what is computed in fp32 all the same, and why."""
-    learned_from: int | None = None
-    """Of an int8 variant with sums of its own: the training images that they are over."""
-    proof: Proof | NotInstalled | None = None
-    """How it answered in the runtime it is for."""
-    quantiser: NotInstalled | None = None
-    """Of a float file of which the target's own tool would have made int8, were it installed."""
-    latency_ms: float | None = None
-    """Milliseconds of one image on this machine, roughly."""
-    close: int = 0
-    """With `--tokens`: held-out images that were not compared, since two merges are equally good there."""
-    closed_form: bool = False
-    """Whether its head is a closed-form one."""
-    updates: tuple[MadeUpdate, ...] = ()
-    """What makes it from older models."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        apart = ("bundle", "updates", "proof", "quantiser")
-        own = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in apart}
-        own["updates"] = [update.to_dict() for update in self.updates]
-        own["proof"] = None if self.proof is None else asdict(self.proof)
-        own["quantiser"] = None if self.quantiser is None else asdict(self.quantiser)
-        return {**asdict(self.bundle), "path": str(self.bundle.path), **own}
-
-    def moved(self, folder: Path) -> Exported:
-        """The same, with its files in `folder`."""
-        updates = tuple(replace(update, path=folder / update.path.name) for update in self.updates)
-        return replace(self, bundle=replace(self.bundle, path=folder / self.bundle.path.name), updates=updates)
-
-
-@dataclass(frozen=True)
-class ExportOptions:
-    """What the files are to be like."""
-
-    teacher: bool = True
-    """Export the teacher as well, where there is one."""
-    input: str = "image"
-    """`"image"`: the graph resizes, crops and normalises. `"tensor"`: the caller does."""
-    select: str = "in-graph"
-    """Who selects prompts: each image, or at export `"task:K"` or `"images:DIR"`, once for all."""
-    selection: Select = field(init=False)
-    """What `select` says."""
-    opset: int = OPSET
-    """ONNX opset of the files."""
-    shrink: Shrink = field(default_factory=Shrink)
-    """Smaller variants to write beside the student."""
-    labels: str = "graph"
-    """`"graph"`: names of the best classes leave the graph, as strings. `"none"`: their positions alone."""
-    target: str | None = None
-    """The runtime that the files are for, in which they are tried: a name of `cdl_deploy/targets`."""
-    target_python: Path | None = None
-    """A Python that has this runtime; by default this one."""
-    batch: int | None = None
-    """Images in one run; any number by default."""
-    image_size: tuple[int, int] | None = None
-    """Height and width of the images; any by default."""
-    ort: bool = False
-    """Write every file in onnxruntime's own format as well."""
-    latency: bool = True
-    """Measure, roughly, how long each file takes, for the report."""
-    statistics: bool = True
-    """Of a closed-form head: outputs `features` and `distance`, the threshold of the distance, and the sums beside
-    the file. Without: a classifier, and nothing else."""
-    tokens: float = 1.0
-    """The share of patch tokens that are left after the last merging; 1: none merges."""
-    update_from: tuple[Path, ...] = ()
-    """Older models, or folders of them: beside each file, the update that makes it from the older one."""
-
-    def __post_init__(self) -> None:
-        if self.input not in INPUTS:
-            raise OptionError(
-                f"unknown --input '{self.input}', expected {' or '.join(INPUTS)}{nearest(self.input, INPUTS)}"
-            )
-        if self.labels not in LABELS:
-            raise OptionError(
-                f"unknown --labels '{self.labels}', expected {' or '.join(LABELS)}{nearest(self.labels, LABELS)}"
-            )
-        if self.target is not None:
-            find_target(self.target)
-        check_opset(self.opset)
-        check_share(self.tokens)
-        check_fixed(self.batch, self.image_size, self.input)
-        object.__setattr__(self, "selection", Select.parse(self.select))
 
 
 def export_run(
@@ -221,29 +99,6 @@ def export_run(
         exported = [_with_updates(item, older.get(item.bundle.role, ()), on_step) for item in exported]
         publish(staging, out.resolve(), last=lambda name: name.suffix == ".onnx")
     return [item.moved(out) for item in exported]
-
-
-def check_tools(options: ExportOptions) -> None:
-    """Raise OptionError for a target's interpreter that is none, and for versions that are too old, before any work."""
-    if tool := int8_tool(options):
-        is_installed(tool, options.target_python)
-    if options.target is not None:
-        is_installed(find_target(options.target), options.target_python)
-
-
-def int8_tool(options: ExportOptions) -> Target | None:
-    """The target's own, where it is to make int8."""
-    if options.target is None or "int8" not in options.shrink.kinds:
-        return None
-    return find_target(options.target).quantiser
-
-
-def own_shrink(options: ExportOptions) -> Shrink:
-    """The smaller variants that are made here: all, but for int8 where the target's own tool makes that."""
-    if int8_tool(options) is None:
-        return options.shrink
-    kinds = tuple(kind for kind in options.shrink.kinds if kind != "int8")
-    return replace(options.shrink, kinds=kinds, calibrate=None)
 
 
 def left_behind(folder: Path, exported: Sequence[Exported]) -> dict[str, str]:
@@ -429,86 +284,3 @@ def _by_vendor(
     )
     found = Exported(made.bundle, made.proof.bytes, made.nodes, made.held_out, made.calibration)
     return item, [replace(found, products=made.products, left_float=made.left_float, proof=made.proof)]
-
-
-def check_large(path: Path, options: ExportOptions) -> None:
-    """Raise OptionError for what cannot be made of a model whose weights stand in a file of their own."""
-    fixed = options.batch is not None or options.image_size is not None
-    asked = {"--quantize or --fp16": options.shrink.kinds, "--ort": options.ort, "--update-from": options.update_from}
-    asked["--batch or --image-size"] = fixed
-    for name, wanted in asked.items():
-        if wanted:
-            raise OptionError(
-                f"{path.name} has more than 2 GB of weights, which ONNX keeps in a file of their own "
-                f"({weights_file(path).name}): {name} cannot be done with it, leave that out"
-            )
-
-
-def describe(
-    record: RunRecord,
-    learner: Learner,
-    path: Path,
-    options: ExportOptions,
-    graph: ExportGraph,
-    fixed: FixedSelection | None = None,
-) -> Bundle:
-    """What the file says about itself."""
-    role, select = learner.role, options.selection
-    matrix = record.matrices[role]
-    info = record.backbones[role]
-    preprocessing = record.preprocessing.of(role)
-    uses_query = graph.uses_query
-    known = set(record.known_classes)
-    return Bundle(
-        path=path,
-        role=role,
-        classes=tuple(record.known_classes),
-        tasks=tuple(tuple(name for name in task.classes if name in known) for task in record.tasks),
-        preprocessing=Preprocessing(
-            height=preprocessing.height,
-            width=preprocessing.width,
-            resize=preprocessing.resize,
-            interpolation=preprocessing.interpolation,
-            mean=info.mean,
-            std=info.std,
-            input=options.input,
-        ),
-        method=Method(
-            continual=record.config.method.method,
-            distillation=record.config.method.distill if role == "student" else None,
-            query=record.config.method.query if uses_query else None,
-            select=select.name if uses_query or not select.in_graph else None,
-            task_scores="selected" if graph.selection.by_task else None,
-        ),
-        weights=Weights(model=info.model, sha256=info.sha256),
-        run=RunOrigin(seed=record.config.optim.seed, tasks=len(record.tasks), fingerprint=run_fingerprint(record)),
-        parameters=info.parameters + trained_parameters(learner, fixed),
-        top_k=min(MAX_TOP_K, len(known)),
-        accuracy=Accuracy(metrics.final_average_accuracy(matrix), metrics.forgetting(matrix)),
-    )
-
-
-def trained_parameters(learner: Learner, fixed: FixedSelection | None) -> int:
-    """How many trained values have a part in the prediction; of a fixed selection only the prompts it has chosen."""
-    state = learner.prediction_state()
-    if fixed is None:
-        return sum(value.numel() for value in state.values())
-    prefixes = [prompt.prefix for prompt in fixed.prompts.values() if prompt.prefix is not None]
-    chosen = sum(rows.numel() for prefix in prefixes for rows in prefix)
-    return chosen + sum(value.numel() for name, value in state.items() if not name.startswith("method."))
-
-
-def run_fingerprint(record: RunRecord) -> str:
-    """Hash of what the run was made from: configuration, backbones, and the images of every task."""
-    config = first_config(record.recorded_config())
-    config["data"] = {name: value for name, value in config["data"].items() if name != "labels" or value is not None}
-    for section, name in (("data", "data"), ("data", "labels"), ("models", "teacher_run")):  # wherever they lie
-        value = config[section].get(name)
-        if value is not None and os.path.isabs(value):
-            config[section] = {**config[section], name: os.path.basename(value)}
-    content = [
-        config,
-        record.recorded_backbones(),
-        [task.data_fingerprint for task in record.tasks],
-    ]
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

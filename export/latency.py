@@ -9,7 +9,8 @@ from statistics import median
 import numpy as np
 
 from cdl_deploy.data.preprocessing import Preprocessing
-from cdl_deploy.runtime.bundle import INPUT_NAME, open_session
+from cdl_deploy.runtime.bundle import INPUT_NAME
+from cdl_deploy.runtime.session import open_session
 from cdl_deploy.runtime.session_input import input_shape
 
 RUNS, SECONDS = 20, 2.0

@@ -22,8 +22,7 @@ import onnxruntime
 import cdl_deploy
 from cdl_deploy.counted import same_answers
 from cdl_deploy.errors import ParityError
-from cdl_deploy.export import ExportOptions, export_run, options_for_target
-from cdl_deploy.export.export import Exported
+from cdl_deploy.export import Exported, ExportOptions, export_run, options_for_target
 from cdl_deploy.export.fixed_shapes import logits_of_file
 from cdl_deploy.folders import scratch_folder
 from cdl_deploy.targets import find_target, targets

@@ -17,7 +17,8 @@ from cdl_deploy.bench.macs import count_macs
 from cdl_deploy.bench.weights import file_bytes, read_weights
 from cdl_deploy.data.images import load_image
 from cdl_deploy.errors import BundleError
-from cdl_deploy.runtime.bundle import FORMAT_KEY, decode_metadata, open_session
+from cdl_deploy.runtime.bundle import FORMAT_KEY, decode_metadata
+from cdl_deploy.runtime.session import open_session
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 Run = Callable[[], object]

@@ -6,8 +6,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cdl_deploy.runtime.bundle import Bundle, description, open_session
+from cdl_deploy.runtime.bundle import Bundle, description
 from cdl_deploy.runtime.interface import Interface, interface_of
+from cdl_deploy.runtime.session import open_session
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,9 @@ from cdl_deploy.data.labelled import Item, LabelledImages, known_images
 from cdl_deploy.errors import OptionError
 from cdl_deploy.evaluation.outputs import ImageOutput, model_outputs
 from cdl_deploy.evaluation.predictions import OnImage, Unreadable, no_image
-from cdl_deploy.runtime.bundle import INPUT_NAME, TASK_SCORES_NAME, Bundle, bundle_of, open_session
+from cdl_deploy.runtime.bundle import INPUT_NAME, TASK_SCORES_NAME, Bundle, bundle_of
 from cdl_deploy.runtime.running import run_graph
+from cdl_deploy.runtime.session import open_session
 from cdl_deploy.runtime.session_input import fitting_input, in_batches, input_shape
 
 By = Literal["task", "class"]

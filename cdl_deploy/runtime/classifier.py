@@ -15,11 +15,12 @@ from PIL import Image
 
 from cdl_deploy.data.images import ByteArray, FloatArray, load_image, to_crop, to_tensor
 from cdl_deploy.errors import BundleError, DataError, OptionError
-from cdl_deploy.runtime.bundle import DISTANCE_NAME, FEATURES_NAME, Bundle, open_session
+from cdl_deploy.runtime.bundle import DISTANCE_NAME, FEATURES_NAME, Bundle
 from cdl_deploy.runtime.cores import usable_cores
 from cdl_deploy.runtime.interface import interface_of
 from cdl_deploy.runtime.providers import check_providers
 from cdl_deploy.runtime.running import run_graph
+from cdl_deploy.runtime.session import open_session
 from cdl_deploy.runtime.session_input import fitting_input, in_batches
 
 ImageInput = str | Path | Image.Image | NDArray[Any]

@@ -20,7 +20,8 @@ from cdl_deploy.documents import parse_json
 from cdl_deploy.errors import BundleError, OptionError
 from cdl_deploy.folders import files_in, place_for, publish, scratch_folder
 from cdl_deploy.regular_file import read_regular
-from cdl_deploy.runtime.bundle import TOPK_LABEL_NAME, Bundle, bundle_of, open_session
+from cdl_deploy.runtime.bundle import TOPK_LABEL_NAME, Bundle, bundle_of
+from cdl_deploy.runtime.session import open_session
 from cdl_deploy.runtime.session_input import input_shape
 
 TEMPLATE = Path(__file__).parent.with_name("web")

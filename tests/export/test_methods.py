@@ -12,7 +12,7 @@ import torch
 
 from cdl_deploy.export import ExportOptions, export_run
 from cdl_deploy.export.attention import fold_attentions
-from cdl_deploy.export.export import describe
+from cdl_deploy.export.describe import describe
 from cdl_deploy.export.graph import ExportGraph
 from cdl_deploy.export.onnx_file import OPSET, export_core
 from cdl_deploy.run.config import DataConfig, MethodConfig, ModelConfig, OptimConfig, RunConfig

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from cdl_deploy.cli import app
 from cdl_deploy.errors import OptionError, QuantisationError
 from cdl_deploy.export import ExportOptions, Shrink, vendor_int8
-from cdl_deploy.export.export import own_shrink
+from cdl_deploy.export.options import own_shrink
 from cdl_deploy.export.vendor_int8 import classifier, products_of, write_vendor_int8
 from cdl_deploy.run.latest import latest_record
 from cdl_deploy.runtime.bundle import Quantization, read_bundle
