@@ -53,10 +53,19 @@ def megabytes(records: Records, row: Row, head: str, file: str) -> str:
     return f"{mean(size) / 1e6:.1f}" if size else "–"
 
 
+LARGEST_LOAD = 0.25
+"""Of a run's time by the wall clock, what other programs may have had: how they shared it out is not known."""
+
+
 def seconds(record: dict[str, Any], stage: str, row: Row, head: str) -> float | None:
-    """Processor seconds of a run's learning: its share of the whole run by the wall clock's stages."""
+    """Processor seconds of a run's learning: its share of the whole run by the wall clock's stages.
+
+    None for a run that was resumed, or that waited so much that a stage's share by the clock says little.
+    """
     stages, spent = record["stage_seconds"], record["training"]
     if head != row.own_head or stage not in stages or spent.get("resumed"):
+        return None
+    if spent["processor_seconds"] < (1 - LARGEST_LOAD) * spent["seconds"]:
         return None
     return float(spent["processor_seconds"] * stages[stage] / max(1, sum(stages.values())))
 

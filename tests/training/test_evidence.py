@@ -121,7 +121,7 @@ def write_row(folder: Path, name: str, head: str, seed: int, student: float, tea
     figures = {"average_incremental_accuracy": 60.0, "forgetting": 5.0, "forgetting_standard": 6.0}
     record = {
         "row": name, "head": head, "seed": seed, "adapt": row.adapt, "commit": "abc", "machine": "2 cores",
-        "training": {"seconds": 40.0, "processor_seconds": 20.0}, "stage_seconds": {"student": 30, "evaluation": 10},
+        "training": {"seconds": 22.0, "processor_seconds": 20.0}, "stage_seconds": {"student": 30, "evaluation": 10},
         "versions": {"torch": "1"}, "student": {"final_average_accuracy": student, **figures},
         "backbones": {"student": {"model": "s", "parameters": 1_200_000}},
     }  # fmt: skip
@@ -168,6 +168,15 @@ def test_the_table_and_the_gains(results):
         "| CODA | first | slda | +3.5 (2 of 2) † | +2.13 | +3.5 (2 of 2) † | +1.28 |"
     )
     assert "| CODA, KDP | first | slda | 56.5 ± 0.7 | 5.0 ± 0.0 | 9.0 | – |" in tables.readme_table(found)
+
+
+def test_a_run_that_waited_for_others_has_no_training_time(results):
+    file = results / "evidence/shortest/coda-kdp-first-slda-0.json"
+    record = json.loads(file.read_text())
+    row = next(row for row in rows.all_rows(BUDGETS["shortest"]) if row.name == "coda-kdp-first")
+    assert tables.seconds(record, "student", row, "slda") == 15
+    record["training"]["seconds"] = 28.0
+    assert tables.seconds(record, "student", row, "slda") is None
 
 
 def test_files_of_some_seeds_and_runs_of_others_are_not_mixed(results):
