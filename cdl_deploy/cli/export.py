@@ -249,10 +249,21 @@ def command(
     if as_json:
         echo_json([item.to_dict() for item in exported])
     else:
-        _print(exported, destination)
+        _print(exported, destination, next_command(exported, destination, target, target_python))
 
 
-def _print(exported: list[Exported], destination: Path) -> None:
+def next_command(exported: list[Exported], destination: Path, target: str | None, python: Path | None) -> str:
+    """What measures what was written, in the runtime that it was proved in as well."""
+    from cdl_deploy.targets.checking import Proof
+
+    student = exported[0]
+    if target in (None, "onnxruntime", "portable") or not isinstance(student.proof, Proof):
+        return f"cdl bench-latency {as_typed(destination)}"
+    place = target if python is None else f"{target}={as_typed(python)}"
+    return f"cdl bench-latency {as_typed(student.bundle.path)} --runtime onnxruntime,{place}"
+
+
+def _print(exported: list[Exported], destination: Path, following: str) -> None:
     from rich.table import Table
 
     table = Table(title=f"Exported to {destination}")
@@ -286,7 +297,7 @@ def _print(exported: list[Exported], destination: Path) -> None:
             )
     for item in exported:
         _print_proof(console, item)
-    console.print(f"Next: cdl bench-latency {as_typed(destination)}", highlight=False)
+    console.print(f"Next: {following}", highlight=False, soft_wrap=True)
 
 
 def _print_tokens(console: Console, item: Exported) -> None:

@@ -151,6 +151,7 @@ def test_a_target_that_is_not_installed_is_written_and_named(small_run, tmp_path
     )
     assert done.exit_code == 0, done.output
     assert "student.onnx was written and not tried: openvino is not installed here: pip install openvino" in done.output
+    assert f"Next: cdl bench-latency {out}\n" in done.output
     assert (out / "student.onnx").exists()
 
 

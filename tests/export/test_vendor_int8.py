@@ -167,6 +167,7 @@ def test_export_writes_it_beside_the_float_file(small_run, tmp_path, monkeypatch
     assert "in float, as precise as the runtime chooses, are:" in done.output
     assert "student.int8-nncf.xml in openvino" in done.output
     assert "same top-1 for 12 of 12" in done.output
+    assert f"Next: cdl bench-latency {out / 'student.onnx'} --runtime onnxruntime,openvino\n" in done.output
 
 
 @pytest.mark.usefixtures("traced")
