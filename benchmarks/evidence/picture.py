@@ -53,15 +53,17 @@ def picture(records: Records, file: Path) -> None:
             place -= gap / 4
         taken.append((x, place))
         axis.annotate(
-            words, (x, y), (x * 1.05, place), fontsize=8, color=colour, va="center",
+            words, (x, y), (x * 1.05, place), fontsize=8, color=colour, va="center", zorder=3,
+            bbox={"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.85},
             arrowprops={"arrowstyle": "-", "color": colour, "alpha": 0.3} if place != y else None,
         )  # fmt: skip
     for role, style in (("student", "--"), ("teacher", ":")):
         if role in records.joint:
             bound = records.joint[role]["accuracy"]
-            axis.axhline(bound, color="black", linestyle=style, linewidth=1)
-            words, along = f"joint linear probe, frozen {role}", axis.get_yaxis_transform()
-            axis.text(0.995, bound, words, transform=along, ha="right", va="bottom", fontsize=8)
+            words = f"joint linear probe, frozen {role}"
+            axis.axhline(bound, color="black", linestyle=style, linewidth=1, label=words, zorder=1)
+    if records.joint:
+        axis.legend(loc="lower left", fontsize=8)
     axis.set_xscale("log")
     if found:
         low, high = min(x for x, *_ in found), max(x for x, *_ in found)
