@@ -52,8 +52,9 @@ def find_norms(model: onnx.ModelProto, layers: tuple[Layer, ...]) -> list[Norm]:
         own = {node.name for node in nodes}
         alone = all(user.name in own for it in (weight, bias) for user in graph.consumers[it])
         whole = {node for layer in fed.values() for node in layer.nodes} == set(readers)
-        constant = {weight, bias} <= set(graph.initializers)
-        if fed and alone and whole and constant and not any(set(node.output[1:]) - {""} for node in nodes):
+        width = list(graph.initializers[weight].dims) if {weight, bias} <= set(graph.initializers) else []
+        fits = all([layer.shape[0]] == width for layer in fed.values())
+        if fed and alone and whole and fits and not any(set(node.output[1:]) - {""} for node in nodes):
             outputs = tuple(node.output[0] for node in nodes)
             found.append(Norm(weight, bias, tuple(node.name for node in nodes), outputs, tuple(fed.values())))
     return found

@@ -64,12 +64,18 @@ def find_mlps(model: onnx.ModelProto, layers: tuple[Layer, ...]) -> list[Mlp]:
         fc1 = layer_of.get(above[0])
         if fc1 is None or sorted(fc1.nodes) != sorted(above):
             continue
-        if any(len(nodes[name].input) < 3 or nodes[name].input[2] not in graph.initializers for name in above):
+        if not all(_has_own_bias(graph, nodes[name], above) for name in above):
             continue
         between = tuple(node.name for path in paths if path is not None for node in (path[0], path[2]))
         inputs = tuple(nodes[name].input[0] for name in fc2.nodes)
         found.append(Mlp(fc1, fc2, tuple(zip(above, fc2.nodes, strict=True)), between, inputs))
     return found
+
+
+def _has_own_bias(graph: Graph, node: onnx.NodeProto, products: Collection[str]) -> bool:
+    """Whether it adds a constant that nothing but `products` reads: equal biases of a model may be stored once."""
+    bias = node.input[2] if len(node.input) > 2 else ""
+    return bias in graph.initializers and all(user.name in products for user in graph.consumers[bias])
 
 
 def _path_up(graph: Graph, node: onnx.NodeProto) -> list[onnx.NodeProto] | None:

@@ -160,6 +160,13 @@ def test_a_large_hidden_unit_costs_the_others_nothing():
         assert error(quantise_static(ready, ranges, keep, rounding=rounding), model) < 0.03
 
 
+def test_a_bias_that_stands_in_two_places_is_left_alone():
+    model = mlp(large_unit=40, more=(helper.make_node("Add", ["hidden", "mlp.fc1.bias"], ["other"], "other"),))
+    assert evened(prepare(model, static=True), batches()).clipped == {}
+    model = mlp(large_unit=40, more=(helper.make_node("Neg", ["mlp.fc1.bias"], ["other"], "other"),))
+    assert evened(prepare(model, static=True), batches()).clipped == {}
+
+
 def test_companions_take_what_is_above():
     """Each clipped, their sum is the unit, to the 0.17 that GELU is off below zero."""
     largest = np.array([3, 21, 0.5, 9], np.float32)
