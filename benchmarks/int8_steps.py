@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,11 +21,9 @@ import numpy as np
 import onnx
 
 from cdl_deploy.data.images import is_image_name, load_image
-from cdl_deploy.export.activations import observe
 from cdl_deploy.export.calibration import calibrated, evened
-from cdl_deploy.export.equalise import Equaliser
 from cdl_deploy.export.preprocessing import PIXELS_NAME
-from cdl_deploy.export.quantise import Feeds, PreparedModel, calibrate, prepare, quantise_static
+from cdl_deploy.export.quantise import Feeds, calibrate, prepare, quantise_static
 from cdl_deploy.export.sensitivity import logits_of
 from cdl_deploy.runtime.bundle import INPUT_NAME, SCORES
 
@@ -48,22 +45,12 @@ class Batches:
             yield {INPUT_NAME: np.asarray(load_image(file))[None]}
 
 
-def norms_evened(prepared: PreparedModel, batches: Batches) -> PreparedModel:
-    """The first half of `evened`."""
-    model = onnx.ModelProto()
-    model.CopyFrom(prepared.model)
-    channels = Equaliser(model, prepared.layers)
-    observe(model, channels.values, batches, channels.see)
-    channels.apply()
-    return replace(prepared, model=model)
-
-
 def steps(model: onnx.ModelProto, few: Batches) -> Iterator[tuple[str, onnx.ModelProto]]:
     """What it is, and the file."""
     prepared = prepare(model, static=True)
     quantise: Callable[..., onnx.ModelProto] = partial(quantise_static, exact=(PIXELS_NAME,))
     yield "int8, every number to the nearest", quantise(prepared, calibrate(prepared, few))
-    norms = norms_evened(prepared, few)
+    norms = evened(prepared, few, hidden=False)
     yield "channels behind norms evened", quantise(norms, calibrate(norms, few))
     even = evened(prepared, few)
     yield "and companions for large hidden units", quantise(even, calibrate(even, few))

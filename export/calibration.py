@@ -37,12 +37,13 @@ def calibrated(prepared: PreparedModel, batches: Iterable[Feeds]) -> tuple[Prepa
     return ready, ranges, rounding
 
 
-def evened(prepared: PreparedModel, batches: Iterable[Feeds]) -> PreparedModel:
-    """A copy with channels behind norms of one size, and without hidden units that are far larger than all others."""
+def evened(prepared: PreparedModel, batches: Iterable[Feeds], hidden: bool = True) -> PreparedModel:
+    """A copy with channels behind norms of one size, and (`hidden`) without hidden units far larger than all others."""
     model = onnx.ModelProto()
     model.CopyFrom(prepared.model)
     layers = tuple(replace(layer, nodes=list(layer.nodes)) for layer in prepared.layers)
-    channels, units = Equaliser(model, layers), OutlierUnits(model, layers)
+    graph = Graph(model)
+    channels, units = Equaliser(graph, layers), OutlierUnits(graph, layers if hidden else ())
     seers = {**dict.fromkeys(channels.values, channels.see), **dict.fromkeys(units.values, units.see)}
     observe(model, list(seers), batches, lambda name, rows: seers[name](name, rows))
     channels.apply()

@@ -33,16 +33,15 @@ class Norm:
 
     weight: str
     bias: str
-    nodes: tuple[str, ...]
     outputs: tuple[str, ...]
     layers: tuple[Layer, ...]
 
 
-def find_norms(model: onnx.ModelProto, layers: tuple[Layer, ...]) -> list[Norm]:
+def find_norms(graph: Graph, layers: tuple[Layer, ...]) -> list[Norm]:
     """Norms whose weight can take the division: who reads it are norms that feed layers and nothing else."""
-    graph, layer_of = Graph(model), {node: layer for layer in layers for node in layer.nodes}
+    layer_of = {node: layer for layer in layers for node in layer.nodes}
     norms: dict[tuple[str, str], list[onnx.NodeProto]] = defaultdict(list)
-    for node in model.graph.node:
+    for node in graph.model.graph.node:
         if node.op_type == "LayerNormalization" and len(node.input) == 3:
             norms[node.input[1], node.input[2]].append(node)
     found: list[Norm] = []
@@ -56,7 +55,7 @@ def find_norms(model: onnx.ModelProto, layers: tuple[Layer, ...]) -> list[Norm]:
         fits = all([layer.shape[0]] == width for layer in fed.values())
         if fed and alone and whole and fits and not any(set(node.output[1:]) - {""} for node in nodes):
             outputs = tuple(node.output[0] for node in nodes)
-            found.append(Norm(weight, bias, tuple(node.name for node in nodes), outputs, tuple(fed.values())))
+            found.append(Norm(weight, bias, outputs, tuple(fed.values())))
     return found
 
 
@@ -72,8 +71,8 @@ def _readers(graph: Graph, value: str) -> list[str]:
 class Equaliser:
     """Largest sizes of channels behind norms, seen value by value; then the division, in place."""
 
-    def __init__(self, model: onnx.ModelProto, layers: tuple[Layer, ...]) -> None:
-        self.model, self.norms = model, find_norms(model, layers)
+    def __init__(self, graph: Graph, layers: tuple[Layer, ...]) -> None:
+        self.model, self.norms = graph.model, find_norms(graph, layers)
         self.largest: dict[str, npt.NDArray[np.float32]] = {}
 
     @property

@@ -42,18 +42,15 @@ class Mlp:
 
     fc1: Layer
     fc2: Layer
-    products: tuple[tuple[str, str], ...]
-    """Nodes of fc1 and fc2: once, or twice where two passes share the matrices."""
     reshapes: tuple[str, ...]
     """Nodes that unfold what fc1 gives and fold what fc2 takes."""
     inputs: tuple[str, ...]
     """What fc2 multiplies."""
 
 
-def find_mlps(model: onnx.ModelProto, layers: tuple[Layer, ...]) -> list[Mlp]:
+def find_mlps(graph: Graph, layers: tuple[Layer, ...]) -> list[Mlp]:
     """Every pair of layers that stands as Gemm → Reshape → Gelu → Reshape → Gemm, and is read by nobody else."""
-    graph = Graph(model)
-    nodes = {node.name: node for node in model.graph.node}
+    nodes = {node.name: node for node in graph.model.graph.node}
     layer_of = {name: layer for layer in layers for name in layer.nodes}
     found = []
     for fc2 in layers:
@@ -68,7 +65,7 @@ def find_mlps(model: onnx.ModelProto, layers: tuple[Layer, ...]) -> list[Mlp]:
             continue
         between = tuple(node.name for path in paths if path is not None for node in (path[0], path[2]))
         inputs = tuple(nodes[name].input[0] for name in fc2.nodes)
-        found.append(Mlp(fc1, fc2, tuple(zip(above, fc2.nodes, strict=True)), between, inputs))
+        found.append(Mlp(fc1, fc2, between, inputs))
     return found
 
 
@@ -92,8 +89,8 @@ def _path_up(graph: Graph, node: onnx.NodeProto) -> list[onnx.NodeProto] | None:
 class OutlierUnits:
     """How large hidden units become, seen value by value; then their companions, in place."""
 
-    def __init__(self, model: onnx.ModelProto, layers: tuple[Layer, ...]) -> None:
-        self.model, self.mlps = model, find_mlps(model, layers)
+    def __init__(self, graph: Graph, layers: tuple[Layer, ...]) -> None:
+        self.model, self.mlps = graph.model, find_mlps(graph, layers)
         self.largest: dict[str, Units] = {}
         self.least: dict[str, float] = {}
 
@@ -129,7 +126,7 @@ class OutlierUnits:
             mlp.fc1.weight: np.concatenate([first, first[:, which]], axis=1),
             mlp.fc2.weight: np.concatenate([second, second[which]]),
         }
-        for name in {nodes[product].input[2] for product, _ in mlp.products}:
+        for name in {nodes[product].input[2] for product in mlp.fc1.nodes}:
             bias = numpy_helper.to_array(stored[name])
             wider[name] = np.concatenate([bias, [bias[unit] - times * limit for unit, times in units]])
         for name, numbers in wider.items():

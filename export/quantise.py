@@ -41,6 +41,7 @@ from cdl_deploy.runtime.bundle import SCORES
 STORED_HALF = ("selection.", "last.", "query_last.")
 """How those initializers begin that are no layer and yet large: prompts and keys, and the last block's stacks."""
 LARGEST_WEIGHT = 64
+"""Of whole numbers: what `reduce_range` leaves."""
 LARGE = 1 << 15
 """Numbers in such a constant that is worth storing in fp16."""
 Feeds = Mapping[str, npt.NDArray[Any]]

@@ -254,10 +254,11 @@ def command(
 
 def next_command(exported: list[Exported], destination: Path, target: str | None, python: Path | None) -> str:
     """What measures what was written, in the runtime that it was proved in as well."""
+    from cdl_deploy.targets import find_target
     from cdl_deploy.targets.checking import Proof
 
     student = exported[0]
-    if target in (None, "onnxruntime", "portable") or not isinstance(student.proof, Proof):
+    if target in (None, "onnxruntime") or not isinstance(student.proof, Proof) or not find_target(target).runtime:
         return f"cdl bench-latency {as_typed(destination)}"
     place = target if python is None else f"{target}={as_typed(python)}"
     return f"cdl bench-latency {as_typed(student.bundle.path)} --runtime onnxruntime,{place}"
