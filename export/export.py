@@ -205,11 +205,13 @@ def _export_learner(
     save_onnx(model, path, encode_metadata(bundle))
     on_step(f"{role}: comparing with the trained model on {len(images)} held-out images")
     expected = trained_logits(pair.encoder, learner, images, prompts)
-    expected = expected if known is None else expected[:, known]
     terms = None
     if learner.closed_form is not None:
         rows = read if sums else trained_features(pair.encoder, learner, images, prompts)
         terms = learner.closed_form.largest_sum(torch.from_numpy(rows))
+    elif learner.calibration is not None:
+        terms = learner.calibration.largest_sum(expected)
+    expected = expected if known is None else expected[:, known]
     parity = check_parity(path, bundle.preprocessing, expected, seen, terms, run_images)
     bundle = replace(bundle, parity=parity)
     if sums:

@@ -37,10 +37,11 @@ def check_parity(
     """Compare the file's logits for held-out images with `expected` [n, C], those of the trained model.
 
     The images are cut into batches of 1, 2, 5 and 64 in turn, so that a graph with a frozen batch cannot pass.
-    `terms`: the logits are a closed-form head's, which are as large as the classes are far apart, and the sizes of what
-    such a logit adds up come to this much at most: most of it may cancel, float32's rounding of it does not.
+    `terms`: the logits are a closed-form head's, which are as large as the classes are far apart, or those of a
+    calibration, which scales them; and the sizes of what such a logit adds up come to this much at most: most of it
+    may cancel, float32's rounding of it does not.
     `run`: how to get outputs for these images, where the file's own input cannot show them.
-    Raises ParityError above 1e-4 (closed form: or 1e-5 of the largest logit, or 1e-6 of `terms`), or for another top-1.
+    Raises ParityError above 1e-4 (with `terms`: or 1e-5 of the largest logit, or 1e-6 of `terms`), or for another top-1.
     """
     (found,) = (run or run_on(path, images, preprocessing))([LOGITS_NAME])
     return compare(expected.numpy(), found, path.name, terms)

@@ -142,7 +142,7 @@ def test_a_calibrated_run_is_exported_as_calibrated_whoever_selects(select, cali
     expected = torch.stack([row * student.calibration.scale + student.calibration.offset for row in plain])
     session = onnxruntime.InferenceSession(tmp_path / "out/student.onnx", providers=["CPUExecutionProvider"])
     found = session.run(["logits"], {"image": images.permute(0, 2, 3, 1).numpy()})[0]
-    np.testing.assert_allclose(found, expected.numpy(), atol=1e-4)
+    np.testing.assert_allclose(found, expected.numpy(), atol=1e-4, rtol=1e-5)  # logits up to 90: seven digits
     assert float((expected - plain).abs().max()) > 1e-2, "calibration changes something here"
     backbone = sum(value.numel() for value in student.backbone.parameters())
     components = 5 * 4 * (32 + 32 + 8 * 32) if select == "in-graph" else 5 * 8 * 32

@@ -52,6 +52,10 @@ class TaskCalibration(ResizableBuffers):
     def forward(self, logits: Logits) -> Logits:
         return logits * self.scale + self.offset
 
+    def largest_sum(self, logits: Logits) -> float:
+        """Of the sizes of what adds up to one of these logits [B, C], which are calibrated: all of it is rounded."""
+        return float(((logits - self.offset).abs() + self.offset.abs()).max())
+
     @torch.no_grad()
     def remember(self, features: Tokens, labels: Tensor) -> None:
         """Take the statistics of a task: features [B, n, D] of its training images and their labels [B].
