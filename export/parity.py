@@ -41,7 +41,8 @@ def check_parity(
     calibration, which scales them; and the sizes of what such a logit adds up come to this much at most: most of it
     may cancel, float32's rounding of it does not.
     `run`: how to get outputs for these images, where the file's own input cannot show them.
-    Raises ParityError above 1e-4 (with `terms`: or 1e-5 of the largest logit, or 1e-6 of `terms`), or for another top-1.
+    Raises ParityError above 1e-4 (with `terms`: or 1e-5 of the largest logit, or 1e-6 of `terms`), or for another
+    top-1.
     """
     (found,) = (run or run_on(path, images, preprocessing))([LOGITS_NAME])
     return compare(expected.numpy(), found, path.name, terms)

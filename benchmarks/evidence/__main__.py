@@ -21,6 +21,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -87,6 +88,8 @@ def start(given: argparse.Namespace) -> None:
 def run(given: argparse.Namespace) -> None:
     """Whatever is missing, here."""
     place = place_of(given)
+    if given.seeds:
+        place = replace(place, budget=replace(place.budget, seeds=tuple(given.seeds)))
     until = time.monotonic() + 60 * given.minutes if given.minutes else float("inf")
     place.runs.mkdir(parents=True, exist_ok=True)
     try:
@@ -117,6 +120,7 @@ def main() -> None:
         if name == "run":
             command.add_argument("--only", nargs="+", default=[], help="rows, such as coda-kdp-first")
             command.add_argument("--parts", nargs="+", choices=PARTS, default=[])
+            command.add_argument("--seeds", nargs="+", type=int, help="of the budget's seeds these")
     drawn = commands.add_parser("drawings", help="make the second set of images")
     drawn.add_argument("--data", type=Path, default=Path("data/drawings"), help="folder to write (%(default)s)")
     drawn.add_argument("--package", type=Path, help="the npm package, fetched elsewhere")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from benchmarks.evidence.measure import Place, about_here
 from benchmarks.evidence.rows import all_rows
+from cdl_deploy.bench.machine import describe_machine
 from cdl_deploy.files import write_json
 
 
@@ -47,7 +48,7 @@ def measure_latency(place: Place, seconds: float, seed: int = 0, batch: int = 1)
         for item in report["measurements"]
     }
     machine = report["machine"]
-    about = f"{machine['cpu']} ({', '.join(machine['instructions'])}), batch {batch}, one thread"
+    about = f"{describe_machine().processor}, batch {batch}, one thread"
     write_json(
         place.record("latency"),
         {"about": about, "seed": seed, "models": figures, "notes": report["notes"], "machine": machine, **about_here()},

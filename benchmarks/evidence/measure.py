@@ -260,12 +260,15 @@ def about_here() -> dict[str, Any]:
     """Commit, machine and versions."""
     import torch
 
+    from cdl_deploy.bench.machine import describe_machine
+
     done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=PROJECT, capture_output=True, text=True)
     machine = f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}, shared; "
     machine += f"{torch.get_num_threads()} thread{'s' if torch.get_num_threads() > 1 else ''}"
     return {
         "commit": done.stdout.strip(),
         "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else machine,
+        "processor": describe_machine().processor,
         "versions": {name: version(name) for name in ("torch", "timm", "numpy", "onnxruntime")},
     }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,12 @@ class Records:
     @property
     def every(self) -> list[dict[str, Any]]:
         return [record for by_seed in self.rows.values() for record in by_seed.values()]
+
+    @property
+    def processor(self) -> str | None:
+        """What most rows were trained on: times of several processors do not stand in one column. None: early records
+        do not say."""
+        return Counter(record.get("processor") for record in self.every).most_common(1)[0][0]
 
     def figures(self, row: str, head: str, get: Callable[[dict[str, Any]], float | None]) -> list[float]:
         """A figure of each seed that has it."""

@@ -119,7 +119,7 @@ def about(records: Records) -> list[str]:
         f"* {'; '.join(sorted({record['machine'] for record in every}))}; {versions}; commit "
         f"{', '.join(sorted({record['commit'] for record in every}))}; {hours:.1f} processor hours of training. "
         "Seconds are the processor's, which another process's load does not lengthen, and of what trains: a head's "
-        "pass over its images and the evaluation are not in them.",
+        "pass over its images and the evaluation are not in them; where another processor trained, there are none.",
     ]
 
 

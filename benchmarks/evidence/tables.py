@@ -57,12 +57,15 @@ LARGEST_LOAD = 0.25
 """Of a run's time by the wall clock, what other programs may have had: how they shared it out is not known."""
 
 
-def seconds(record: dict[str, Any], stage: str, row: Row, head: str) -> float | None:
+def seconds(record: dict[str, Any], stage: str, row: Row, head: str, processor: str | None) -> float | None:
     """Processor seconds of a run's learning: its share of the whole run by the wall clock's stages.
 
-    None for a run that was resumed, or that waited so much that a stage's share by the clock says little.
+    None for a run that was resumed, or that waited so much that a stage's share by the clock says little, or that had
+    another processor than the rest.
     """
     stages, spent = record["stage_seconds"], record["training"]
+    if record.get("processor") != processor:
+        return None
     if head != row.own_head or stage not in stages or spent.get("resumed"):
         return None
     if spent["processor_seconds"] < (1 - LARGEST_LOAD) * spent["seconds"]:
@@ -90,7 +93,8 @@ def line(records: Records, row: Row, head: str, role: str) -> str:
     cells = [label(row, role), row.adapt, head_words(head), final(records, row, head, role)]
     for metric in ("average_incremental_accuracy", "forgetting", "forgetting_standard"):
         cells.append(spread(records.of_role(row.name, head, role, metric)))
-    cells.append(spread(records.figures(row.name, head, lambda record: seconds(record, role, row, head)), 0))
+    spent = records.figures(row.name, head, lambda record: seconds(record, role, row, head, records.processor))
+    cells.append(spread(spent, 0))
     name = f"{row.name}-{head}" + (".teacher" if role == "teacher" else "")
     cells += [milliseconds(records, name), megabytes(records, row, head, role)]
     if role == "teacher":

@@ -147,4 +147,4 @@ def _key(row: dict[str, Any]) -> Key:
 
 def _machine(record: dict[str, Any]) -> Machine:
     names = ("cpu", "cores", "usable_cores", "platform", "python", "onnxruntime")
-    return Machine(**{name: record[name] for name in names})
+    return Machine(**{name: record[name] for name in names}, instructions=tuple(record.get("instructions", ())))

@@ -48,14 +48,25 @@ class Machine:
     """Environment variables that change threads, of those that are set."""
 
     def differs_from(self, other: Machine) -> list[str]:
-        """In words, what makes times of the two machines not comparable; empty where nothing does."""
+        """In words, what makes times of the two machines not comparable; empty where nothing does.
+
+        A cloud's processors of several generations may all give one model name: their instruction sets differ.
+        """
         names = ("cpu", "cores", "usable_cores")
         words = {"cpu": "processor", "cores": "cores", "usable_cores": "usable cores"}
-        return [
+        found = [
             f"{words[name]} {getattr(other, name)}, here {getattr(self, name)}"
             for name in names
             if getattr(self, name) != getattr(other, name)
         ]
+        if self.instructions and other.instructions and set(self.instructions) != set(other.instructions):
+            found.append(f"instruction sets {', '.join(other.instructions)}, here {', '.join(self.instructions)}")
+        return found
+
+    @property
+    def processor(self) -> str:
+        """Its name and what decides which kernels run, such as `AMD EPYC (avx2)`."""
+        return f"{self.cpu} ({', '.join(self.instructions)})" if self.instructions else self.cpu
 
 
 def cpu_model() -> str:

@@ -174,9 +174,20 @@ def test_a_run_that_waited_for_others_has_no_training_time(results):
     file = results / "evidence/shortest/coda-kdp-first-slda-0.json"
     record = json.loads(file.read_text())
     row = next(row for row in rows.all_rows(BUDGETS["shortest"]) if row.name == "coda-kdp-first")
-    assert tables.seconds(record, "student", row, "slda") == 15
+    assert tables.seconds(record, "student", row, "slda", None) == 15
     record["training"]["seconds"] = 28.0
-    assert tables.seconds(record, "student", row, "slda") is None
+    assert tables.seconds(record, "student", row, "slda", None) is None
+
+
+def test_times_of_another_processor_do_not_stand_in_the_column(results):
+    file = results / "evidence/shortest/coda-kdp-first-slda-0.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "processor": "other (avx2)"}))
+    found = records.read_records(results / "evidence", "shortest")
+    assert found.processor is None
+    kdp = next(
+        line for line in tables.whole_table(found).splitlines() if line.startswith("| CODA, KDP | first | slda |")
+    )
+    assert kdp.strip("| ").split(" | ")[3:8] == ["56.5 ± 0.7", "60.0 ± 0.0", "5.0 ± 0.0", "6.0 ± 0.0", "15"]
 
 
 def test_files_of_some_seeds_and_runs_of_others_are_not_mixed(results):

@@ -43,6 +43,13 @@ def test_what_makes_two_machines_different():
     assert QUIET.differs_from(other) == ["processor pentium, here cpu", "usable cores 1, here 2"]
 
 
+def test_two_generations_under_one_name_are_two_machines():
+    old, new = (replace(QUIET, instructions=sets) for sets in (("avx2",), ("avx2", "avx512f")))
+    assert new.differs_from(old) == ["instruction sets avx2, here avx2, avx512f"]
+    assert new.differs_from(QUIET) == [], "an old report does not say"
+    assert [it.processor for it in (new, QUIET)] == ["cpu (avx2, avx512f)", "cpu"]
+
+
 def test_shares_of_the_processor(monkeypatch):
     """Of 1,000 ticks of all cores 600 were busy and 50 stolen; the workers took 3 s at 100 ticks a second."""
     ticks = iter([(10_000, 4_000, 100), (11_000, 4_600, 150)])
