@@ -23,7 +23,7 @@ from cdl_deploy.export.graph import ExportGraph
 from cdl_deploy.export.latency import latency_ms
 from cdl_deploy.export.learned_sums import sums_of, trained_features
 from cdl_deploy.export.merged_export import Compared, merge_for_export
-from cdl_deploy.export.merging import plan_merging
+from cdl_deploy.export.merging import check_merging
 from cdl_deploy.export.onnx_file import above_limit, export_onnx, file_size, save_onnx
 from cdl_deploy.export.options import ExportOptions, check_large, check_tools, int8_tool, own_shrink
 from cdl_deploy.export.ort_file import write_ort
@@ -84,7 +84,7 @@ def export_run(
         for learner in learners:
             check_filter(record.preprocessing.of(learner.role).interpolation)
     for learner in learners:
-        plan_merging(learner.backbone, options.tokens, learner.first_block)
+        check_merging(learner, options.tokens)
         query_view(record, learner, learner.method.uses_query and select.in_graph, options.input)
     older = older_models(options.update_from, [learner.role for learner in learners])
     if out.exists() and not out.is_dir():

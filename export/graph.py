@@ -31,9 +31,9 @@ from cdl_deploy.export.heads import fold_heads
 from cdl_deploy.export.merging import Merging, mergings, patches_left, plan_merging, run_merging_block
 from cdl_deploy.training.backbones.protocol import Backbone, OutputTokens
 from cdl_deploy.training.distillation import Distillation
-from cdl_deploy.training.features import Feature
+from cdl_deploy.training.features import Feature, at_the_end, early_blocks, with_early
 from cdl_deploy.training.methods.folded import ConstantSelection, FixedSelection
-from cdl_deploy.training.models.learner import CLASS, Learner, merge
+from cdl_deploy.training.models.learner import CLASS, EarlyPatches, Learner, merge
 from cdl_deploy.training.models.teacher_student import TeacherStudent
 
 
@@ -100,8 +100,10 @@ class ExportGraph(nn.Module):
     ) -> tuple[Tensor, ...]:
         """`query_image`: what the query sees, where that is of another size."""
         tokens = self.embedding(image)
+        early = EarlyPatches(self.backbone, early_blocks(self.head.computed))
         for index in range(self.first_block):
             tokens = run_block(self.backbone, self.attentions[index], index, tokens)
+            early.take(index, tokens)
         entry = enter(self.backbone, self.attentions[0], tokens) if self.shared_entry else None
         seen = image if query_image is None else query_image
         prompts, task_scores = self.selection(self.query(seen, tokens, entry) if self.uses_query else None)
@@ -122,10 +124,13 @@ class ExportGraph(nn.Module):
             tokens = run_block(
                 self.backbone, attention, index, tokens, chosen, constant, output_tokens, self.last, first, sizes
             )
+            early.take(index, tokens)
+        last_features = at_the_end(self.head.computed)
         if self.head.output_tokens is not None:
             computed = self.backbone.final_norm(tokens)
         else:
-            computed = self.pool(self.backbone, tokens, self.head.computed, sizes)
+            computed = self.pool(self.backbone, tokens, last_features, sizes)
+        computed = with_early(computed, last_features, early.taken())
         if self.distance is None:
             logits = self.head(computed)
             return logits, logits.softmax(dim=1), task_scores.expand(image.shape[0], -1)

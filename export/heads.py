@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from cdl_deploy.training.backbones.protocol import OutputTokens
-from cdl_deploy.training.features import POSITIONS, in_order
+from cdl_deploy.training.features import in_order
 from cdl_deploy.training.heads import FoldedHead
 from cdl_deploy.training.models.learner import Learner
 
@@ -26,7 +26,7 @@ class FoldedHeads(nn.Module):
         super().__init__()
         self.unit_length = folded.unit_length
         self.normalise, self.output_tokens, self.computed = folded.normalise, output_tokens, in_order(folded.features)
-        self.positions = tuple(POSITIONS[name] for name in folded.features)
+        self.positions = tuple(self.computed.index(name) for name in folded.features)
         self.all_in_order = folded.features == self.computed
         self.register_buffer("weight", folded.weight.detach().contiguous())
         self.register_buffer("bias", folded.bias.detach().contiguous())

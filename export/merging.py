@@ -25,7 +25,9 @@ from cdl_deploy.errors import OptionError
 from cdl_deploy.export.attention import FoldedAttention, Projected
 from cdl_deploy.export.block import ConstantPrompt, Sizes, gather, project
 from cdl_deploy.training.backbones.protocol import Backbone
+from cdl_deploy.training.features import early_blocks
 from cdl_deploy.training.methods.folded import HeadRows
+from cdl_deploy.training.models.learner import Learner
 
 
 def check_share(share: float) -> None:
@@ -44,6 +46,17 @@ def patch_count(backbone: Backbone) -> int:
 def patches_left(backbone: Backbone, share: float) -> int:
     """How many are left after the last merging: no more than `share` of all."""
     return math.floor(share * patch_count(backbone) + 1e-9)
+
+
+def check_merging(learner: Learner, share: float) -> None:
+    """Raise OptionError where the learner's patch tokens cannot be merged to a `share` of them."""
+    read = () if learner.closed_form is None else early_blocks(learner.closed_form.features)
+    if share < 1 and read:
+        raise OptionError(
+            f"--tokens: the {learner.role}'s head reads patches@{read[0]}, and merged ones are others: leave --tokens "
+            "out, or give the run a head without it (cdl head RUN --features class+patches --out RUN2)"
+        )
+    plan_merging(learner.backbone, share, learner.first_block)
 
 
 def plan_merging(backbone: Backbone, share: float, first_block: int = 0) -> dict[int, int]:

@@ -133,7 +133,7 @@ def new_heads(
         raise RunError(f"{root} has tasks left to learn: finish it first with cdl train {as_typed(root)} --resume")
     if record.forgotten:
         raise RunError(f"{root} has forgotten classes, whose images are not to be looked at again: train a new run")
-    given = {"features": None, "random_features": 0, "teacher_head": None, **options}
+    given = {"features": None, "teacher_features": None, "random_features": 0, "teacher_head": None, **options}
     adapt = method.adapt or ("all" if all(task.optim.epochs for task in record.tasks) else None)
     changed = replace(method, **given, adapt=adapt if method.adapting else None, calibration="none", alpha_holdout=0.0)
     if "learned" in changed.heads.values():

@@ -12,6 +12,11 @@ RANPAC = {"head": "ridge", "random_features": 2000}
 HEADS: dict[str, dict[str, Any]] = {
     "slda": {"head": "slda"},
     "slda-no-kd": {"head": "slda", "features": "class+patches"},
+    "slda-early": {
+        "head": "slda",
+        "features": "class+patches+patches@4",
+        "teacher_features": "class+patches+patches@5+patches@8",
+    },
     "ncm": {"head": "ncm"},
     "ridge": {"head": "ridge"},
     "RanPAC": RANPAC,
@@ -46,7 +51,7 @@ class Row:
         return self.distill != "none" or bool(self.options.get("train_teacher"))
 
 
-FROZEN = Row("frozen", "none", "none", "none", ("slda", "ncm", "ridge", "RanPAC"), {"train_teacher": True})
+FROZEN = Row("frozen", "none", "none", "none", ("slda", "slda-early", "ncm", "ridge", "RanPAC"), {"train_teacher": True})
 JOINT = "joint"
 """A linear probe on all classes at once: no continual learning, the upper bound."""
 

@@ -20,7 +20,7 @@ def label(row: Row, role: str = "student") -> str:
     return f"{NAMES[row.method]}, {'teacher' if role == 'teacher' else NAMES[row.distill]}"
 
 
-HEAD_WORDS = {"slda-no-kd": "slda, without the KD token"}
+HEAD_WORDS = {"slda-no-kd": "slda, without the KD token", "slda-early": "slda, earlier blocks too"}
 
 
 def head_words(head: str) -> str:

@@ -8,19 +8,17 @@ run, in the exported file, and in the statistics' file.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cdl_deploy.closed_form.parts import parts_of
 from cdl_deploy.closed_form.stable_random import normals
 from cdl_deploy.closed_form.teacher_sums import Floats
 from cdl_deploy.errors import OptionError
 
-PART = re.compile(r"class|kd|patches(@(0|[1-9][0-9]{0,3}))?")
-"""class, kd: the tokens after the final norm; patches: the mean of the patch tokens; patches@9: of block 9, from 0."""
 SHORTEST = 1e-12
 """A vector shorter than this is divided by it instead of by its length, as in PyTorch's `normalize`."""
 
@@ -50,15 +48,14 @@ class FeatureMap:
     """What φ is made of."""
 
     parts: tuple[str, ...] = ("class",)
-    """Tokens, put side by side in this order: `PART` says which there are."""
+    """Tokens, put side by side in this order: `parts.PART` says which there are."""
     normalise: bool = False
     """Whether the vector is brought to unit length, before a projection."""
     projection: RandomProjection | None = None
     """A random projection with ReLU, or none."""
 
     def __post_init__(self) -> None:
-        odd = [part for part in self.parts if not PART.fullmatch(part)]
-        if odd or not self.parts or len(set(self.parts)) != len(self.parts):
+        if parts_of(self.name) is None:
             raise OptionError(
                 f"the features are '{self.name}', expected some of class, kd, patches and patches@BLOCK, each once, "
                 "joined by +, e.g. class+kd"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cdl_deploy.closed_form.parts import EXPECTED, parts_of
 from cdl_deploy.errors import OptionError
 from cdl_deploy.run.options import Options, option
 
@@ -22,9 +23,8 @@ UNSEEN_KEYS = ("masked", "chosen")
 COMPONENT_STARTS = ("exact", "one-pass")
 APT_TEACHERS = ("trained", "merged")
 PRIORS = ("uniform", "observed")
-FEATURES = ("class", "patches", "kd")
 REHEAD_OPTIONS = (
-    "head", "teacher_head", "features", "random_features", "priors", "shrinkage", "ridge_penalty",
+    "head", "teacher_head", "features", "teacher_features", "random_features", "priors", "shrinkage", "ridge_penalty",
     "ridge_teacher_weight",
 )  # fmt: skip
 """What `cdl head` may change of a finished run: what closed-form heads are, and nothing that trains."""
@@ -301,12 +301,21 @@ class HeadOptions(Options):
     """What the teacher classifies with. It always distils with its learned head."""
     features: str | None = option(
         None,
-        "What a closed-form head reads: class, patches and kd, joined by +.",
+        "What a closed-form head reads: class, patches, patches@K of block K, from 0, and kd, joined by +.",
         metavar="class+patches",
         default_text="class+patches, and kd where there is a KD token",
         teacher=True,
     )
-    """`class` token, mean of the `patches`, and `kd` token after the final norm, together; a teacher has no `kd`."""
+    """`class` token, mean of the `patches`, and `kd` token after the final norm, together; a teacher has no `kd`.
+    `patches@8`: the mean of the patches after block 8, counted from 0, through the same norm. What a class token was
+    never trained to tell may still be in earlier blocks."""
+    teacher_features: str | None = option(
+        None,
+        "What the teacher's closed-form head reads, where it differs: its blocks are others.",
+        metavar="class+patches",
+        default_text="as --features, without kd",
+        teacher=True,
+    )
     random_features: int = option(
         0, "Project features to M random ones with a ReLU first (RanPAC).", metavar="M", low=0, teacher=True
     )
@@ -348,13 +357,21 @@ class HeadOptions(Options):
 
     def check(self) -> None:
         """The features must be some that there are, and what is said of a head must fit it."""
-        names = (self.features or "class").split("+")
-        if not set(names) <= set(FEATURES) or len(set(names)) < len(names):
-            known = ", ".join(FEATURES)
-            raise OptionError(f"--features is '{self.features}', expected some of {known}, each once, joined by +")
+        for flag, text in (("--features", self.features), ("--teacher-features", self.teacher_features)):
+            if text is not None and parts_of(text) is None:
+                raise OptionError(f"{flag} is '{text}', {EXPECTED}")
+        if "kd" in (self.teacher_features or "").split("+"):
+            raise OptionError(f"--teacher-features {self.teacher_features}: a teacher has no KD token: leave kd out")
         kinds = {self.head, self.teacher_head or self.head}
         if kinds == {"learned"}:
-            for name in ("features", "random_features", "shrinkage", "ridge_penalty", "ridge_teacher_weight"):
+            for name in (
+                "features",
+                "teacher_features",
+                "random_features",
+                "shrinkage",
+                "ridge_penalty",
+                "ridge_teacher_weight",
+            ):
                 if getattr(self, name):
                     flag = f"--{name.replace('_', '-')}"
                     raise OptionError(f"{flag} is of closed-form heads: add --head slda, ridge or ncm, or leave it out")

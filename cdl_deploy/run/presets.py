@@ -111,8 +111,8 @@ def _full(model: str, tagged: bool) -> str:
 OF_A_FROZEN_BACKBONE = {
     "models": {"student", "student_weights", "pixel_range", "train_teacher"},
     "method": {
-        "head", "teacher_head", "features", "random_features", "priors", "shrinkage", "ridge_penalty", "head_start",
-        "student_head", "calibration",
+        "head", "teacher_head", "features", "teacher_features", "random_features", "priors", "shrinkage",
+        "ridge_penalty", "head_start", "student_head", "calibration",
     },
 }  # fmt: skip
 """Options by section that can be given without asking for prompts or for a teacher's help."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Mapping, MutableSequence
+from collections.abc import Callable, Collection, Iterator, Mapping, MutableSequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from cdl_deploy.training.features import Feature, in_order
+from cdl_deploy.training.features import Feature, at_the_end
 from cdl_deploy.training.shapes import Pixels, PromptVectors, Tokens
 
 POOLED = {"avg": "the mean of its patches", "map": "what its attention pooling makes of all tokens"}
@@ -245,7 +245,7 @@ class Backbone(nn.Module, ABC):
     def pool(
         self, tokens: Float[Tensor, "B N D"], features: Collection[Feature], sizes: PatchSizes | None = None
     ) -> Float[Tensor, "B n D"]:
-        """The features, in their order, of tokens after the last block: of all, or of those `output_tokens` names.
+        """The features after the last block, in their order, of its tokens: of all, or of those `output_tokens` names.
 
         `sizes`: how many patches each of the patch tokens stands for, where some were merged.
         """
@@ -254,7 +254,7 @@ class Backbone(nn.Module, ABC):
             return self.final_norm(tokens if tokens.shape[1] == len(wanted) else pick(tokens, wanted))
         normed = self.final_norm(tokens)
         found = {"class": normed[:, 0], "patches": self.mean_patch(normed, sizes), "kd": normed[:, -1]}
-        return torch.stack([found[name] for name in in_order(features)], dim=1)
+        return torch.stack([found[name] for name in at_the_end(features)], dim=1)
 
     def mean_patch(self, normed: Float[Tensor, "B N D"], sizes: PatchSizes | None = None) -> Float[Tensor, "B D"]:
         """The mean of the patches among all tokens; `sizes` as in `pool`."""
@@ -317,10 +317,11 @@ class Backbone(nn.Module, ABC):
         prompts: Prompts | None = None,
         output_tokens: OutputTokens = None,
         hidden: MutableSequence[Tensor] | None = None,
+        after: Callable[[int, Tensor], None] | None = None,
     ) -> Float[Tensor, "B n D"]:
         """Blocks `start` to `stop - 1`. Of the last one, only the tokens at the positions `output_tokens` are computed.
 
-        The tokens after each block are added to `hidden`, where it is given.
+        The tokens after each block are added to `hidden`, and told `after` with the block's number, where it is given.
         """
         prompts = prompts or {}
         with self.precision():
@@ -328,6 +329,8 @@ class Backbone(nn.Module, ABC):
                 tokens = self.run_block(index, tokens, prompts.get(index), output_tokens if index == stop - 1 else None)
                 if hidden is not None:
                     hidden.append(tokens.float())
+                if after is not None:
+                    after(index, tokens.float())
         return tokens.float()
 
     def precision(self) -> torch.autocast:

@@ -24,7 +24,7 @@ from cdl_deploy.training.backbones.protocol import (
     PatchSizes,
     TokenLayout,
 )
-from cdl_deploy.training.features import Feature, in_order
+from cdl_deploy.training.features import Feature, at_the_end
 from cdl_deploy.training.shapes import Tokens
 
 
@@ -117,7 +117,7 @@ class TimmViT(Backbone):
             found["patches"] = vit.fc_norm(self.mean_patch(normed, sizes))
         if "kd" in features:
             found["kd"] = vit.fc_norm(normed[:, -1])
-        return torch.stack([found[name] for name in in_order(features)], dim=1)
+        return torch.stack([found[name] for name in at_the_end(features)], dim=1)
 
     def attention_weights(self, index: int) -> AttentionWeights:
         attention = self.attention(index)

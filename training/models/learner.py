@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Literal, NamedTuple
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from cdl_deploy.training.backbones.protocol import Backbone, BlockPrompt, OutputTokens
 from cdl_deploy.training.distillation.protocol import Distillation, LearnerOutput
-from cdl_deploy.training.features import Feature, in_order, side_by_side
+from cdl_deploy.training.features import Feature, at_the_end, early_blocks, in_order, side_by_side, with_early
 from cdl_deploy.training.heads import FoldedHead, Head
 from cdl_deploy.training.heads.closed_form import ClosedFormHead
 from cdl_deploy.training.methods.protocol import ContinualMethod, Phase, PromptSelection
@@ -66,6 +66,25 @@ class QueryEncoder:
         backbone, tokens = self.backbone, result.student_tokens
         last = backbone.run_blocks(tokens, result.entry, backbone.depth, output_tokens=backbone.output_tokens(CLASS))
         return backbone.pool(last, CLASS)[:, 0]
+
+
+class EarlyPatches:
+    """The mean patch after some of the blocks, through the final norm."""
+
+    def __init__(self, backbone: Backbone, blocks: Collection[int]) -> None:
+        self.backbone, self.blocks = backbone, blocks
+        self.found: dict[int, Float[Tensor, "B D"]] = {}
+
+    def take(self, block: int, tokens: Tokens) -> None:
+        """The tokens after `block`."""
+        if block in self.blocks:
+            self.found[block] = self.backbone.mean_patch(self.backbone.final_norm(tokens))
+
+    def taken(self) -> dict[int, Float[Tensor, "B D"]]:
+        """By block. RuntimeError where the pass began behind one of them."""
+        if missing := set(self.blocks) - set(self.found):
+            raise RuntimeError(f"patches@{min(missing)}: the tokens after that block were not computed here")
+        return self.found
 
 
 class Learner(nn.Module):
@@ -169,15 +188,21 @@ class Learner(nn.Module):
         hidden: deque[Tensor] = deque(maxlen=hidden_blocks)
         selection = self.method(query, phase) if prompts is None else PromptSelection(prompts)
         prompts = merge(selection.prompts, self.distillation.block_prompts())
-        tokens = self.backbone.run_blocks(tokens, entry, self.first_block, hidden=hidden)
+        early = EarlyPatches(self.backbone, early_blocks(features))
+        early.take(entry - 1, tokens)
+        tokens = self.backbone.run_blocks(tokens, entry, self.first_block, hidden=hidden, after=early.take)
         tokens = self.distillation.append_token(tokens)
-        tokens = self.backbone.run_blocks(tokens, self.first_block, self.backbone.depth, prompts, output_tokens, hidden)
-        output = self.apply_heads(self.backbone.pool(tokens, features))
+        tokens = self.backbone.run_blocks(
+            tokens, self.first_block, self.backbone.depth, prompts, output_tokens, hidden, early.take
+        )
+        last = at_the_end(features)
+        output = self.apply_heads(with_early(self.backbone.pool(tokens, last), last, early.taken()))
         return replace(output, losses=selection.losses, hidden=list(hidden))
 
     def apply_heads(self, computed: Float[Tensor, "B n D"]) -> LearnerOutput:
         """What the heads say to the features that have been computed for them."""
-        logits = self.class_head(side_by_side(computed, self.class_head.features))
+        order = self.features if computed.shape[1] == len(self.features) else self.test_features
+        logits = self.class_head(side_by_side(computed, self.class_head.features, order))
         extra = self.distillation.extra_logits(computed)
         return LearnerOutput(class_logits=logits, extra_logits=extra, features=computed)
 
@@ -191,7 +216,7 @@ class Learner(nn.Module):
     def closed_form_features(self, output: LearnerOutput) -> Float[Tensor, "B F"]:
         """What the closed-form head reads, side by side, before a projection."""
         assert self.closed_form is not None and output.features is not None
-        return side_by_side(output.features, self.closed_form.features)
+        return side_by_side(output.features, self.closed_form.features, self.test_features)
 
     def uncalibrated(self, output: LearnerOutput) -> Logits:
         """The same before calibration."""

@@ -14,7 +14,7 @@ from cdl_deploy.errors import OptionError
 from cdl_deploy.run.config import MethodConfig, check_name
 from cdl_deploy.training.backbones.protocol import Backbone, NetworkShape
 from cdl_deploy.training.distillation import DISTILLATIONS, Distillation, build_distillation
-from cdl_deploy.training.features import POSITIONS
+from cdl_deploy.training.features import Feature, early_blocks, in_order
 from cdl_deploy.training.heads.closed_form import ClosedFormHead
 from cdl_deploy.training.losses import similarity_distance
 from cdl_deploy.training.methods import METHODS, build_head, build_method, build_student_head
@@ -103,7 +103,7 @@ def build_teacher_student(backbones: dict[Role, Backbone], config: MethodConfig,
             own, build = distillation, build_student_head
             calibration = TaskCalibration() if config.calibration == "statistics" else None
         head = build(backbone.width, config)
-        closed_form = build_closed_form(role, backbone, own, config, seed)
+        closed_form = build_closed_form(role, backbone, own, config, seed, first_block)
         learners[role] = Learner(role, backbone, methods[role], own, head, first_block, calibration, closed_form)
     encoder = QueryEncoder(student, first_block)
     return TeacherStudent(
@@ -112,28 +112,16 @@ def build_teacher_student(backbones: dict[Role, Backbone], config: MethodConfig,
 
 
 def build_closed_form(
-    role: Role, backbone: Backbone, distillation: Distillation, config: MethodConfig, seed: int
+    role: Role, backbone: Backbone, distillation: Distillation, config: MethodConfig, seed: int, first_block: int = 0
 ) -> ClosedFormHead | None:
-    """A learner's closed-form head, which has seen nothing; None where its head is learned."""
+    """A learner's closed-form head, which has seen nothing; None where its head is learned.
+
+    `first_block`: the student's tokens may enter there, and nobody knows what they were before.
+    """
     kind = config.heads[role]
     if kind == "learned":
         return None
-    has_kd = distillation.extra_tokens() is not None
-    averaged = backbone.pooling == "avg"  # then the mean of its patches is what `class` is
-    usual = "class" if averaged else "class+patches"
-    wanted = config.features or (f"{usual}+kd" if has_kd else usual)
-    if averaged and "patches" in wanted.split("+"):
-        raise OptionError(
-            f"--features {wanted}: the {role} reads the mean of its patches and no class token, so class and patches "
-            "are the same: leave patches out"
-        )
-    names = tuple(name for name in POSITIONS if name in wanted.split("+"))
-    if role == "teacher":
-        names = tuple(name for name in names if name != "kd") or ("class",)
-    elif "kd" in names and not has_kd:
-        raise OptionError(
-            f"--features {wanted}: there is no KD token with --distill {config.distill}: leave kd out, or give kdp"
-        )
+    names = closed_form_features(role, backbone, distillation, config, first_block)
     size = config.random_features
     projection = RandomProjection(size, derive_seed(seed, "random features", role) % 2**53) if size else None
     weight = config.ridge_teacher_weight if role == "student" else 0.0
@@ -141,3 +129,36 @@ def build_closed_form(
         kind, config.priors, config.shrinkage, config.ridge_penalty, intercept=not size, teacher_weight=weight
     )
     return ClosedFormHead(backbone.width, rule, names, projection)
+
+
+def closed_form_features(
+    role: Role, backbone: Backbone, distillation: Distillation, config: MethodConfig, first_block: int
+) -> tuple[Feature, ...]:
+    """What a learner's closed-form head reads, in order. Raises OptionError for what the learner does not have."""
+    has_kd = distillation.extra_tokens() is not None
+    averaged = backbone.pooling == "avg"  # then the mean of its patches is what `class` is
+    usual = "class" if averaged else "class+patches"
+    own = config.teacher_features if role == "teacher" else None
+    wanted = own or config.features or (f"{usual}+kd" if has_kd else usual)
+    flag = f"--{'teacher-' if own else ''}features {wanted}"
+    chosen = wanted.split("+")
+    if averaged and "patches" in chosen:
+        raise OptionError(
+            f"{flag}: the {role} reads the mean of its patches and no class token, so class and patches "
+            "are the same: leave patches out"
+        )
+    for block in early_blocks(chosen):
+        low = max(0, first_block - 1) if role == "student" else 0
+        if not low <= block < backbone.depth - 1:
+            why = f", the first {first_block} of which give the query" if low else ""
+            other = "; --teacher-features can differ" if role == "teacher" and not own else ""
+            raise OptionError(
+                f"{flag}: the {role} has {backbone.depth} blocks{why}, so expected patches@{low} to "
+                f"patches@{backbone.depth - 2}, or patches for those of the last{other}"
+            )
+    names = tuple(name for name in in_order(chosen) if name in chosen)
+    if role == "teacher":
+        return tuple(name for name in names if name != "kd") or ("class",)
+    if "kd" in names and not has_kd:
+        raise OptionError(f"{flag}: there is no KD token with --distill {config.distill}: leave kd out, or give kdp")
+    return names

@@ -108,7 +108,7 @@ def extract(
             for count in (*blocks, backbone.depth):
                 prefix = "" if count == backbone.depth else f"block{count}_"
                 tokens = backbone.final_norm(hidden[count - 1])
-                kept.setdefault(f"{prefix}class", []).append(tokens[:, 0])
+                kept.setdefault(f"{prefix}class", []).append(tokens[:, 0].clone())  # a view would keep all tokens
                 kept.setdefault(f"{prefix}patches", []).append(tokens[:, first:].mean(dim=1))
                 if prefix:
                     kept.setdefault(f"{prefix}raw_patches", []).append(hidden[count - 1][:, first:].mean(dim=1))
