@@ -65,7 +65,7 @@ def export(path: Path, case: str, tasks: int = TASKS, closed_form: bool = True) 
     pair = build_teacher_student({role: random_backbone(MODEL, seed) for seed, role in enumerate(roles)}, config, 0)
     learner = pair.student
     if not closed_form:
-        learner.class_head = LinearHead(learner.backbone.width, "linear", tuple(features.split("+")))  # type: ignore[arg-type]
+        learner.class_head = LinearHead(learner.backbone.width, "linear", tuple(features.split("+")))
     for number in range(tasks):
         pair.begin_task(CLASSES, 0, adapts=not closed_form or adapt == "all" or number == 0)
         learner.end_task()

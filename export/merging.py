@@ -50,11 +50,13 @@ def patches_left(backbone: Backbone, share: float) -> int:
 
 def check_merging(learner: Learner, share: float) -> None:
     """Raise OptionError where the learner's patch tokens cannot be merged to a `share` of them."""
-    read = () if learner.closed_form is None else early_blocks(learner.closed_form.features)
-    if share < 1 and read:
+    head = learner.closed_form
+    read = () if head is None else early_blocks(head.features)
+    if share < 1 and head is not None and read:
         raise OptionError(
             f"--tokens: the {learner.role}'s head reads patches@{read[0]}, and merged ones are others: leave --tokens "
-            "out, or give the run a head without it (cdl head RUN --features class+patches --out RUN2)"
+            f"out, or give the run a head without it (cdl head RUN --head {head.rule.kind} --features "
+            "class+patches --out RUN2)"
         )
     plan_merging(learner.backbone, share, learner.first_block)
 

@@ -5,6 +5,7 @@ tests/export/test_updates.py compares files that were written with and without.
 
 from __future__ import annotations
 
+import logging
 import typing
 from functools import cache
 from typing import Any
@@ -32,6 +33,9 @@ def prepare_torch() -> None:
     torch.onnx.export = _use_lazy_graph_module(True)(torch.onnx.export)
     # Of every operator that it overrides for a while, it writes a generic type that nobody reads; this one is cached.
     torch._ops.Callable = typing.Callable  # type: ignore[attr-defined]
+    # pytest (9.1 and later) listens to every logger that does not propagate, and this one is then told of all that
+    # torch traces: thousands of lines in the report of a test that fails.
+    logging.getLogger("torch.__trace").propagate = True
     _match_the_operator_first()
     _believe_known_values()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import sqrt
 from pathlib import Path
 
@@ -28,9 +29,9 @@ SHORT = """\
 images a class. All of it, with a GPU: `make evidence BUDGET=full`. Differences under two standard errors say nothing.
 """
 SO_FAR = """\
-**{measured} of its {planned} rows have been measured**: `make evidence BUDGET={name}` goes on with the others. The next
-table has all of them, with fewer images.
+**{measured} of its {planned} rows have been measured**: `make evidence BUDGET={name}` goes on with the others.{next}
 """
+NEXT = " The next\ntable has {rows}, with fewer images."
 FEATURES = """\
 ## Features alone, 100 images a class
 
@@ -132,20 +133,29 @@ def latency(records: Records) -> list[str]:
     return [said, "", *(f"* {note}" for note in found["notes"]), ""]
 
 
-def introduction(records: Records) -> list[str]:
-    """That it is not the whole experiment, and how many of its rows are there."""
+def introduction(records: Records, following: Sequence[Records]) -> list[str]:
+    """That it is not the whole experiment, and how many of its rows are there and in the table that follows."""
     budget, rows = records.budget, len(records.shown())
     if budget.images is None:
         return []
     planned = sum(len(row.heads) for row in all_rows(budget))
-    so_far = [SO_FAR.format(measured=rows, planned=planned, name=budget.name)] if rows < planned else []
-    return [SHORT.format(name=budget.name), *so_far]
+    if rows == planned:
+        return [SHORT.format(name=budget.name)]
+    more = [NEXT.format(rows=len(other.shown())) for other in following[:1] if len(other.shown()) > rows]
+    so_far = SO_FAR.format(measured=rows, planned=planned, name=budget.name, next="".join(more))
+    return [SHORT.format(name=budget.name), so_far]
 
 
-def part(records: Records, results: Path) -> list[str]:
+def part(records: Records, results: Path, following: Sequence[Records] = ()) -> list[str]:
     """The table of a budget, its picture, gains and aims."""
     images = counted(records.budget.images, "training images")
-    lines = [f"## Split CIFAR-100, ten tasks of ten classes, {images}", "", *introduction(records), *about(records), ""]
+    lines = [
+        f"## Split CIFAR-100, ten tasks of ten classes, {images}",
+        "",
+        *introduction(records, following),
+        *about(records),
+        "",
+    ]
     if points(records):
         lines += [f"![accuracy against latency](results/evidence-{records.budget.name}.png)", ""]
     lines += [whole_table(records), "", *latency(records)]
@@ -164,8 +174,8 @@ def report(results: Path) -> str:
     """docs/results.md from the records in `results`."""
     tables, second = measured(results), read_records(results / "evidence", "drawings")
     lines = [INTRODUCTION]
-    for records in tables:
-        lines += part(records, results)
+    for number, records in enumerate(tables, start=1):
+        lines += part(records, results, tables[number:])
     lines += [FEATURES, features_table(results), ""]
     if second:
         lines += [SECOND, f"{schedule(second).capitalize()}.", "", second_table(second), ""]

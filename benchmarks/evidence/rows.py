@@ -51,7 +51,9 @@ class Row:
         return self.distill != "none" or bool(self.options.get("train_teacher"))
 
 
-FROZEN = Row("frozen", "none", "none", "none", ("slda", "slda-early", "ncm", "ridge", "RanPAC"), {"train_teacher": True})
+FROZEN = Row(
+    "frozen", "none", "none", "none", ("slda", "slda-early", "ncm", "ridge", "RanPAC"), {"train_teacher": True}
+)
 JOINT = "joint"
 """A linear probe on all classes at once: no continual learning, the upper bound."""
 

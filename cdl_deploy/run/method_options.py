@@ -301,7 +301,7 @@ class HeadOptions(Options):
     """What the teacher classifies with. It always distils with its learned head."""
     features: str | None = option(
         None,
-        "What a closed-form head reads: class, patches, patches@K of block K, from 0, and kd, joined by +.",
+        "What a closed-form head reads: class, patches, patches@K of an earlier block K, from 0, and kd, joined by +.",
         metavar="class+patches",
         default_text="class+patches, and kd where there is a KD token",
         teacher=True,

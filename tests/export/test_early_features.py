@@ -107,6 +107,12 @@ def test_blocks_that_are_not_there_are_named(options, message):
         make_pair(head="slda", **options)
 
 
+def test_without_a_teacher_nothing_can_be_said_of_its_features():
+    config = MethodConfig("none", "none", head="slda", teacher_features="class")
+    with pytest.raises(OptionError, match="--teacher-features class: there is no teacher: leave it out"):
+        build_teacher_student({"student": make_backbone()}, config, seed=0)
+
+
 def test_a_teacher_of_fewer_blocks_says_where_to_name_its_own():
     backbones = {"student": make_backbone(depth=6), "teacher": make_backbone(width=32, depth=3, heads=4)}
     config = MethodConfig("none", "none", head="slda", features="class+patches@4")
@@ -154,7 +160,8 @@ def test_prompted_by_command_from_a_head_of_an_earlier_block(trained, tmp_path, 
     assert [item.bundle.parity.top1_agreement for item in items] == [1, 1]
     student = onnx.load(items[0].bundle.path)
     assert student.graph.name
-    with pytest.raises(OptionError, match=r"--tokens: the student's head reads patches@0, and merged ones are others"):
+    said = r"--tokens: the student's head reads patches@0, and merged ones .*cdl head RUN --head ridge --features class"
+    with pytest.raises(OptionError, match=said):
         export_run(tmp_path / "run", tmp_path / "merged", ExportOptions(tokens=0.5))
     assert not (tmp_path / "merged").exists()
     with pytest.raises(SystemExit) as stopped:

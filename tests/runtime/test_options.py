@@ -142,7 +142,8 @@ def test_what_decides_what_a_teacher_is():
     assert set(teacher_options(MethodConfig())) == {
         "method", "query", "query_regulariser", "prompt_length", "key_loss_weight", "pool_size", "top_k",
         "shared_prompt_length", "merge_share", "orthogonality", "components_per_task", "head_start",
-        "head", "teacher_head", "features", "random_features", "adapt", "priors", "shrinkage", "ridge_penalty",
+        "head", "teacher_head", "features", "teacher_features", "random_features", "adapt", "priors", "shrinkage",
+        "ridge_penalty",
         "components", "component_start", "unseen_keys", "entries", "apt_teacher",
     }  # fmt: skip
 

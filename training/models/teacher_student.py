@@ -81,6 +81,11 @@ def build_teacher_student(backbones: dict[Role, Backbone], config: MethodConfig,
     student, teacher = backbones["student"], backbones.get("teacher")
     if teacher is not None and teacher.image_size != student.image_size:
         teacher.first_pixel = 3 * student.image_size[0] * student.image_size[1]
+    if teacher is None and config.teacher_features:
+        raise OptionError(
+            f"--teacher-features {config.teacher_features}: there is no teacher: leave it out, or give --train-teacher "
+            "or a distillation"
+        )
     first_block = config.query_block
     shapes = {
         role: NetworkShape(b.width, b.depth, student.width, first_block, b.layout, b.pooling)
