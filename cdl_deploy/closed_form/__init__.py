@@ -3,7 +3,6 @@
     statistics.py       the sums: counts, class means, pooled within-class scatter; add, merge, subtract, forget
     teacher_sums.py     one more sum, for ridge towards a teacher's outputs
     history.py          the last additions kept apart, so that they can be taken back bit by bit
-    parts.py            the names of features
     features.py         from a backbone's tokens to the vector that is summed; random projection
     stable_random.py    random numbers that stay the same for ever, in any language
     shrinkage.py        ρ of the covariance: OAS

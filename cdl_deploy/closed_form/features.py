@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cdl_deploy.closed_form.parts import parts_of
 from cdl_deploy.closed_form.stable_random import normals
 from cdl_deploy.closed_form.teacher_sums import Floats
 from cdl_deploy.errors import OptionError
+from cdl_deploy.run.feature_parts import parts_of
 
 SHORTEST = 1e-12
 """A vector shorter than this is divided by it instead of by its length, as in PyTorch's `normalize`."""
@@ -48,7 +48,7 @@ class FeatureMap:
     """What φ is made of."""
 
     parts: tuple[str, ...] = ("class",)
-    """Tokens, put side by side in this order: `parts.PART` says which there are."""
+    """Tokens, put side by side in this order: `run.feature_parts.PART` says which there are."""
     normalise: bool = False
     """Whether the vector is brought to unit length, before a projection."""
     projection: RandomProjection | None = None

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cdl_deploy.closed_form.parts import EXPECTED, parts_of
 from cdl_deploy.errors import OptionError
+from cdl_deploy.run.feature_parts import EXPECTED, parts_of
 from cdl_deploy.run.options import Options, option
 
 CALIBRATIONS = ("none", "statistics")
