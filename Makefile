@@ -32,7 +32,7 @@ demo: $(VENV)/.installed-all  ## install, then train, export and benchmark a sma
 # where the environment says not to: tests and sources are compiled once, not by every worker and every child process.
 PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --maxprocesses 4 --dist worksteal
 
-test: $(VENV)/.installed-dev  ## run the whole test suite: about 5 minutes on two cores
+test: $(VENV)/.installed-dev  ## run the whole test suite: 5 to 10 minutes on two cores
 	$(PYTEST) $(ARGS)
 
 test-fast: $(VENV)/.installed-dev  ## the tests that fit a budget of processor time: under a minute
