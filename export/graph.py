@@ -31,7 +31,7 @@ from cdl_deploy.export.heads import fold_heads
 from cdl_deploy.export.merging import Merging, mergings, patches_left, plan_merging, run_merging_block
 from cdl_deploy.training.backbones.protocol import Backbone, OutputTokens
 from cdl_deploy.training.distillation import Distillation
-from cdl_deploy.training.features import Feature, at_the_end, early_blocks, with_early
+from cdl_deploy.training.features import Feature
 from cdl_deploy.training.methods.folded import ConstantSelection, FixedSelection
 from cdl_deploy.training.models.learner import CLASS, EarlyPatches, Learner, merge
 from cdl_deploy.training.models.teacher_student import TeacherStudent
@@ -100,7 +100,7 @@ class ExportGraph(nn.Module):
     ) -> tuple[Tensor, ...]:
         """`query_image`: what the query sees, where that is of another size."""
         tokens = self.embedding(image)
-        early = EarlyPatches(self.backbone, early_blocks(self.head.computed))
+        early = EarlyPatches(self.backbone, self.head.computed)
         for index in range(self.first_block):
             tokens = run_block(self.backbone, self.attentions[index], index, tokens)
             early.take(index, tokens)
@@ -125,12 +125,11 @@ class ExportGraph(nn.Module):
                 self.backbone, attention, index, tokens, chosen, constant, output_tokens, self.last, first, sizes
             )
             early.take(index, tokens)
-        last_features = at_the_end(self.head.computed)
         if self.head.output_tokens is not None:
             computed = self.backbone.final_norm(tokens)
         else:
-            computed = self.pool(self.backbone, tokens, last_features, sizes)
-        computed = with_early(computed, last_features, early.taken())
+            computed = self.pool(self.backbone, tokens, early.last, sizes)
+        computed = early.beside(computed)
         if self.distance is None:
             logits = self.head(computed)
             return logits, logits.softmax(dim=1), task_scores.expand(image.shape[0], -1)

@@ -19,12 +19,11 @@ from torch import Tensor
 
 Feature = str
 """`class`, `patches`, `kd` or `patches@K`."""
-AT_THE_END: tuple[Feature, ...] = ("class", "patches", "kd")
-"""The features after the last block, in the order in which a learner has them."""
 EARLY = "patches@"
 """How the names of those of earlier blocks begin."""
 POSITIONS: dict[Feature, int] = {"class": 0, "patches": 1, "kd": -1}
-"""Where a learned head finds a feature among those that a learner has computed; `class` is always there."""
+"""The features after the last block, in the order in which a learner has them, and where they stand among all that it
+has computed; `class` is always there."""
 
 
 def early_block(feature: Feature) -> int | None:
@@ -39,14 +38,19 @@ def early_blocks(features: Collection[Feature]) -> tuple[int, ...]:
 
 def at_the_end(features: Collection[Feature]) -> tuple[Feature, ...]:
     """Those after the last block, in order; with `class`."""
-    return tuple(name for name in AT_THE_END if name == "class" or name in features)
+    return tuple(name for name in POSITIONS if name == "class" or name in features)
 
 
 def in_order(features: Collection[Feature]) -> tuple[Feature, ...]:
     """Each once, in the order in which a learner has them; with `class`."""
     last = at_the_end(features)
-    kd = len(last) - ("kd" in last)
+    kd = _before_kd(last)
     return (*last[:kd], *(f"{EARLY}{block}" for block in early_blocks(features)), *last[kd:])
+
+
+def _before_kd(last: tuple[Feature, ...]) -> int:
+    """How many of the features after the last block stand before `kd`, and so before those of earlier blocks."""
+    return len(last) - ("kd" in last)
 
 
 def with_early(
@@ -55,7 +59,7 @@ def with_early(
     """The features after the last block, called `last`, with those of earlier blocks, by block, in between."""
     if not early:
         return pooled
-    kd = len(last) - ("kd" in last)
+    kd = _before_kd(last)
     middle = torch.stack([early[block] for block in sorted(early)], dim=1)
     return torch.cat([pooled[:, :kd], middle, pooled[:, kd:]], dim=1)
 

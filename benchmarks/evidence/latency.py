@@ -11,7 +11,6 @@ from pathlib import Path
 
 from benchmarks.evidence.measure import Place, about_here
 from benchmarks.evidence.rows import all_rows
-from cdl_deploy.bench.machine import describe_machine
 from cdl_deploy.files import write_json
 
 
@@ -47,9 +46,9 @@ def measure_latency(place: Place, seconds: float, seed: int = 0, batch: int = 1)
         item["model"]: {key: item[key] for key in ("p50_ms", "low_ms", "high_ms", "p99_ms")}
         for item in report["measurements"]
     }
-    machine = report["machine"]
-    about = f"{describe_machine().processor}, batch {batch}, one thread"
+    machine, here = report["machine"], about_here()
+    about = f"{here['processor']}, batch {batch}, one thread"
     write_json(
         place.record("latency"),
-        {"about": about, "seed": seed, "models": figures, "notes": report["notes"], "machine": machine, **about_here()},
+        {"about": about, "seed": seed, "models": figures, "notes": report["notes"], "machine": machine, **here},
     )

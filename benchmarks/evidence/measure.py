@@ -24,6 +24,7 @@ from typing import Any
 
 from benchmarks.evidence.budget import Budget, cut
 from benchmarks.evidence.rows import HEADS, JOINT, Row, ablation_rows, all_rows
+from cdl_deploy.bench.machine import describe_machine
 from cdl_deploy.files import write_json
 
 PROJECT = Path(__file__).resolve().parent.parent.parent
@@ -259,8 +260,6 @@ def stage_seconds(record: Any) -> dict[str, int]:
 def about_here() -> dict[str, Any]:
     """Commit, machine and versions."""
     import torch
-
-    from cdl_deploy.bench.machine import describe_machine
 
     done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=PROJECT, capture_output=True, text=True)
     machine = f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}, shared; "

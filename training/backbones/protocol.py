@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Mapping, MutableSequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
@@ -316,19 +316,16 @@ class Backbone(nn.Module, ABC):
         stop: int,
         prompts: Prompts | None = None,
         output_tokens: OutputTokens = None,
-        hidden: MutableSequence[Tensor] | None = None,
         after: Callable[[int, Tensor], None] | None = None,
     ) -> Float[Tensor, "B n D"]:
         """Blocks `start` to `stop - 1`. Of the last one, only the tokens at the positions `output_tokens` are computed.
 
-        The tokens after each block are added to `hidden`, and told `after` with the block's number, where it is given.
+        `after` is told a block's number and the tokens after it, one block after the other.
         """
         prompts = prompts or {}
         with self.precision():
             for index in range(start, stop):
                 tokens = self.run_block(index, tokens, prompts.get(index), output_tokens if index == stop - 1 else None)
-                if hidden is not None:
-                    hidden.append(tokens.float())
                 if after is not None:
                     after(index, tokens.float())
         return tokens.float()

@@ -69,10 +69,12 @@ class QueryEncoder:
 
 
 class EarlyPatches:
-    """The mean patch after some of the blocks, through the final norm."""
+    """The features of earlier blocks: the mean patch after some of them, through the final norm."""
 
-    def __init__(self, backbone: Backbone, blocks: Collection[int]) -> None:
-        self.backbone, self.blocks = backbone, blocks
+    def __init__(self, backbone: Backbone, features: Collection[Feature]) -> None:
+        """`features`: all that is to be computed."""
+        self.backbone = backbone
+        self.last, self.blocks = at_the_end(features), early_blocks(features)
         self.found: dict[int, Float[Tensor, "B D"]] = {}
 
     def take(self, block: int, tokens: Tokens) -> None:
@@ -80,11 +82,11 @@ class EarlyPatches:
         if block in self.blocks:
             self.found[block] = self.backbone.mean_patch(self.backbone.final_norm(tokens))
 
-    def taken(self) -> dict[int, Float[Tensor, "B D"]]:
-        """By block. RuntimeError where the pass began behind one of them."""
+    def beside(self, pooled: Float[Tensor, "B n D"]) -> Float[Tensor, "B m D"]:
+        """All features, of those called `last`. RuntimeError where the pass began behind one of the blocks."""
         if missing := set(self.blocks) - set(self.found):
             raise RuntimeError(f"patches@{min(missing)}: the tokens after that block were not computed here")
-        return self.found
+        return with_early(pooled, self.last, self.found)
 
 
 class Learner(nn.Module):
@@ -188,21 +190,24 @@ class Learner(nn.Module):
         hidden: deque[Tensor] = deque(maxlen=hidden_blocks)
         selection = self.method(query, phase) if prompts is None else PromptSelection(prompts)
         prompts = merge(selection.prompts, self.distillation.block_prompts())
-        early = EarlyPatches(self.backbone, early_blocks(features))
+        early = EarlyPatches(self.backbone, features)
         early.take(entry - 1, tokens)
-        tokens = self.backbone.run_blocks(tokens, entry, self.first_block, hidden=hidden, after=early.take)
+
+        def after(block: int, computed: Tensor) -> None:
+            hidden.append(computed)
+            early.take(block, computed)
+
+        tokens = self.backbone.run_blocks(tokens, entry, self.first_block, after=after)
         tokens = self.distillation.append_token(tokens)
-        tokens = self.backbone.run_blocks(
-            tokens, self.first_block, self.backbone.depth, prompts, output_tokens, hidden, early.take
-        )
-        last = at_the_end(features)
-        output = self.apply_heads(with_early(self.backbone.pool(tokens, last), last, early.taken()))
+        tokens = self.backbone.run_blocks(tokens, self.first_block, self.backbone.depth, prompts, output_tokens, after)
+        output = self.apply_heads(early.beside(self.backbone.pool(tokens, early.last)), features)
         return replace(output, losses=selection.losses, hidden=list(hidden))
 
-    def apply_heads(self, computed: Float[Tensor, "B n D"]) -> LearnerOutput:
-        """What the heads say to the features that have been computed for them."""
-        order = self.features if computed.shape[1] == len(self.features) else self.test_features
-        logits = self.class_head(side_by_side(computed, self.class_head.features, order))
+    def apply_heads(
+        self, computed: Float[Tensor, "B n D"], features: tuple[Feature, ...] | None = None
+    ) -> LearnerOutput:
+        """What the heads say to the features that have been computed, called `features`: by default, for them alone."""
+        logits = self.class_head(side_by_side(computed, self.class_head.features, features or self.features))
         extra = self.distillation.extra_logits(computed)
         return LearnerOutput(class_logits=logits, extra_logits=extra, features=computed)
 

@@ -103,8 +103,8 @@ def extract(
     with ThreadPoolExecutor() as pool, backbone.packed_layers() if can_pack(device) else nullcontext():
         for start in range(0, len(images.items), BATCH):
             pixels = decode(images.items[start : start + BATCH], preprocessing, pool).to(device)
-            hidden: list[Tensor] = []
-            backbone.run_blocks(backbone.embed(pixels), 0, backbone.depth, hidden=hidden)
+            hidden: dict[int, Tensor] = {}
+            backbone.run_blocks(backbone.embed(pixels), 0, backbone.depth, after=hidden.__setitem__)
             for count in (*blocks, backbone.depth):
                 prefix = "" if count == backbone.depth else f"block{count}_"
                 tokens = backbone.final_norm(hidden[count - 1])
