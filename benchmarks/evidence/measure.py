@@ -78,7 +78,8 @@ def row_work(place: Place, rows: list[Row]) -> Iterator[Callable[[], None]]:
         for seed in place.budget.seeds:
             root = place.runs / f"{row.name}-{seed}"
             missing = not place.record(f"{row.name}-{row.own_head}-{seed}").exists()
-            if missing or (not root.exists() and any(other.teacher_of == row.name for other in rows)):
+            trained = root.with_suffix(".times.json").exists()
+            if missing or (not trained and any(other.teacher_of == row.name for other in rows)):
                 yield partial(train, place, row, seed, root)
             if missing:
                 yield partial(keep_head, place, row, row.own_head, seed, root)
@@ -137,6 +138,8 @@ def clock(into: dict[str, Any]) -> Iterator[None]:
 
 def options_of(place: Place, row: Row, seed: int) -> dict[str, Any]:
     """What `cdl_deploy.train` is told."""
+    from cdl_deploy.training.backbones.patch14 import FIRST_BLOCKS
+
     budget = place.budget
     own = {"head": "learned"} if row.own_head == "learned" else HEADS[row.own_head]
     common = {
@@ -147,13 +150,19 @@ def options_of(place: Place, row: Row, seed: int) -> dict[str, Any]:
         **place.models,
         **dict(budget.options),
     }
-    if row.method == "none":
+    if row.cut:
+        blocks, size = row.cut.split("x")
+        weights = Path(place.models["student_weights"]).with_name(f"student-{row.cut}.safetensors")
+        common |= {
+            "student": FIRST_BLOCKS[int(blocks)], "student_weights": str(weights), "image_size": int(size),
+        }  # fmt: skip
+    if not row.has_teacher:
+        common = {name: value for name, value in common.items() if not name.startswith("teacher")}
+    if row.frozen:
         return {**common, "method": "none", "distill": "none", **row.options}
     if budget.views:
         common["cache_views"] = budget.views
-    if row.distill == "none":
-        common = {name: value for name, value in common.items() if not name.startswith("teacher")}
-    elif row.teacher_of is not None:
+    if row.teacher_of is not None:
         common["teacher_run"] = str(place.runs / f"{row.teacher_of}-{seed}")
     return {**common, "method": row.method, "distill": row.distill, "adapt": row.adapt, **row.options}
 
@@ -193,7 +202,7 @@ def keep_head(place: Place, row: Row, head: str, seed: int, root: Path) -> None:
             shutil.rmtree(run, ignore_errors=True)
             spent = {}
             with clock(spent):
-                new_heads(root, run, HEADS[head])
+                new_heads(root, run, row.told(head))
             write_json(times, spent)
         spent = json.loads(times.read_text())
     record = read_record(run)

@@ -6,7 +6,6 @@ from pathlib import Path
 from statistics import mean
 
 from benchmarks.evidence.records import Records
-from benchmarks.evidence.rows import FROZEN
 
 COLOURS = {"none": "#0072b2", "kd": "#009e73", "kdp": "#d55e00"}
 Point = tuple[float, float, str, str, str]
@@ -26,7 +25,7 @@ def points(records: Records) -> list[Point]:
             name = f"{row.name}-{head}{suffix}"
             if not accuracy or name not in timed:
                 continue
-            colour = "black" if file == "teacher" else "#777777" if row is FROZEN else COLOURS[row.distill]
+            colour = "black" if file == "teacher" else "#777777" if row.frozen else COLOURS[row.distill]
             words = f"{row.name}, {head}".replace("frozen-", "frozen ")
             kind = {"student": "", "student.int8": ", int8", "teacher": ", teacher"}[file]
             found.append((timed[name]["p50_ms"], mean(accuracy), words + kind, colour, marker))

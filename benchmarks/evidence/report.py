@@ -97,7 +97,7 @@ def schedule(records: Records) -> str:
 def about(records: Records) -> list[str]:
     """What the table is made of, in a list."""
     every, budget = records.every, records.budget
-    lines = [f"* Images at 98 pixels; {schedule(records)}; accuracy in percent."]
+    lines = [f"* Images at 98 pixels unless a row says otherwise; {schedule(records)}; accuracy in percent."]
     tested = [record["files"]["student"]["images"] for record in every if "student" in record.get("files", {})]
     if tested and budget.images is not None:
         error = 100 * sqrt(0.3 * 0.7 / tested[0])

@@ -12,16 +12,12 @@ RANPAC = {"head": "ridge", "random_features": 2000}
 HEADS: dict[str, dict[str, Any]] = {
     "slda": {"head": "slda"},
     "slda-no-kd": {"head": "slda", "features": "class+patches"},
-    "slda-early": {
-        "head": "slda",
-        "features": "class+patches+patches@4",
-        "teacher_features": "class+patches+patches@5+patches@8",
-    },
+    "slda-early": {"head": "slda"},
     "ncm": {"head": "ncm"},
     "ridge": {"head": "ridge"},
     "RanPAC": RANPAC,
 }
-"""What `cdl head` is told."""
+"""What `cdl head` is told; `slda-early` is told as well which earlier blocks, by the row."""
 
 
 def same_head(head: str) -> str:
@@ -41,6 +37,10 @@ class Row:
     options: dict[str, Any] = field(default_factory=dict)
     teacher_of: str | None = None
     """The row of the same seed whose teacher it takes over."""
+    cut: str | None = None
+    """BLOCKSxPIXELS of a student that is not the table's; it is compared with the frozen row's teacher."""
+    earlier: dict[str, str] = field(default_factory=dict)
+    """`--features`, and the teacher's, of the head that reads earlier blocks too."""
 
     @property
     def own_head(self) -> str:
@@ -50,10 +50,29 @@ class Row:
     def has_teacher(self) -> bool:
         return self.distill != "none" or bool(self.options.get("train_teacher"))
 
+    @property
+    def frozen(self) -> bool:
+        return self.method == "none"
+
+    @property
+    def teachers_row(self) -> str:
+        """The row with the teacher that it is compared with."""
+        return self.teacher_of or (FROZEN.name if self.cut else self.name)
+
+    def told(self, head: str) -> dict[str, Any]:
+        """What `cdl head` is told."""
+        return HEADS[head] | (self.earlier if head == "slda-early" else {})
+
 
 FROZEN = Row(
-    "frozen", "none", "none", "none", ("slda", "slda-early", "ncm", "ridge", "RanPAC"), {"train_teacher": True}
-)
+    "frozen", "none", "none", "none", ("slda", "slda-early", "ncm", "ridge", "RanPAC"), {"train_teacher": True},
+    earlier={"features": "class+patches+patches@4", "teacher_features": "class+patches+patches@5+patches@8"},
+)  # fmt: skip
+DEEP = Row(
+    "frozen-11x70", "none", "none", "none", ("slda", "slda-early"), cut="11x70",
+    earlier={"features": "class+patches+patches@6+patches@8"},
+)  # fmt: skip
+"""At the cost of the table's student, fewer patches and more blocks (benchmarks/student_shapes.py)."""
 JOINT = "joint"
 """A linear probe on all classes at once: no continual learning, the upper bound."""
 
@@ -73,7 +92,7 @@ def of_method(method: str, adapt: str) -> list[Row]:
 def all_rows(budget: Budget) -> list[Row]:
     """In the order in which they are worth their time: the frozen baseline, then method by method, the cheap first."""
     return [
-        FROZEN, *(row for method in budget.methods for adapt in budget.adapts for row in of_method(method, adapt))
+        FROZEN, DEEP, *(row for method in budget.methods for adapt in budget.adapts for row in of_method(method, adapt))
     ]  # fmt: skip
 
 

@@ -15,8 +15,8 @@ NAMES = {"coda": "CODA", "l2p": "L2P", "none": "alone", "kd": "KD", "kdp": "KDP"
 
 def label(row: Row, role: str = "student") -> str:
     """A row in words."""
-    if row is FROZEN:
-        return f"frozen {role}"
+    if row.frozen:
+        return f"frozen {role}" + (", {} blocks at {} px".format(*row.cut.split("x")) if row.cut else "")
     return f"{NAMES[row.method]}, {'teacher' if role == 'teacher' else NAMES[row.distill]}"
 
 
@@ -169,7 +169,11 @@ def features_table(results: Path) -> str:
 def readme_table(records: Records) -> str:
     """What a newcomer needs: the frozen pair, and CODA's rows under slda or a learned head; L2P's are like them."""
     lines = ruled("", "adapt", "head", "final accuracy", "forgetting", "exported, MB", "ms, batch 1")
-    wanted = [(row, head) for row, head in records.shown() if head in ("slda", "learned") and row.method != "l2p"]
+    wanted = [
+        (row, head)
+        for row, head in records.shown()
+        if head in ("slda", "slda-early", "learned") and row.method != "l2p"
+    ]
     taught = [(row, head, "teacher") for row, head in wanted if teaches(row)]
     for row, head, role in [*((row, head, "student") for row, head in wanted), *taught]:
         name = f"{row.name}-{head}" + (".teacher" if role == "teacher" else "")

@@ -75,6 +75,21 @@ def test_a_killed_row_goes_on_where_it_was(tmp_path, monkeypatch):
     assert list(measure.file_work(place, [row], small=False)) == []
 
 
+def test_a_lender_that_was_killed_is_finished_although_it_has_a_record(tmp_path):
+    """The record can be of another machine's run, or of one that is gone; the teacher must be here."""
+    place = place_in(tmp_path)
+    lender, taker = (row for row in rows.all_rows(TINY) if row.name in ("coda-kd-first", "coda-kdp-first"))
+    for name in ("coda-kd-first-slda-0", "coda-kdp-first-slda-0"):
+        place.records.mkdir(exist_ok=True)
+        place.record(name).write_text("{}")
+    root = place.runs / "coda-kd-first-0"
+    root.mkdir(parents=True)  # what a killed run leaves
+    (training,) = measure.row_work(place, [lender, taker])
+    assert (training.func, training.args[1:]) == (measure.train, (lender, 0, root))
+    root.with_suffix(".times.json").write_text("{}")
+    assert list(measure.row_work(place, [lender, taker])) == []
+
+
 def test_nothing_begins_after_the_time_is_up(tmp_path, monkeypatch):
     begun = []
     monkeypatch.setattr(measure, "PARTS", {"rows": lambda *_: iter([lambda: begun.append(1), lambda: begun.append(2)])})
@@ -86,8 +101,8 @@ def test_nothing_begins_after_the_time_is_up(tmp_path, monkeypatch):
 
 def test_rows_are_in_the_order_of_what_they_are_worth_and_lend_their_teachers(tmp_path):
     every = rows.all_rows(BUDGETS["full"])
-    assert [row.name for row in every[:7]] == [
-        "frozen", "coda-none-first", "coda-kd-first", "coda-kdp-first", "coda-none-all", "coda-kd-all", "coda-kdp-all",
+    assert [row.name for row in every[:8]] == [
+        "frozen", "frozen-11x70", "coda-none-first", "coda-kd-first", "coda-kdp-first", "coda-none-all", "coda-kd-all", "coda-kdp-all",
     ]  # fmt: skip
     names = [row.name for row in every]
     assert all(names.index(row.teacher_of) < at for at, row in enumerate(every) if row.teacher_of)
@@ -102,6 +117,27 @@ def test_rows_are_in_the_order_of_what_they_are_worth_and_lend_their_teachers(tm
     assert taught["head"] == "slda"
     assert BUDGETS["full"].epochs == 20
     assert BUDGETS["full"].seeds == (0, 1, 2)
+
+
+def test_a_student_of_another_shape_has_its_own_weights_and_size_and_no_teacher(tmp_path):
+    pair = ModelConfig("t", "s", teacher_weights="w/teacher.safetensors", student_weights="w/student.safetensors")
+    told = measure.options_of(place_in(tmp_path, pair), rows.DEEP, 1)
+    assert told == {
+        "tasks": 2, "seed": 1, "epochs": 1, "head": "slda", "method": "none", "distill": "none", "image_size": 70,
+        "student": "vit_384x11_patch14_98", "student_weights": "w/student-11x70.safetensors",
+    }  # fmt: skip
+    assert rows.DEEP.told("slda-early") == {"head": "slda", "features": "class+patches+patches@6+patches@8"}
+    assert "teacher_features" in rows.FROZEN.told("slda-early")
+    assert rows.FROZEN.told("ncm") == {"head": "ncm"}
+
+
+def test_a_student_of_another_shape_is_compared_with_the_frozen_teacher(results):
+    write_row(results / "evidence/shortest", "frozen-11x70", "slda", 0, 59.5)
+    found = records.read_records(results / "evidence", "shortest")
+    (aim,) = aims.student_aim(found)
+    line = "frozen-11x70, slda (of the runs): 59.5 against 60.0, its latency was not measured: **not measured**"
+    assert f"\n  * {line}" in aim
+    assert "| frozen student, 11 blocks at 70 px | none | slda | 59.5 † |" in tables.whole_table(found)
 
 
 def test_a_budget_takes_the_same_images_every_time(tmp_path):
@@ -237,7 +273,7 @@ def test_a_larger_budget_that_is_not_done_stands_before_the_one_that_is(results)
     text = report.report(results)
     first, second = text.split("## Split CIFAR-100, ten tasks of ten classes, ")[1:]
     assert first.startswith("100 training images a class\n")
-    assert "**1 of its 27 rows have been measured**" in first
+    assert "**1 of its 29 rows have been measured**" in first
     assert "| frozen student | none | slda | 70.0 † |" in first
     assert second.startswith("10 training images a class\n")
     assert "| frozen student | none | slda | 50.0 † |" in second
