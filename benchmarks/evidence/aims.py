@@ -57,7 +57,7 @@ def teacher_aim(records: Records, results: Path) -> list[str]:
 
 def student_aim(records: Records) -> list[str]:
     """The frozen student and KDP's, in fp32 and int8, each against the teacher of its own kind."""
-    lines, latency = list[str](), (records.latency or {}).get("models", {})
+    lines = []
     for row, head in records.shown():
         if not row.frozen and (row.distill != "kdp" or row.teacher_of is None):
             continue
@@ -71,11 +71,10 @@ def student_aim(records: Records) -> list[str]:
             if student is None or teacher is None:
                 continue
             name, theirs = f"{row.name}-{head}{suffix}", f"{lent[0]}-{lent[1]}.teacher"
-            timed = name in latency and theirs in latency
-            share = latency[name]["p50_ms"] / latency[theirs]["p50_ms"] if timed else None
-            cost = "its latency was not measured" if share is None else f"at {share:.2f} of its latency"
+            timed = records.time_share(name, theirs)
+            cost = "at {:.2f} of its latency{}".format(*timed) if timed else "its latency was not measured"
             near = teacher - student <= BELOW
-            reached = False if not near else None if share is None else share <= SHARE
+            reached = False if not near else None if timed is None else timed[0] <= SHARE
             words = f"{row.name}, {head}{', int8' if suffix else ''}"
             words += "" if records.exported(*own) and records.exported(*lent) else " (of the runs)"
             lines.append(f"{words}: {student:.1f} against {teacher:.1f}, {cost}: {verdict(reached)}")

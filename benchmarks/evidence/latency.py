@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -31,7 +32,7 @@ def files(place: Place, seed: int) -> dict[str, Path]:
 
 
 def measure_latency(place: Place, seconds: float, seed: int = 0, batch: int = 1) -> None:
-    """Into latency.json of the budget."""
+    """Into latency.json of the budget, or beside it where that is of another processor."""
     models = files(place, seed)
     if not models:
         raise SystemExit(f"no exported files in {place.runs}: run first")
@@ -48,7 +49,10 @@ def measure_latency(place: Place, seconds: float, seed: int = 0, batch: int = 1)
     }
     machine, here = report["machine"], about_here()
     about = f"{here['processor']}, batch {batch}, one thread"
+    known = place.record("latency")
+    slug = re.sub(r"[^a-z0-9]+", "-", here["processor"].lower()).strip("-")
+    other = known.exists() and json.loads(known.read_text())["about"] != about
     write_json(
-        place.record("latency"),
+        place.record(f"latency-{slug}") if other else known,
         {"about": about, "seed": seed, "models": figures, "notes": report["notes"], "machine": machine, **here},
     )

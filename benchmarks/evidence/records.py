@@ -29,6 +29,18 @@ class Records:
     joint: dict[str, dict[str, Any]]
     """By role."""
     latency: dict[str, Any] | None
+    """The table's column of milliseconds."""
+    elsewhere: tuple[dict[str, Any], ...] = ()
+    """Latency on other processors; of other files, perhaps."""
+
+    def time_share(self, file: str, of: str) -> tuple[float, str] | None:
+        """A file's latency as a share of another's, and on what, where that is not the table's processor."""
+        for found in (self.latency, *self.elsewhere):
+            models = (found or {}).get("models", {})
+            if found and file in models and of in models:
+                about = "" if found is self.latency else f" ({found['about'].split(', batch')[0]})"
+                return models[file]["p50_ms"] / models[of]["p50_ms"], about
+        return None
 
     @property
     def every(self) -> list[dict[str, Any]]:
@@ -92,7 +104,7 @@ def read_records(folder: Path, name: str) -> Records | None:
     rows: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
     joint: dict[str, dict[str, Any]] = {}
     for file in sorted((folder / name).glob("*.json")):
-        if file.stem == "latency":
+        if file.stem.startswith("latency"):
             continue
         record = json.loads(file.read_text())
         if record["row"] == JOINT:
@@ -102,7 +114,9 @@ def read_records(folder: Path, name: str) -> Records | None:
     if not rows:
         return None
     latency = folder / name / "latency.json"
-    return Records(BUDGETS[name], rows, joint, json.loads(latency.read_text()) if latency.exists() else None)
+    elsewhere = (json.loads(file.read_text()) for file in sorted((folder / name).glob("latency-*.json")))
+    timed = json.loads(latency.read_text()) if latency.exists() else None
+    return Records(BUDGETS[name], rows, joint, timed, tuple(elsewhere))
 
 
 def read_paper(results: Path) -> dict[tuple[str, str], float]:

@@ -11,7 +11,15 @@ from benchmarks.evidence.measure import PROJECT
 from benchmarks.evidence.picture import picture, points
 from benchmarks.evidence.records import Records, read_paper, read_records
 from benchmarks.evidence.rows import all_rows
-from benchmarks.evidence.tables import ablation_table, features_table, gains, readme_table, second_table, whole_table
+from benchmarks.evidence.tables import (
+    ablation_table,
+    elsewhere_table,
+    features_table,
+    gains,
+    readme_table,
+    second_table,
+    whole_table,
+)
 
 RESULTS = PROJECT / "docs" / "results"
 TABLES = ("full", "short", "shortest")
@@ -130,7 +138,11 @@ def latency(records: Records) -> list[str]:
     if not found:
         return ["Latency was not measured: `python -m benchmarks.evidence latency`.", ""]
     said = f"Latency: `cdl bench-latency` of all files together, {found['about']}; commit {found['commit']}. It notes:"
-    return [said, "", *(f"* {note}" for note in found["notes"]), ""]
+    lines = [said, "", *(f"* {note}" for note in found["notes"]), ""]
+    for other in records.elsewhere:
+        lines += [f"On another processor, {other['about']}; commit {other['commit']}; its files alone:", ""]
+        lines += [elsewhere_table(other), "", *(f"* {note}" for note in other["notes"]), ""]
+    return lines
 
 
 def introduction(records: Records, following: Sequence[Records]) -> list[str]:

@@ -104,6 +104,15 @@ def line(records: Records, row: Row, head: str, role: str) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
+def elsewhere_table(latency: dict[str, Any]) -> str:
+    """Milliseconds of every file on one processor, by the names of the records."""
+    lines = ruled("row, head, file", "ms, batch 1", "95 % interval of the median")
+    for name, found in latency["models"].items():
+        interval = f"{found['low_ms']:.1f} to {found['high_ms']:.1f}" if found["low_ms"] else "–"
+        lines.append(f"| {name} | {found['p50_ms']:.1f} | {interval} |")
+    return "\n".join(lines)
+
+
 def gains(records: Records, paper: dict[tuple[str, str], float]) -> str:
     """What KDP adds, beside the paper's."""
     lines = ruled("", "adapt", "head", "KDP over the student alone", "paper's", "KDP over KD", "paper's")

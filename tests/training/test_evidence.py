@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -102,7 +103,8 @@ def test_nothing_begins_after_the_time_is_up(tmp_path, monkeypatch):
 def test_rows_are_in_the_order_of_what_they_are_worth_and_lend_their_teachers(tmp_path):
     every = rows.all_rows(BUDGETS["full"])
     assert [row.name for row in every[:8]] == [
-        "frozen", "frozen-11x70", "coda-none-first", "coda-kd-first", "coda-kdp-first", "coda-none-all", "coda-kd-all", "coda-kdp-all",
+        "frozen", "frozen-11x70",
+        "coda-none-first", "coda-kd-first", "coda-kdp-first", "coda-none-all", "coda-kd-all", "coda-kdp-all",
     ]  # fmt: skip
     names = [row.name for row in every]
     assert all(names.index(row.teacher_of) < at for at, row in enumerate(every) if row.teacher_of)
@@ -258,6 +260,11 @@ def test_aims_say_reached_or_not(results):
         (folder / f"coda-kd-first-slda-{seed}.json").write_text(json.dumps(near))
     found = records.read_records(results / "evidence", "shortest")
     assert "54.5 against 55.5, at 0.25 of its latency: reached" in aims.aims(found, results)[1]
+    (folder / "latency.json").rename(folder / "latency-other.json")
+    found = records.read_records(results / "evidence", "shortest")
+    assert "54.5 against 55.5, at 0.25 of its latency (chip): reached" in aims.aims(found, results)[1]
+    (folder / "latency-other.json").rename(folder / "latency.json")
+    found = records.read_records(results / "evidence", "shortest")
     text = report.report(results)
     assert "* busy" in text.splitlines()
     assert "10 training images a class" in text
@@ -291,6 +298,31 @@ def test_files_are_named_as_in_the_record(tmp_path):
         "coda-kdp-all-slda.int8",
         "coda-kd-all-learned.teacher",
     ]
+
+
+@pytest.mark.parametrize(("known", "written"), [(None, "latency"), ("this", "latency"), ("that", "latency-this")])
+def test_latency_of_another_processor_stands_beside_the_tables(known, written, tmp_path, monkeypatch, results):
+    place = place_in(tmp_path)
+    file = place.runs / "frozen-0.files/student.onnx"
+    file.parent.mkdir(parents=True)
+    file.touch()
+    place.records.mkdir()
+    if known:
+        place.record("latency").write_text(json.dumps({"about": f"{known}, batch 1, one thread"}))
+    one = {"model": "frozen-slda", "p50_ms": 1.5, "low_ms": 1.4, "high_ms": 1.6, "p99_ms": 2.0}
+    said = json.dumps({"measurements": [one], "machine": {}, "notes": ["quiet"]})
+    monkeypatch.setattr(latency, "about_here", lambda: {"processor": "this", "commit": "abc"})
+    monkeypatch.setattr(latency.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0, said))
+    latency.measure_latency(place, 1.0)
+    assert json.loads(place.record(written).read_text())["models"] == {
+        "frozen-slda": {"p50_ms": 1.5, "low_ms": 1.4, "high_ms": 1.6, "p99_ms": 2.0}
+    }
+    (results / "evidence/shortest/latency-this.json").write_bytes(place.record(written).read_bytes())
+    write_row(results / "evidence/shortest", "frozen", "slda", 0, 50.0, 60.0)
+    (results / "evidence/shortest/latency.json").write_text(
+        json.dumps({"models": {}, "about": "chip", "commit": "abc", "notes": []})
+    )
+    assert "| frozen-slda | 1.5 | 1.4 to 1.6 |" in report.report(results).splitlines()
 
 
 def test_one_line_for_what_is_missing(tmp_path, monkeypatch, capsys):
