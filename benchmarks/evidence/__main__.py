@@ -89,6 +89,10 @@ def run(given: argparse.Namespace) -> None:
     """Whatever is missing, here."""
     place = place_of(given)
     if given.seeds:
+        if unknown := set(given.seeds) - set(place.budget.seeds):
+            seeds = ", ".join(map(str, place.budget.seeds))
+            print(f"--seeds {min(unknown)} is none of the budget '{given.budget}', expected {seeds}", file=sys.stderr)
+            raise SystemExit(2)
         place = replace(place, budget=replace(place.budget, seeds=tuple(given.seeds)))
     until = time.monotonic() + 60 * given.minutes if given.minutes else float("inf")
     place.runs.mkdir(parents=True, exist_ok=True)

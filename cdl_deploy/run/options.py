@@ -166,7 +166,8 @@ def check_name(option: str, name: str, known: tuple[str, ...]) -> None:
 
 
 def refuse_unknown(where: str, given: Mapping[str, Any], known: tuple[str, ...]) -> None:
-    """Raise OptionError, with the nearest known name, for a key of `given` that is not in `known`."""
+    """Raise OptionError, with the nearest known name or all, for a key of `given` that is not in `known`."""
     for key in given:
         if key not in known:
-            raise OptionError(f"{where} has the unknown key '{key}'{nearest(key, known)}")
+            remedy = nearest(key, known) or f", expected one of {', '.join(known)}"
+            raise OptionError(f"{where} has the unknown key '{key}'{remedy}")

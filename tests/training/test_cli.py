@@ -115,7 +115,7 @@ ERRORS = [
     (["--query", "blok:4"], "--query is 'blok:4', expected full, or block:K with K at least 1, such as block:4"),
     (
         ["--query", "block:2"],
-        "CODA-Prompt prompts blocks 2 to 6, but the model has 6 blocks: choose a deeper",
+        "CODA-Prompt prompts blocks 2 to 6 (counted from 0), but the model has 6 blocks: choose a deeper",
     ),
     (["--query", "block:2", "--method", "apt"], "--query block:2 has no meaning with --method apt, which chooses"),
     (["--top-k", "31"], "--top-k 31 is more than the --pool-size of 30: ask for fewer"),

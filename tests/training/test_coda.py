@@ -152,5 +152,5 @@ def test_orthogonality_loss_by_hand():
 
 
 def test_a_model_with_too_few_blocks_is_refused():
-    with pytest.raises(OptionError, match="prompts blocks 2 to 6, but the model has 6 blocks"):
+    with pytest.raises(OptionError, match=r"prompts blocks 2 to 6 \(counted from 0\), but the model has 6 blocks"):
         CodaPrompt(NetworkShape(24, 6, 16, first_block=2))

@@ -27,6 +27,7 @@ def test_to_json_and_back():
     [
         ({"datta": {}}, "configuration has the unknown key 'datta'; did you mean 'data'"),
         ({"optim": {"epoch": 3}}, "section 'optim' has the unknown key 'epoch'; did you mean 'epochs'"),
+        ({"optim": {"zzz": 3}}, "section 'optim' has the unknown key 'zzz', expected one of epochs, batch_size, "),
     ],
 )
 def test_unknown_keys_offer_the_nearest(values, message):

@@ -340,6 +340,17 @@ def test_one_line_for_what_is_missing(tmp_path, monkeypatch, capsys):
         prepare(tmp_path / "drawings", tmp_path / "other.tgz")
 
 
+def test_a_seed_that_a_budget_does_not_have(tmp_path, monkeypatch, capsys):
+    write_photos(tmp_path / "photos")
+    words = ["run", "--budget", "short", "--seeds", "0", "7", "--data", str(tmp_path / "photos")]
+    monkeypatch.setattr("sys.argv", ["evidence", *words, "--runs", str(tmp_path / "runs")])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "--seeds 7 is none of the budget 'short', expected 0, 1\n"
+    assert not (tmp_path / "runs").exists()
+
+
 def test_drawings_are_large_classes_in_an_order_that_is_drawn():
     emoji = [
         {"image": f"{name}-{at}.png", "subcategory": name, "has_img_google": at != 3}

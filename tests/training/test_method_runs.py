@@ -95,7 +95,9 @@ def test_merged_prompts_are_what_the_checkpoints_say(photos, tmp_path):
 
 def test_a_query_that_does_not_fit_is_found_before_anything_is_written(photos, tmp_path):
     wrong = config(photos, query="block:2")
-    with pytest.raises(OptionError, match="CODA-Prompt prompts blocks 2 to 6, but the model has 6 blocks"):
+    with pytest.raises(
+        OptionError, match=r"CODA-Prompt prompts blocks 2 to 6 \(counted from 0\), but the model has 6 blocks"
+    ):
         train(wrong, tmp_path / "run")
     with pytest.raises(OptionError, match="--query block:1 has no meaning with --method apt"):
         train(replace(wrong, method=MethodConfig(method="apt", query="block:1")), tmp_path / "run")

@@ -97,5 +97,7 @@ def prompted_blocks(name: str, shape: NetworkShape, count: int) -> range:
     if blocks.stop > shape.depth:
         where = f"blocks {blocks.start} to {blocks.stop - 1}" if count > 1 else f"block {blocks.start}"
         advice = "a deeper model" + (" or a smaller K for --query block:K" if shape.first_block else "")
-        raise OptionError(f"{name} prompts {where}, but the model has {shape.depth} blocks: choose {advice}")
+        raise OptionError(
+            f"{name} prompts {where} (counted from 0), but the model has {shape.depth} blocks: choose {advice}"
+        )
     return blocks
