@@ -54,7 +54,7 @@ def describe(
             select=select.name if uses_query or not select.in_graph else None,
             task_scores="selected" if graph.selection.by_task else None,
         ),
-        weights=Weights(model=info.model, sha256=info.sha256),
+        weights=Weights(model=info.words, sha256=info.sha256),
         run=RunOrigin(seed=record.config.optim.seed, tasks=len(record.tasks), fingerprint=run_fingerprint(record)),
         parameters=info.parameters + trained_parameters(learner, fixed),
         top_k=min(MAX_TOP_K, len(known)),

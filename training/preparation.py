@@ -110,7 +110,9 @@ def checking(progress: Progress, stop: Stop, processes: Processes) -> OnCheck:
 def load_backbones(config: RunConfig) -> tuple[dict[Role, Backbone], dict[Role, BackboneInfo]]:
     """The student's backbone and, where there is one, the teacher's, each for images of its size."""
     models = config.models
-    student, info = load_backbone(models.student, models.student_weights, config.data.image_size, models.pixel_range)
+    student, info = load_backbone(
+        models.student, models.student_weights, config.data.image_size, models.pixel_range, models.student_blocks
+    )
     backbones: dict[Role, Backbone] = {"student": student}
     infos: dict[Role, BackboneInfo] = {"student": info}
     if has_teacher(config):

@@ -98,11 +98,9 @@ def run(given: argparse.Namespace) -> None:
     place.runs.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(place.runs / ".lock", timeout=0):
-            cuts = sorted({row.cut for row in all_rows(place.budget) if row.cut})
-            students = ["student", *(f"student-{cut}" for cut in cuts)]
-            if not all((given.weights / f"{name}.safetensors").exists() for name in students):
-                recipe = ["-m", "cdl_deploy.training.recipes.public_backbone", "--out", str(given.weights)]
-                subprocess.run([sys.executable, *recipe, "--cut", *cuts], check=True)
+            if not (given.weights / "student.safetensors").exists():
+                recipe = "cdl_deploy.training.recipes.public_backbone"
+                subprocess.run([sys.executable, "-m", recipe, "--out", str(given.weights)], check=True)
             measure_all(place, until, tuple(given.only), tuple(given.parts))
     except Timeout:
         print(f"another process measures in {place.runs}: wait for it, or give other --runs", file=sys.stderr)

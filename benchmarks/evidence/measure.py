@@ -138,8 +138,6 @@ def clock(into: dict[str, Any]) -> Iterator[None]:
 
 def options_of(place: Place, row: Row, seed: int) -> dict[str, Any]:
     """What `cdl_deploy.train` is told."""
-    from cdl_deploy.training.backbones.patch14 import FIRST_BLOCKS
-
     budget = place.budget
     own = {"head": "learned"} if row.own_head == "learned" else HEADS[row.own_head]
     common = {
@@ -151,11 +149,9 @@ def options_of(place: Place, row: Row, seed: int) -> dict[str, Any]:
         **dict(budget.options),
     }
     if row.cut:
-        blocks, size = row.cut.split("x")
-        weights = Path(place.models["student_weights"]).with_name(f"student-{row.cut}.safetensors")
-        common |= {
-            "student": FIRST_BLOCKS[int(blocks)], "student_weights": str(weights), "image_size": int(size),
-        }  # fmt: skip
+        blocks, size = map(int, row.cut.split("x"))
+        whole = {"student": common["teacher"], "student_weights": common["teacher_weights"]}
+        common |= {**whole, "student_blocks": blocks, "image_size": size}
     if not row.has_teacher:
         common = {name: value for name, value in common.items() if not name.startswith("teacher")}
     if row.frozen:

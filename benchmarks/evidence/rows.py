@@ -38,7 +38,8 @@ class Row:
     teacher_of: str | None = None
     """The row of the same seed whose teacher it takes over."""
     cut: str | None = None
-    """BLOCKSxPIXELS of a student that is not the table's; it is compared with the frozen row's teacher."""
+    """BLOCKSxPIXELS of a student that is cut from the teacher otherwise than the table's (`--student-blocks`,
+    `--image-size`); it is compared with the frozen row's teacher."""
     earlier: dict[str, str] = field(default_factory=dict)
     """`--features`, and the teacher's, of the head that reads earlier blocks too."""
 

@@ -160,6 +160,10 @@ class ModelConfig(Options):
         None, "Weights of the student: a file, folder or hub name.", metavar="FILE", default_text="from the hub"
     )
     """Of the student, instead of timm's own: a file, a folder, or a name on the hub; docs/weights.md says which."""
+    student_blocks: int | None = option(
+        None, "Cut the student: its first so many blocks.", metavar="N", low=1, default_text="all"
+    )
+    """The student is the first so many blocks of its model and the final norm, with the model's own weights."""
     teacher_run: str | None = option(
         None, "Take the teacher of this run, task by task, instead of teaching one.", metavar="RUN"
     )

@@ -109,7 +109,7 @@ def _full(model: str, tagged: bool) -> str:
 # ---- the default -----------------------------------------------------------------------------------------------------
 
 OF_A_FROZEN_BACKBONE = {
-    "models": {"student", "student_weights", "pixel_range", "train_teacher"},
+    "models": {"student", "student_weights", "student_blocks", "pixel_range", "train_teacher"},
     "method": {
         "head", "teacher_head", "features", "teacher_features", "random_features", "priors", "shrinkage",
         "ridge_penalty", "head_start", "student_head", "calibration",

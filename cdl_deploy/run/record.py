@@ -106,11 +106,18 @@ class BackboneInfo:
     """Of weights from a file: where mean and deviation come from: the `file`, the `model` as named, or `assumed`."""
     weights: str | None = None
     """Of weights from a file: whose names it has, what was taken off them, and how they differ from timm's."""
+    blocks: int | None = None
+    """The first so many of the model's blocks; None: all."""
+
+    @property
+    def words(self) -> str:
+        """The model, and what is left of it."""
+        return self.model if self.blocks is None else f"{self.model}, first {self.blocks} blocks"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         values = {**dataclasses.asdict(self), "mean": list(self.mean), "std": list(self.std)}
-        for name in ("pixels", "weights"):
+        for name in ("pixels", "weights", "blocks"):
             if values[name] is None:
                 del values[name]
         return values

@@ -126,7 +126,7 @@ def test_a_student_of_another_shape_has_its_own_weights_and_size_and_no_teacher(
     told = measure.options_of(place_in(tmp_path, pair), rows.DEEP, 1)
     assert told == {
         "tasks": 2, "seed": 1, "epochs": 1, "head": "slda", "method": "none", "distill": "none", "image_size": 70,
-        "student": "vit_384x11_patch14_98", "student_weights": "w/student-11x70.safetensors",
+        "student": "t", "student_weights": "w/teacher.safetensors", "student_blocks": 11,
     }  # fmt: skip
     assert rows.DEEP.told("slda-early") == {"head": "slda", "features": "class+patches+patches@6+patches@8"}
     assert "teacher_features" in rows.FROZEN.told("slda-early")

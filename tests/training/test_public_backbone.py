@@ -18,7 +18,6 @@ import safetensors
 import safetensors.torch
 import timm
 import torch
-from timm.layers import resample_abs_pos_embed
 from timm.models import generate_default_cfgs, register_model
 from timm.models.vision_transformer import _create_vision_transformer
 
@@ -26,8 +25,7 @@ from cdl_deploy.data.preprocessing import ResizeCrop
 from cdl_deploy.data.sources import open_source
 from cdl_deploy.errors import DataError, MissingExtraError, OptionError, WeightsError
 from cdl_deploy.training.backbones.loading import load_backbone, load_weights_file
-from cdl_deploy.training.backbones.patch14 import FIRST_BLOCKS, PATCH14_MODELS
-from cdl_deploy.training.backbones.patch14 import NARROW as NARROW_STUDENT
+from cdl_deploy.training.backbones.patch14 import PATCH14_MODELS
 from cdl_deploy.training.backbones.plain import PlainViT, check_plain
 from cdl_deploy.training.backbones.registering import model_cfg
 from cdl_deploy.training.backbones.small import IMAGENET
@@ -104,8 +102,7 @@ def wheel(tmp_path, content, monkeypatch):
     made = make_wheel(tmp_path / "focus-1.0-py3-none-any.whl", content)
     for name, value in {"WHEEL": made, "TEACHER": TEACHER, "STUDENT": STUDENT, "STUDENT_BLOCKS": 2}.items():
         monkeypatch.setattr(public_backbone, name, value)
-    monkeypatch.setattr(public_backbone, "DISTILLED", (STUDENT, NARROW))
-    monkeypatch.setattr(public_backbone, "FIRST_BLOCKS", {2: STUDENT})
+    monkeypatch.setattr(public_backbone, "PATCH14_MODELS", (STUDENT, NARROW))
     monkeypatch.setattr(public_backbone, "TEACHER_BLOCKS", (1, 2))
     return tmp_path / made.wheel
 
@@ -320,38 +317,17 @@ def test_weights_that_do_not_fit_the_model(content):
 # ---- the pair --------------------------------------------------------------------------------------------------------
 
 
-def test_the_real_students_are_plain_and_begin_as_their_teacher():
+def test_the_real_students_are_plain_and_the_first_one_is_half_of_its_teacher():
     with torch.device("meta"):
         teacher = timm.create_model("vit_small_patch14_dinov2", num_classes=0, img_size=98)
-        students = {name: timm.create_model(name, num_classes=0) for name in PATCH14_MODELS}
-    for depth, name in FIRST_BLOCKS.items():
-        first, wanted = onnx_encoder.first_blocks(teacher.state_dict(), depth), students[name].state_dict()
-        assert {key: it.shape for key, it in first.items()} == {key: it.shape for key, it in wanted.items()}
-    for name, millions in (("vit_384x6_patch14_98", 10.9), ("vit_384x11_patch14_98", 19.8), (NARROW_STUDENT, 5.5)):
-        assert round(sum(value.numel() for value in students[name].parameters()) / 1e6, 1) == millions
-    for student in students.values():
+        students = [timm.create_model(name, num_classes=0) for name in PATCH14_MODELS]
+    half = onnx_encoder.first_blocks(teacher.state_dict(), 6)
+    wanted = students[0].state_dict()
+    assert {name: value.shape for name, value in half.items()} == {name: value.shape for name, value in wanted.items()}
+    for student, millions in zip(students, (10.9, 5.5), strict=True):
         check_plain(student)
         assert student.patch_embed.grid_size == (7, 7)
-
-
-def test_students_of_another_depth_and_size(wheel, tmp_path, capsys):
-    run("--out", tmp_path, "--wheel", wheel, "--image-size", "56", "--cut", "2x28", "2x42")
-    whole = encoder()
-    for side in (28, 42):
-        record = json.loads((tmp_path / f"student-2x{side}.json").read_text())
-        assert (record["model"], record["image_size"]) == (STUDENT, side)
-        assert record["what"].startswith("the first 2 blocks and final norm of the encoder")
-        backbone, _ = public_backbone.read_backbone(tmp_path / f"student-2x{side}.safetensors", torch.device("cpu"))
-        found, wanted = backbone.vit.state_dict(), whole.state_dict()
-        wanted["pos_embed"] = resample_abs_pos_embed(wanted["pos_embed"], [side // 14, side // 14])
-        assert all(torch.equal(value, wanted[name]) for name, value in found.items())
-    for text in ("2", "2x", "x28", "3x28", "2x28x3", "-2x28", "two"):
-        line = refusal(capsys, "--out", tmp_path, "--wheel", wheel, f"--cut={text}")
-        assert line == f"--cut is '{text}', expected BLOCKSxPIXELS, such as 11x70, of 2 to 2 blocks"
-    assert "the image size is 30, expected a multiple of 14" in refusal(
-        capsys, "--out", tmp_path / "none", "--wheel", wheel, "--cut", "2x30"
-    )
-    assert not (tmp_path / "none").exists(), "nothing half-written"
+        assert round(sum(value.numel() for value in student.parameters()) / 1e6, 1) == millions
 
 
 def test_what_is_written(wheel, tmp_path, capsys):

@@ -16,7 +16,7 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from cdl_deploy.errors import WeightsError, nearest
+from cdl_deploy.errors import OptionError, WeightsError, nearest
 from cdl_deploy.regular_file import open_regular
 from cdl_deploy.run.record import BackboneInfo
 from cdl_deploy.training.backbones import BACKBONES, Backbone, build_backbone, hub, mini, patch14, small
@@ -32,12 +32,17 @@ OWN_MODELS = (*mini.MINI_MODELS, *small.SMALL_MODELS, *patch14.PATCH14_MODELS)
 
 
 def load_backbone(
-    model: str, weights: str | None, image_size: int | None, pixel_range: str = "model"
+    model: str,
+    weights: str | None,
+    image_size: int | None,
+    pixel_range: str = "model",
+    blocks: int | None = None,
 ) -> tuple[Backbone, BackboneInfo]:
     """Build and fill a frozen backbone. With the pixel range `unit` its pixel statistics are mean 0 and std 1.
 
-    `weights`: a file, a folder, or a name on the hub such as `timm/MODEL`; see docs/weights.md. Raises WeightsError for
-    an unknown name, no weights, or shapes that don't fit.
+    `weights`: a file, a folder, or a name on the hub such as `timm/MODEL`; see docs/weights.md. `blocks`: the first so
+    many and the final norm, the rest of the weights is left out. Raises WeightsError for an unknown name, no weights,
+    or shapes that don't fit; OptionError for more blocks than there are.
     """
     model = known_model(model)
     if weights is not None:
@@ -50,10 +55,14 @@ def load_backbone(
     if said is not None and weights is not None:
         vit = create_vit(model, size)
         _fill_or_name_another(vit, said, model)
+        how_read = _how_read(said, vit)
         source = weights if hub.is_name(weights) else Path(weights).name
     else:
         vit = _with_pretrained(model, size)
+        how_read = None
         source = "package" if model.split(".")[0] in mini.MINI_MODELS else "hub"
+    if blocks is not None:
+        cut(vit, blocks, model)
     data = timm.data.resolve_model_data_config(vit)
     pixels: str | None = None
     if said is not None:
@@ -78,15 +87,26 @@ def load_backbone(
         crop_pct=float(data["crop_pct"]),
         parameters=sum(value.numel() for value in vit.parameters()),
         pixels=pixels,
-        weights=_how_read(said, vit) if said is not None else None,
+        weights=how_read,
+        blocks=blocks,
     )
     return backbone, info
+
+
+def cut(vit: ViT, blocks: int, model: str) -> None:
+    """Leave the first so many blocks, and the norm after the last. Raises OptionError where there are fewer."""
+    depth = len(vit.blocks)
+    if not 1 <= blocks <= depth:
+        raise OptionError(f"--student-blocks is {blocks}, but {model} has {depth} blocks: give 1 to {depth}")
+    vit.blocks = vit.blocks[:blocks]
 
 
 def rebuild_backbone(info: BackboneInfo, file: Path) -> Backbone:
     """The backbone that a run stored, without hub or package weights."""
     known_model(info.model)
     vit = create_vit(info.model, info.image_size)
+    if info.blocks is not None:
+        cut(vit, info.blocks, info.model)
     open_regular(file).close()  # a pipe would wait for ever
     vit.load_state_dict(safetensors.torch.load_file(file))
     if weights_hash(vit) != info.sha256:

@@ -2,7 +2,6 @@
 
     python -m cdl_deploy.training.recipes.public_backbone --out weights
     python -m cdl_deploy.training.recipes.public_backbone --out weights --probe data/cifar100
-    python -m cdl_deploy.training.recipes.public_backbone --out weights --cut 11x70
     nice python -m cdl_deploy.training.recipes.public_backbone --out weights --tune data/tinyimagenet
     nice python -m cdl_deploy.training.recipes.public_backbone --out weights --tune-teacher data/tinyimagenet --epochs 2
 
@@ -17,8 +16,6 @@ size that the positions are for, timm and ONNX Runtime must give the same tokens
 
 * `teacher.safetensors`: `vit_small_patch14_dinov2`, all 12 blocks;
 * `student.safetensors`: `vit_384x6_patch14_98`, the teacher's first six blocks and its final norm;
-* with `--cut 11x70`, `student-11x70.safetensors`: its first eleven blocks, for images of 70 pixels. What a student of
-  another depth or size is worth, and costs, is in docs/choosing.md;
 * with `--tune IMAGES`, `student-tuned.safetensors`: a student distilled towards the teacher's tokens, which lie in
   `tokens/` (at most `--tokens-gigabytes`; to be removed when no student needs them any more). Interrupted, the same
   command goes on where it stopped. `--student vit_192x12_patch14_98` distils one of half the width, from random values;
@@ -36,7 +33,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
@@ -51,11 +48,11 @@ from torch import Tensor
 
 from cdl_deploy.data.preprocessing import ResizeCrop
 from cdl_deploy.data.sources import ImageSource, open_source
-from cdl_deploy.errors import CdlError, OptionError, WeightsError
+from cdl_deploy.errors import CdlError, WeightsError
 from cdl_deploy.files import write_json
 from cdl_deploy.training.backbones import Backbone, build_backbone
 from cdl_deploy.training.backbones.loading import load_weights_file, weights_hash
-from cdl_deploy.training.backbones.patch14 import FIRST_BLOCKS, NARROW
+from cdl_deploy.training.backbones.patch14 import PATCH14_MODELS
 from cdl_deploy.training.backbones.small import IMAGENET
 from cdl_deploy.training.recipes import backbone_probes, distil_tokens, tune_teacher
 from cdl_deploy.training.recipes.onnx_encoder import (
@@ -72,11 +69,9 @@ from cdl_deploy.training.recipes.wheel_file import WheelFile, default_cache, fet
 
 FORMAT_VERSION = 1
 TEACHER = "vit_small_patch14_dinov2"
+STUDENT = PATCH14_MODELS[0]
 IMAGE_SIZE = 98
 STUDENT_BLOCKS = 6
-STUDENT = FIRST_BLOCKS[STUDENT_BLOCKS]
-DISTILLED = (STUDENT, NARROW)
-"""Which students `--tune` knows."""
 LEAST_COSINE = 0.9999
 """Of the class tokens of ONNX Runtime and timm."""
 TEACHER_BLOCKS = (6, 9)
@@ -125,35 +120,10 @@ def made_up_image(side: int, seed: int = 0) -> npt.NDArray[np.float32]:
     return normalised
 
 
-@dataclass(frozen=True)
-class Cut:
-    """A student: the teacher's first blocks, for images of a size of its own."""
-
-    blocks: int
-    image_size: int
-
-    @classmethod
-    def parse(cls, text: str) -> Cut:
-        """`11x70`. Raises OptionError."""
-        blocks, _, size = text.partition("x")
-        if not (blocks.isdecimal() and size.isdecimal() and int(blocks) in FIRST_BLOCKS):
-            raise OptionError(
-                f"--cut is '{text}', expected BLOCKSxPIXELS, such as 11x70, of {min(FIRST_BLOCKS)} to "
-                f"{max(FIRST_BLOCKS)} blocks"
-            )
-        return cls(int(blocks), int(size))
-
-    @property
-    def name(self) -> str:
-        """Of its file."""
-        return f"student-{self.blocks}x{self.image_size}"
-
-
-def write_pair(content: bytes, out: Path, image_size: int, cuts: Sequence[Cut] = ()) -> None:
-    """Teacher and student for images of that size, with their records; and the students that are cut otherwise."""
-    whole, found = convert(content)
-    state = at_image_size(whole, image_size)
-    others = [(cut, at_image_size(whole, cut.image_size)) for cut in cuts]
+def write_pair(content: bytes, out: Path, image_size: int) -> None:
+    """Teacher and student for images of that size, with their records."""
+    state, found = convert(content)
+    state = at_image_size(state, image_size)
     source = {
         "package": WHEEL.requirement,
         "licence": LICENCE,
@@ -161,17 +131,12 @@ def write_pair(content: bytes, out: Path, image_size: int, cuts: Sequence[Cut] =
         "file": WHEEL.member,
         "file_sha256": WHEEL.member_sha256,
     }
-    first = f"the first {STUDENT_BLOCKS} blocks and final norm"
-    written = [
-        ("teacher", TEACHER, state, image_size, "all 12 blocks"),
-        ("student", STUDENT, first_blocks(state, STUDENT_BLOCKS), image_size, first),
-    ]
-    for cut, tensors in others:
-        first = f"the first {cut.blocks} blocks and final norm"
-        written.append((cut.name, FIRST_BLOCKS[cut.blocks], first_blocks(tensors, cut.blocks), cut.image_size, first))
-    for name, model, tensors, side, what in written:
+    for name, model, tensors, what in (
+        ("teacher", TEACHER, state, "all 12 blocks"),
+        ("student", STUDENT, first_blocks(state, STUDENT_BLOCKS), f"the first {STUDENT_BLOCKS} blocks and final norm"),
+    ):
         about = {"what": f"{what} of {ORIGIN}", "source": source, "agreement_with_onnx": found}
-        write_weights(fill(model, tensors, side), out / f"{name}.safetensors", model, about)
+        write_weights(fill(model, tensors, image_size), out / f"{name}.safetensors", model, about)
 
 
 def write_weights(vit: VisionTransformer, file: Path, model: str, about: dict[str, Any]) -> None:
@@ -279,8 +244,7 @@ def probe(
     }
     rows, models = [], {}
     longest: tuple[Backbone, backbone_probes.Features] | None = None
-    others = sorted({*out.glob("student-[0-9]*x[0-9]*.safetensors"), *out.glob("*-tuned.safetensors")})
-    for file in (out / "teacher.safetensors", out / "student.safetensors", *others):
+    for file in (out / "teacher.safetensors", out / "student.safetensors", *sorted(out.glob("*-tuned.safetensors"))):
         backbone, about = read_backbone(file, device)
         side = int(about["image_size"])
         blocks = TEACHER_BLOCKS if longest is None else ()
@@ -359,13 +323,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--cache", type=Path, default=default_cache(), help="folder for the wheel (%(default)s)")
     parser.add_argument("--wheel", type=Path, help=f"the file {WHEEL.wheel}, fetched elsewhere")
     parser.add_argument("--image-size", type=int, default=IMAGE_SIZE, help="a multiple of 14 (%(default)s)")
-    parser.add_argument(
-        "--cut",
-        nargs="+",
-        default=[],
-        metavar="BLOCKSxPIXELS",
-        help="more students: the teacher's first blocks, such as 11x70",
-    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int)
@@ -373,7 +330,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     tuning.add_argument("--tune", type=Path, metavar="IMAGES", help="image folder: train/CLASS/… with val/ or test/")
     tuning.add_argument("--tune-teacher", type=Path, metavar="IMAGES", help="tune the teacher's last blocks on these")
     tuning.add_argument("--frozen-blocks", type=int, default=8, help="of the teacher, before those that are tuned")
-    tuning.add_argument("--student", choices=DISTILLED, default=STUDENT)
+    tuning.add_argument("--student", choices=PATCH14_MODELS, default=STUDENT)
     tuning.add_argument("--epochs", type=int, default=distil_tokens.Recipe.epochs)
     tuning.add_argument("--batch-size", type=int, default=distil_tokens.Recipe.batch_size)
     tuning.add_argument("--lr", type=float, default=distil_tokens.Recipe.lr)
@@ -402,8 +359,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             given.tune_images,
             given.seed,
         )
-        device, cuts = torch.device(given.device), [Cut.parse(text) for text in given.cut]
-        write_pair(read(WHEEL, given.wheel or fetch(WHEEL, given.cache)), given.out, given.image_size, cuts)
+        device = torch.device(given.device)
+        write_pair(read(WHEEL, given.wheel or fetch(WHEEL, given.cache)), given.out, given.image_size)
         print(f"{given.out / 'teacher.safetensors'} and student.safetensors: {WARNING}; {USE}")
         if given.tune:
             record = tune(given.out, open_source(str(given.tune), None, False), recipe, device, say)

@@ -1,0 +1,128 @@
+"""`--student-blocks N`: the student is the first blocks of its model, in the run, when a task is added, in the file.
+
+Oracle: a hook on timm's own network of all blocks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+
+import numpy as np
+import onnxruntime
+import pytest
+import timm
+import torch
+
+from cdl_deploy.cli import main
+from cdl_deploy.errors import OptionError
+from cdl_deploy.run.record import read_record
+from cdl_deploy.runtime.bundle import read_bundle
+from cdl_deploy.runtime.classifier import Classifier
+from cdl_deploy.training.backbones.loading import load_backbone, load_weights_file, rebuild_backbone, weights_hash
+from cdl_deploy.training.checkpoint import load_run
+from tests.export.conftest import NAMES
+from tests.tiny_models import write_tiny_weights
+
+MODEL, DEPTH = "tiny_teacher_5", 5
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("blocks") / "weights"
+    write_tiny_weights(folder)
+    return folder / f"{MODEL}.safetensors"
+
+
+def whole(weights, size=16):
+    vit = timm.create_model(MODEL, num_classes=0, img_size=size)
+    load_weights_file(vit, weights)
+    return vit.eval()
+
+
+@torch.no_grad()
+def tokens_after(vit, images, count):
+    """By timm alone: the tokens after the first `count` blocks, through the final norm."""
+    kept = []
+    hook = vit.blocks[count - 1].register_forward_hook(lambda module, inputs, output: kept.append(output))
+    vit.forward_features(images)
+    hook.remove()
+    return vit.norm(kept[0])
+
+
+def test_a_cut_backbone_is_the_first_blocks_of_the_whole(weights, tmp_path):
+    vit = whole(weights)
+    for count in (1, 3, DEPTH):
+        backbone, info = load_backbone(MODEL, str(weights), None, blocks=count)
+        assert (backbone.depth, info.blocks, info.words) == (count, count, f"{MODEL}, first {count} blocks")
+        images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(count))
+        torch.testing.assert_close(backbone.vit.forward_features(images), tokens_after(vit, images, count))
+        per_block = sum(value.numel() for value in vit.blocks[0].parameters())
+        all_values = sum(value.numel() for value in vit.parameters())
+        assert info.parameters == all_values - (DEPTH - count) * per_block
+        assert info.sha256 == weights_hash(backbone.vit)
+    uncut = load_backbone(MODEL, str(weights), None)[1]
+    assert "blocks" not in uncut.to_dict()
+    assert uncut.words == MODEL
+    file = tmp_path / "student.safetensors"
+    from safetensors.torch import save_file
+
+    save_file(load_backbone(MODEL, str(weights), None, blocks=2)[0].vit.state_dict(), file)
+    info = load_backbone(MODEL, str(weights), None, blocks=2)[1]
+    assert rebuild_backbone(info, file).depth == 2
+    with pytest.raises(OptionError, match=f"--student-blocks is 9, but {MODEL} has {DEPTH} blocks: give 1 to {DEPTH}"):
+        rebuild_backbone(dataclasses.replace(info, blocks=9), file)
+
+
+def command(*words) -> int:
+    with pytest.raises(SystemExit) as stopped:
+        main([str(word) for word in words])
+    return stopped.value.code
+
+
+def test_trained_added_to_and_exported_by_command(weights, photos, tmp_path, capsys):
+    """Three of five blocks, on smaller images than the weights are for, and an earlier block's patches beside them."""
+    run, first = tmp_path / "run", tmp_path / "first"
+    for split in ("train", "test"):
+        for name in NAMES[:2]:
+            shutil.copytree(photos / split / name, first / split / name)
+        for name in NAMES[2:]:
+            shutil.copytree(photos / split / name, tmp_path / "second" / split / name)
+    student = ["--student", MODEL, "--student-weights", str(weights)]
+    cut = ["--student-blocks", "3", "--image-size", "8", "--features", "class+patches+patches@0"]
+    assert command("train", "--data", first, "--out", run, "--tasks", 1, *student, *cut) == 0
+    assert command("train", run, "--add", tmp_path / "second") == 0
+    record = read_record(run)
+    assert record.backbones["student"].blocks == 3
+    assert sorted(record.classes) == sorted(NAMES)
+    assert command("export", run, "--onnx", "--out", tmp_path / "out") == 0
+    bundle = read_bundle(tmp_path / "out/student.onnx")
+    assert bundle.weights.model == f"{MODEL}, first 3 blocks"
+    assert bundle.parity.top1_agreement == 1
+
+    classifier = Classifier(bundle.path)
+    files = sorted((photos / "test").rglob("*.png"))
+    images = np.stack([classifier.prepare(path) for path in files])
+    session = onnxruntime.InferenceSession(bundle.path)
+    logits, features = session.run(["logits", "features"], {"image": images})
+    from cdl_deploy.data.images import load_image
+    from cdl_deploy.training.data.transforms import evaluation_transform
+
+    transform = evaluation_transform(record.preprocessing.resize_crop)
+    pixels = torch.stack([transform(load_image(path)) for path in files])
+    info = record.backbones["student"]
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (info.mean, info.std))
+    seen, vit = (pixels / 255 - mean) / std, whole(weights, size=8)
+    last, early = (tokens_after(vit, seen, count) for count in (3, 1))
+    wanted = torch.cat([last[:, 0], last[:, 1:].mean(dim=1), early[:, 1:].mean(dim=1)], dim=1)
+    np.testing.assert_allclose(features, wanted, atol=1e-4)
+    closed_form = load_run(run)[1].student.closed_form
+    with torch.no_grad():
+        np.testing.assert_allclose(logits, closed_form(wanted), atol=1e-3)
+
+    capsys.readouterr()
+    assert command("train", "--data", photos, "--out", tmp_path / "none", *student, "--student-blocks", 6) == 2
+    error = capsys.readouterr().err
+    assert f"--student-blocks is 6, but {MODEL} has 5 blocks: give 1 to 5" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "none").exists()
