@@ -4,11 +4,11 @@
     python benchmarks/student_shapes.py --report
 
 Split CIFAR-100 and the public ViT (cdl_deploy.training.recipes.public_backbone), frozen, slda on all classes, at
-several sizes of the images; a student of d blocks is the first d and the final norm (`--student-blocks d`), and its
-positions are resampled from the file's 37 x 37. Features: class token and patches, and the same with the patches after the block two and the one four before the last
-(`--features class+patches+patches@…`): one rule for all shapes, not the best of each. An image's cost is its
-multiply-adds, as a share of the teacher's. The table goes into docs/choosing.md; features are kept in WEIGHTS/shapes,
-and no image is written.
+several sizes of the images; a student of d blocks is the first d and the final norm (`--student-blocks d`), its
+positions resampled from the file's 37 x 37. Features: class token and patches, and the same with the patches after the
+block two and the one four before the last (`--features class+patches+patches@…`): one rule for all shapes, not the best
+of each. An image's cost is its multiply-adds, as a share of the teacher's. The table goes into docs/choosing.md;
+features are kept in WEIGHTS/shapes, and no image is written.
 """
 
 from __future__ import annotations

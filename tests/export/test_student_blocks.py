@@ -77,6 +77,7 @@ def test_a_cut_backbone_is_the_first_blocks_of_the_whole(weights, tmp_path):
 def command(*words) -> int:
     with pytest.raises(SystemExit) as stopped:
         main([str(word) for word in words])
+    assert isinstance(stopped.value.code, int)
     return stopped.value.code
 
 
