@@ -19,7 +19,13 @@ from cdl_deploy.errors import OptionError
 from cdl_deploy.run.record import read_record
 from cdl_deploy.runtime.bundle import read_bundle
 from cdl_deploy.runtime.classifier import Classifier
-from cdl_deploy.training.backbones.loading import load_backbone, load_weights_file, rebuild_backbone, weights_hash
+from cdl_deploy.training.backbones.loading import (
+    cut,
+    load_backbone,
+    load_weights_file,
+    rebuild_backbone,
+    weights_hash,
+)
 from cdl_deploy.training.checkpoint import load_run
 from tests.export.conftest import NAMES
 from tests.tiny_models import write_tiny_weights
@@ -70,6 +76,8 @@ def test_a_cut_backbone_is_the_first_blocks_of_the_whole(weights, tmp_path):
     save_file(load_backbone(MODEL, str(weights), None, blocks=2)[0].vit.state_dict(), file)
     info = load_backbone(MODEL, str(weights), None, blocks=2)[1]
     assert rebuild_backbone(info, file).depth == 2
+    with pytest.raises(OptionError, match="--student-blocks 2: other keeps its blocks under a name of its own: leave"):
+        cut(torch.nn.Linear(1, 1), 2, "other")
     with pytest.raises(OptionError, match=f"--student-blocks is 9, but {MODEL} has {DEPTH} blocks: give 1 to {DEPTH}"):
         rebuild_backbone(dataclasses.replace(info, blocks=9), file)
 

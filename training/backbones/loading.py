@@ -95,6 +95,8 @@ def load_backbone(
 
 def cut(vit: ViT, blocks: int, model: str) -> None:
     """Leave the first so many blocks, and the norm after the last. Raises OptionError where there are fewer."""
+    if not hasattr(vit, "blocks"):  # a network of another package's family
+        raise OptionError(f"--student-blocks {blocks}: {model} keeps its blocks under a name of its own: leave it out")
     depth = len(vit.blocks)
     if not 1 <= blocks <= depth:
         raise OptionError(f"--student-blocks is {blocks}, but {model} has {depth} blocks: give 1 to {depth}")
