@@ -115,6 +115,13 @@ def test_blocks_that_are_not_there_are_named(options, message):
         make_pair(head="slda", **options)
 
 
+def test_the_only_block_has_none_before_it():
+    config = MethodConfig("none", "none", head="slda", features="class+patches@0")
+    said = "the student has 1 block, so there is none before: take patches for those of the last$"
+    with pytest.raises(OptionError, match=said):
+        build_teacher_student({"student": make_backbone(depth=1)}, config, seed=0)
+
+
 def test_without_a_teacher_nothing_can_be_said_of_its_features():
     config = MethodConfig("none", "none", head="slda", teacher_features="class")
     with pytest.raises(OptionError, match="--teacher-features class: there is no teacher: leave it out"):

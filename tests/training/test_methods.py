@@ -386,9 +386,8 @@ def test_initial_values_follow_the_seed_and_the_role(method):
     [("coda", "CODA-Prompt prompts blocks 0 to 4"), ("dualprompt", "DualPrompt prompts blocks 0 to 4")],
 )
 def test_a_model_with_too_few_blocks_is_refused(method, where):
-    with pytest.raises(
-        OptionError, match=rf"{where} \(counted from 0\), but the model has 4 blocks: choose a deeper model$"
-    ):
+    said = rf"{where} \(counted from 0\), but the model has 4 blocks: choose a deeper model, or more --student-blocks"
+    with pytest.raises(OptionError, match=f"{said} where that is given$"):
         build_method(NetworkShape(24, 4, 16), MethodConfig(method=method), random())
 
 

@@ -157,10 +157,10 @@ def closed_form_features(
         if not low <= block < backbone.depth - 1:
             why = f", the first {first_block} of which give the query" if low else ""
             other = "; --teacher-features can differ" if role == "teacher" and not own else ""
-            raise OptionError(
-                f"{flag}: the {role} has {backbone.depth} blocks{why}, so expected patches@{low} to "
-                f"patches@{backbone.depth - 2}, or patches for those of the last{other}"
-            )
+            count = f"{backbone.depth} block{'s' if backbone.depth > 1 else ''}"
+            last = backbone.depth - 2
+            places = f"expected patches@{low} to patches@{last}, or" if low <= last else "there is none before: take"
+            raise OptionError(f"{flag}: the {role} has {count}{why}, so {places} patches for those of the last{other}")
     names = tuple(name for name in in_order(chosen) if name in chosen)
     if role == "teacher":
         return tuple(name for name in names if name != "kd") or ("class",)
