@@ -129,7 +129,9 @@ def table(record: dict[str, Any]) -> str:
         f"{record['data']}, {record['train_a_class']} training images a class, {record['test_images']:,} test images "
         f"(standard error {error:.1f} points), seed {record['seed']}, commit {record['commit']}; slda on class token "
         "and patches → with the patches after the block two and the one four before the last as well. Cost: "
-        "multiply-adds of an image, the teacher's (12 blocks at 98) being 1. Weights: " + record["warning"] + "."
+        "multiply-adds of an image, the teacher's (12 blocks at 98) being 1. Weights: "
+        + record["warning"]
+        + ". [Record](results/student-shapes.json)."
     )
     return "\n".join([*lines, "", said])
 
