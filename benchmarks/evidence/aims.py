@@ -81,8 +81,8 @@ def student_aim(records: Records) -> list[str]:
     lines = lines or ["no pair of student and teacher has been measured: " + verdict(None)]
     return [
         f"* **The exported student within {BELOW:.1f} point of its teacher at no more than {SHARE:g} of its latency**. "
-        "Half the depth at the same width is about half the latency, whatever trains, and so are eleven blocks on half "
-        "the patches; int8 is about half of that where the processor has VNNI. "
+        "Half the depth at the same width is about half the latency, whatever trains, and eleven blocks on half the "
+        "patches are little more; int8 is about half of that where the processor has VNNI. "
         "A quarter in fp32 wants a student of half the width (`--student vit_192x12_patch14_98`), which must be "
         "pretrained, and that wants a GPU." + below(lines)
     ]
