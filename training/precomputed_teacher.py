@@ -40,10 +40,10 @@ class PrecomputedTeacher:
                 raise OptionError(f"{run} has {flag(name)} {had}, this run {has}: give the same")
         roles: tuple[Role, ...] = ("teacher", "student")
         for role in roles:  # the student's class token is the query that the teacher's keys meet
-            if theirs.backbones[role].sha256 != ours.backbones[role].sha256:
-                raise OptionError(
-                    f"{run} has another {role}, {theirs.backbones[role].model}: its weights must be the same"
-                )
+            had, has = theirs.backbones[role], ours.backbones[role]
+            if had.sha256 != has.sha256:
+                here = f", and this run {has.words}" if has.words != had.words else ""
+                raise OptionError(f"{run} has another {role}, {had.words}{here}: its weights must be the same")
         if theirs.preprocessing != ours.preprocessing:
             raise OptionError(
                 f"{run} saw its images otherwise: {_difference(theirs.preprocessing, ours.preprocessing)}"

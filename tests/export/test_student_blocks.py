@@ -135,3 +135,18 @@ def test_trained_added_to_and_exported_by_command(weights, photos, tmp_path, cap
     assert f"--student-blocks is 6, but {MODEL} has 5 blocks: give 1 to 5" in error
     assert error.count("\n") == 1
     assert not (tmp_path / "none").exists()
+
+
+def test_another_number_of_blocks_than_the_lenders_is_named(weights, photos, tmp_path, capsys):
+    student = ["--student", MODEL, "--student-weights", weights, "--teacher", MODEL, "--teacher-weights", weights]
+    run = ["train", "--data", photos, "--tasks", 1, "--epochs", 1, "--preset", "kdp", "--method", "l2p", *student]
+    assert command(*run, "--student-blocks", 3, "--out", tmp_path / "lender") == 0
+    capsys.readouterr()
+    borrowing = [*run, "--teacher-run", tmp_path / "lender", "--out", tmp_path / "none"]
+    for given, found in ((["--student-blocks", 2], f"{MODEL}, first 2 blocks"), ([], MODEL)):
+        assert command(*borrowing, *given) == 2
+        error = capsys.readouterr().err
+        assert f"has another student, {MODEL}, first 3 blocks, and this run {found}: its weights must be" in error
+        assert not (tmp_path / "none").exists()
+    assert command(*borrowing, "--student-blocks", 1) == 2
+    assert "ends before: choose a deeper one, or more --student-blocks where that is given" in capsys.readouterr().err

@@ -37,7 +37,8 @@ class KDPrompts(ExtraToken):
         self.first_prefix = shape.first_block + 1
         prefixes, length = shape.depth - self.first_prefix, config.kd_prompt_length
         if prefixes < 1:
-            advice = "choose a deeper one" + (" or a smaller K for --query block:K" if shape.first_block else "")
+            advice = "choose a deeper one, or more --student-blocks where that is given"
+            advice += ", or a smaller K for --query block:K" if shape.first_block else ""
             raise OptionError(
                 f"KDP prompts the student from block {self.first_prefix} on, but it ends before: {advice}"
             )
