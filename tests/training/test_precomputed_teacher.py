@@ -71,7 +71,7 @@ def test_what_could_not_be_its_teacher_is_refused(whole_run, own, tmp_path):
     )
     refused("no run directory", models=replace(base.models, teacher_run=str(tmp_path / "nothing")))
     refused(
-        "has another teacher, mini_student.glyphs: its weights must be the same",
+        "has another teacher, mini_student.glyphs, and this run mini_teacher.glyphs: its weights must be the same",
         models=replace(base.models, teacher="mini_teacher"),
     )
 
