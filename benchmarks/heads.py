@@ -25,10 +25,12 @@ from typing import Any
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
+from benchmarks.marked import between  # noqa: E402  found once the line above has run
+
 RECORD = PROJECT / "docs" / "results" / "heads-digits.json"
 PAGE = PROJECT / "docs" / "digits.md"
 README = PROJECT / "README.md"
-BEGIN, END = "<!-- benchmarks/heads.py -->", "<!-- /benchmarks/heads.py -->"
+MARK = "benchmarks/heads.py"
 EPOCHS = 5
 
 RUNS: dict[str, dict[str, str]] = {
@@ -257,12 +259,11 @@ def bars(record: Record, run: str = "frozen pair", head: str = "slda") -> list[s
     return lines
 
 
-def between(text: str, block: str) -> str:
+def into(text: str, block: str) -> str:
     """`text` with `block` between the markers, which are appended where there are none."""
-    if BEGIN not in text:
-        return f"{text.rstrip()}\n\n{BEGIN}\n{block}\n{END}\n"
-    head, rest = text.split(BEGIN, 1)
-    return f"{head}{BEGIN}\n{block}\n{END}{rest.split(END, 1)[1]}"
+    if f"<!-- {MARK} -->" not in text:
+        text = f"{text.rstrip()}\n\n<!-- {MARK} -->\n<!-- /{MARK} -->\n"
+    return between(text, MARK, block)
 
 
 def readme_table(record: Record) -> str:
@@ -316,10 +317,8 @@ but which classes a task has, and all seeds are tested on the same 364 images: a
 The bars of the issue:
 
 {chr(10).join(f"* {line}" for line in bars(record))}"""
-    PAGE.write_text(between(PAGE.read_text(), block))
-    readme = README.read_text()
-    if BEGIN in readme:
-        README.write_text(between(readme, readme_table(record)))
+    PAGE.write_text(into(PAGE.read_text(), block))
+    README.write_text(between(README.read_text(), MARK, readme_table(record)))
 
 
 def main() -> None:

@@ -35,6 +35,7 @@ from numpy.typing import NDArray
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
+from benchmarks.marked import between  # noqa: E402
 from cdl_deploy.closed_form.features import FeatureMap, RandomProjection  # noqa: E402
 from cdl_deploy.closed_form.head_rule import HeadRule, solve_head  # noqa: E402
 from cdl_deploy.closed_form.overconfidence import measure_overconfidence  # noqa: E402
@@ -43,7 +44,6 @@ from cdl_deploy.evaluation.calibration import confidence_bins  # noqa: E402
 
 RECORD = PROJECT / "docs" / "results" / "heads-photographs.json"
 PAGE = PROJECT / "docs" / "choosing.md"
-BEGIN, END = "<!-- benchmarks/heads_photographs.py -->", "<!-- /benchmarks/heads_photographs.py -->"
 MODELS = {"teacher": "vit_small_patch14_dinov2", "student": "vit_384x6_patch14_98"}
 FEATURES = {"class": ("class",), "class+patches": ("class", "patches")}
 TASKS, SEED, SIZE = 10, 0, 98
@@ -338,10 +338,7 @@ images, the same for all lines.
 
 def write(record: Record) -> None:
     """The tables, between the markers of docs/choosing.md."""
-    text = PAGE.read_text()
-    if BEGIN in text:
-        head, rest = text.split(BEGIN, 1)
-        PAGE.write_text(f"{head}{BEGIN}\n{tables(record)}\n{END}{rest.split(END, 1)[1]}")
+    PAGE.write_text(between(PAGE.read_text(), "benchmarks/heads_photographs.py", tables(record)))
     print(tables(record))
 
 

@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import sys
 from pathlib import Path
 from typing import Any
@@ -26,12 +24,13 @@ import numpy as np
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
+from benchmarks.evidence.measure import about_here  # noqa: E402
+from benchmarks.marked import between  # noqa: E402
 from cdl_deploy.closed_form.head_rule import HeadRule, solve_head  # noqa: E402
 from cdl_deploy.closed_form.statistics import gather  # noqa: E402
 
 RECORD = PROJECT / "docs" / "results" / "student-shapes.json"
 PAGE = PROJECT / "docs" / "choosing.md"
-BEGIN, END = "<!-- benchmarks/student_shapes.py -->", "<!-- /benchmarks/student_shapes.py -->"
 SIZES, DEPTHS = (56, 70, 84, 98), range(6, 13)
 TEACHER_SIZE, TEACHER_DEPTH, WIDTH, PATCH = 98, 12, 384, 14
 EARLIER = (2, 4)
@@ -63,8 +62,6 @@ def accuracy(kept: dict[str, Any], parts: list[str]) -> float:
 
 def measure(weights: Path, data: Path) -> dict[str, Any]:
     """Every size's features, once, and every depth's accuracy."""
-    import torch
-
     from cdl_deploy.data.preprocessing import ResizeCrop
     from cdl_deploy.data.sources import open_source
     from cdl_deploy.training.backbones import build_backbone
@@ -106,10 +103,7 @@ def measure(weights: Path, data: Path) -> dict[str, Any]:
         "seed": SEED,
         "warning": public_backbone.WARNING,
         "shapes": found,
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}, shared; "
-        f"{torch.get_num_threads()} thread(s)",
-        "versions": public_backbone.versions(),
-        "commit": public_backbone.commit(),
+        **about_here(),
     }
 
 
@@ -138,10 +132,8 @@ def table(record: dict[str, Any]) -> str:
 
 def report() -> None:
     """The table into docs/choosing.md."""
-    page = PAGE.read_text()
-    head, rest = page.split(BEGIN)
-    _, tail = rest.split(END)
-    PAGE.write_text(f"{head}{BEGIN}\n{table(json.loads(RECORD.read_text()))}\n{END}{tail}")
+    block = table(json.loads(RECORD.read_text()))
+    PAGE.write_text(between(PAGE.read_text(), "benchmarks/student_shapes.py", block))
 
 
 def main() -> None:

@@ -23,6 +23,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 from filelock import FileLock, Timeout
 
@@ -49,9 +50,13 @@ def data_of(given: argparse.Namespace) -> Path:
         what = "python -m benchmarks.evidence drawings makes it" if given.budget == "drawings" else (
             "lay CIFAR-100 there, a folder a class, or name its folder with --data (make evidence DATA=…)"
         )  # fmt: skip
-        print(f"{data} has no {' and no '.join(missing)}: {what}", file=sys.stderr)
-        raise SystemExit(2)
+        refuse(f"{data} has no {' and no '.join(missing)}: {what}")
     return data
+
+
+def refuse(line: str) -> NoReturn:
+    print(line, file=sys.stderr)
+    raise SystemExit(2)
 
 
 def in_words(budget: Budget) -> str:
@@ -91,8 +96,7 @@ def run(given: argparse.Namespace) -> None:
     if given.seeds:
         if unknown := set(given.seeds) - set(place.budget.seeds):
             seeds = ", ".join(map(str, place.budget.seeds))
-            print(f"--seeds {min(unknown)} is none of the budget '{given.budget}', expected {seeds}", file=sys.stderr)
-            raise SystemExit(2)
+            refuse(f"--seeds {min(unknown)} is none of the budget '{given.budget}', expected {seeds}")
         place = replace(place, budget=replace(place.budget, seeds=tuple(given.seeds)))
     until = time.monotonic() + 60 * given.minutes if given.minutes else float("inf")
     place.runs.mkdir(parents=True, exist_ok=True)
@@ -103,8 +107,7 @@ def run(given: argparse.Namespace) -> None:
                 subprocess.run([sys.executable, "-m", recipe, "--out", str(given.weights)], check=True)
             measure_all(place, until, tuple(given.only), tuple(given.parts))
     except Timeout:
-        print(f"another process measures in {place.runs}: wait for it, or give other --runs", file=sys.stderr)
-        raise SystemExit(2) from None
+        refuse(f"another process measures in {place.runs}: wait for it, or give other --runs")
 
 
 def main() -> None:

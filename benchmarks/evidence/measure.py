@@ -149,7 +149,7 @@ def options_of(place: Place, row: Row, seed: int) -> dict[str, Any]:
         **dict(budget.options),
     }
     if row.cut:
-        blocks, size = map(int, row.cut.split("x"))
+        blocks, size = row.cut
         whole = {"student": common["teacher"], "student_weights": common["teacher_weights"]}
         common |= {**whole, "student_blocks": blocks, "image_size": size}
     if not row.has_teacher:

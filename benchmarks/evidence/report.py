@@ -20,11 +20,11 @@ from benchmarks.evidence.tables import (
     second_table,
     whole_table,
 )
+from benchmarks.marked import between
 
 RESULTS = PROJECT / "docs" / "results"
 TABLES = ("full", "short", "shortest")
 """A part of the page each, where they have records: the one with most images first. README shows that one."""
-BEGIN, END = "<!-- benchmarks/evidence -->", "<!-- /benchmarks/evidence -->"
 
 INTRODUCTION = """\
 # Photographs: what methods, distillations and heads are worth
@@ -211,8 +211,5 @@ def write() -> None:
             picture(records, RESULTS / f"evidence-{records.budget.name}.png")
     page = report(RESULTS)
     (RESULTS.parent / "results.md").write_text(page)
-    whole = readme.read_text()
-    if BEGIN in whole:
-        head, rest = whole.split(BEGIN, 1)
-        readme.write_text(f"{head}{BEGIN}\n{readme_table(tables[0])}\n{END}{rest.split(END, 1)[1]}")
+    readme.write_text(between(readme.read_text(), "benchmarks/evidence", readme_table(tables[0])))
     print(page)

@@ -37,8 +37,8 @@ class Row:
     options: dict[str, Any] = field(default_factory=dict)
     teacher_of: str | None = None
     """The row of the same seed whose teacher it takes over."""
-    cut: str | None = None
-    """BLOCKSxPIXELS of a student that is cut from the teacher otherwise than the table's (`--student-blocks`,
+    cut: tuple[int, int] | None = None
+    """Blocks and pixels of a student that is cut from the teacher otherwise than the table's (`--student-blocks`,
     `--image-size`); it is compared with the frozen row's teacher."""
     earlier: dict[str, str] = field(default_factory=dict)
     """`--features`, and the teacher's, of the head that reads earlier blocks too."""
@@ -70,7 +70,7 @@ FROZEN = Row(
     earlier={"features": "class+patches+patches@4", "teacher_features": "class+patches+patches@5+patches@8"},
 )  # fmt: skip
 DEEP = Row(
-    "frozen-11x70", "none", "none", "none", ("slda", "slda-early"), cut="11x70",
+    "frozen-11x70", "none", "none", "none", ("slda", "slda-early"), cut=(11, 70),
     earlier={"features": "class+patches+patches@6+patches@8"},
 )  # fmt: skip
 """At the cost of the table's student, fewer patches and more blocks (benchmarks/student_shapes.py)."""

@@ -16,7 +16,7 @@ NAMES = {"coda": "CODA", "l2p": "L2P", "none": "alone", "kd": "KD", "kdp": "KDP"
 def label(row: Row, role: str = "student") -> str:
     """A row in words."""
     if row.frozen:
-        return f"frozen {role}" + (", {} blocks at {} px".format(*row.cut.split("x")) if row.cut else "")
+        return f"frozen {role}" + (", {} blocks at {} px".format(*row.cut) if row.cut else "")
     return f"{NAMES[row.method]}, {'teacher' if role == 'teacher' else NAMES[row.distill]}"
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import onnx
 import pytest
 
+from cdl_deploy.cli import main
 from cdl_deploy.export import ExportOptions, Shrink, export_run, vendor_int8
 from cdl_deploy.export import export as export_module
 from cdl_deploy.run.config import DataConfig, MethodConfig, ModelConfig, OptimConfig, RunConfig
@@ -26,6 +27,13 @@ NAMES = sorted(COLOURS)
 def _no_shape_checks():
     with no_shape_checks(), no_pictures_drawn():
         yield
+
+
+def code_of(arguments):
+    """What `cdl` exits with."""
+    with pytest.raises(SystemExit) as stopped:
+        main([str(argument) for argument in arguments])
+    return stopped.value.code
 
 
 def trace_of(bundle_folder: Path) -> Callable[..., onnx.ModelProto]:

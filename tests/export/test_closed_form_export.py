@@ -12,7 +12,6 @@ import onnxruntime
 import pytest
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
-from cdl_deploy.cli import main
 from cdl_deploy.closed_form.head_rule import solve_head
 from cdl_deploy.closed_form.mahalanobis import mahalanobis
 from cdl_deploy.closed_form.shrinkage import shrunk_covariance
@@ -24,13 +23,7 @@ from cdl_deploy.learn.learner import Learner
 from cdl_deploy.runtime.bundle import read_bundle
 from cdl_deploy.runtime.classifier import Classifier
 from cdl_deploy.training.revisions import forget_class
-from tests.export.conftest import NAMES, exported
-
-
-def code_of(arguments):
-    with pytest.raises(SystemExit) as stopped:
-        main(arguments)
-    return stopped.value.code
+from tests.export.conftest import NAMES, code_of, exported
 
 
 @pytest.mark.parametrize(

@@ -28,8 +28,8 @@ from cdl_deploy.training.models.learner import learner_output, merge
 from cdl_deploy.training.models.teacher_student import build_teacher_student
 from cdl_deploy.training.revisions import new_heads
 from tests.export.conftest import NAMES, exported
-from tests.training.conftest import make_backbone
-from tests.training.naive import naive_block, naive_embed
+from tests.training.conftest import make_backbone, pixels_of
+from tests.training.naive import naive_block, naive_embed, tokens_after
 from tests.training.test_learner import make_pair, normalised, pixels
 
 EARLY = "class+patches+patches@0"
@@ -47,11 +47,7 @@ def test_names_and_places():
 
 def patches_after(vit, images, block):
     """By timm alone: the mean patch after a block, through the final norm."""
-    kept = []
-    hook = vit.blocks[block].register_forward_hook(lambda module, inputs, output: kept.append(output))
-    vit.forward_features(images)
-    hook.remove()
-    return vit.norm(kept[0])[:, vit.num_prefix_tokens :].mean(dim=1)
+    return tokens_after(vit, images, block)[:, vit.num_prefix_tokens :].mean(dim=1)
 
 
 @torch.no_grad()
@@ -148,11 +144,7 @@ def test_the_file_gives_them_and_learns_with_them(trained, photos, tmp_path):
     files = sorted((photos / "test").rglob("*.png"))
     seen = np.stack([classifier.prepare(path) for path in files])
     (features,) = onnxruntime.InferenceSession(bundle.path).run(["features"], {"image": seen})
-    from cdl_deploy.data.images import load_image
-    from cdl_deploy.training.data.transforms import evaluation_transform
-
-    transform = evaluation_transform(record.preprocessing.resize_crop)
-    images = torch.stack([transform(load_image(path)) for path in files])
+    images = pixels_of(record, files)
     backbone = pair.student.backbone
     with torch.no_grad():
         wanted = patches_after(backbone.vit, (images / 255 - backbone.mean) / backbone.std, 0)

@@ -18,14 +18,12 @@ from rich.console import Console
 from cdl_deploy.cli import main
 from cdl_deploy.cli.evaluate_run import evaluate_run
 from cdl_deploy.cli.evaluate_run_table import run_evaluation_tables
-from cdl_deploy.data.images import load_image
 from cdl_deploy.errors import DataError, RunError
 from cdl_deploy.evaluation import labelled_folder
 from cdl_deploy.runtime.bundle import read_bundle
 from cdl_deploy.training.checkpoint import load_run
-from cdl_deploy.training.data.transforms import evaluation_transform
 from cdl_deploy.training.models.learner import learner_logits
-from tests.training.conftest import COLOURS, write_images
+from tests.training.conftest import COLOURS, pixels_of, write_images
 
 
 @pytest.fixture
@@ -129,13 +127,12 @@ def test_other_images_against_pytorch(run, tmp_path):
     assert result.images == [8, 8]
     for after in (1, 2):
         record, pair = load_run(run, after)
-        transform = evaluation_transform(record.preprocessing.resize_crop)
         for role, learner in pair.learners.items():
             for task in range(after):
                 items = [
                     (i, n) for i, n in zip(images.items, images.names, strict=True) if n in record.tasks[task].classes
                 ]
-                pixels = torch.stack([transform(load_image(item)) for item, _ in items])
+                pixels = pixels_of(record, [item for item, _ in items])
                 with torch.no_grad():
                     named = learner_logits(pair.encoder, learner, pixels).argmax(1).tolist()
                 right = sum(record.classes[k] == name for k, (_, name) in zip(named, items, strict=True))

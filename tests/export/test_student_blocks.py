@@ -14,7 +14,6 @@ import pytest
 import timm
 import torch
 
-from cdl_deploy.cli import main
 from cdl_deploy.errors import OptionError
 from cdl_deploy.run.record import read_record
 from cdl_deploy.runtime.bundle import read_bundle
@@ -27,8 +26,10 @@ from cdl_deploy.training.backbones.loading import (
     weights_hash,
 )
 from cdl_deploy.training.checkpoint import load_run
-from tests.export.conftest import NAMES
+from tests.export.conftest import NAMES, code_of
 from tests.tiny_models import write_tiny_weights
+from tests.training.conftest import pixels_of
+from tests.training.naive import tokens_after
 
 MODEL, DEPTH = "tiny_teacher_5", 5
 
@@ -46,23 +47,13 @@ def whole(weights, size=16):
     return vit.eval()
 
 
-@torch.no_grad()
-def tokens_after(vit, images, count):
-    """By timm alone: the tokens after the first `count` blocks, through the final norm."""
-    kept = []
-    hook = vit.blocks[count - 1].register_forward_hook(lambda module, inputs, output: kept.append(output))
-    vit.forward_features(images)
-    hook.remove()
-    return vit.norm(kept[0])
-
-
 def test_a_cut_backbone_is_the_first_blocks_of_the_whole(weights, tmp_path):
     vit = whole(weights)
     for count in (1, 3, DEPTH):
         backbone, info = load_backbone(MODEL, str(weights), None, blocks=count)
         assert (backbone.depth, info.blocks, info.words) == (count, count, f"{MODEL}, first {count} blocks")
         images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(count))
-        torch.testing.assert_close(backbone.vit.forward_features(images), tokens_after(vit, images, count))
+        torch.testing.assert_close(backbone.vit.forward_features(images), tokens_after(vit, images, count - 1))
         per_block = sum(value.numel() for value in vit.blocks[0].parameters())
         all_values = sum(value.numel() for value in vit.parameters())
         assert info.parameters == all_values - (DEPTH - count) * per_block
@@ -82,13 +73,6 @@ def test_a_cut_backbone_is_the_first_blocks_of_the_whole(weights, tmp_path):
         rebuild_backbone(dataclasses.replace(info, blocks=9), file)
 
 
-def command(*words) -> int:
-    with pytest.raises(SystemExit) as stopped:
-        main([str(word) for word in words])
-    assert isinstance(stopped.value.code, int)
-    return stopped.value.code
-
-
 def test_trained_added_to_and_exported_by_command(weights, photos, tmp_path, capsys):
     """Three of five blocks, on smaller images than the weights are for, and an earlier block's patches beside them."""
     run, first = tmp_path / "run", tmp_path / "first"
@@ -99,12 +83,12 @@ def test_trained_added_to_and_exported_by_command(weights, photos, tmp_path, cap
             shutil.copytree(photos / split / name, tmp_path / "second" / split / name)
     student = ["--student", MODEL, "--student-weights", str(weights)]
     cut = ["--student-blocks", "3", "--image-size", "8", "--features", "class+patches+patches@0"]
-    assert command("train", "--data", first, "--out", run, "--tasks", 1, *student, *cut) == 0
-    assert command("train", run, "--add", tmp_path / "second") == 0
+    assert code_of(["train", "--data", first, "--out", run, "--tasks", 1, *student, *cut]) == 0
+    assert code_of(["train", run, "--add", tmp_path / "second"]) == 0
     record = read_record(run)
     assert record.backbones["student"].blocks == 3
     assert sorted(record.classes) == sorted(NAMES)
-    assert command("export", run, "--onnx", "--out", tmp_path / "out") == 0
+    assert code_of(["export", run, "--onnx", "--out", tmp_path / "out"]) == 0
     bundle = read_bundle(tmp_path / "out/student.onnx")
     assert bundle.weights.model == f"{MODEL}, first 3 blocks"
     assert bundle.parity.top1_agreement == 1
@@ -114,15 +98,10 @@ def test_trained_added_to_and_exported_by_command(weights, photos, tmp_path, cap
     images = np.stack([classifier.prepare(path) for path in files])
     session = onnxruntime.InferenceSession(bundle.path)
     logits, features = session.run(["logits", "features"], {"image": images})
-    from cdl_deploy.data.images import load_image
-    from cdl_deploy.training.data.transforms import evaluation_transform
-
-    transform = evaluation_transform(record.preprocessing.resize_crop)
-    pixels = torch.stack([transform(load_image(path)) for path in files])
     info = record.backbones["student"]
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (info.mean, info.std))
-    seen, vit = (pixels / 255 - mean) / std, whole(weights, size=8)
-    last, early = (tokens_after(vit, seen, count) for count in (3, 1))
+    seen, vit = (pixels_of(record, files) / 255 - mean) / std, whole(weights, size=8)
+    last, early = (tokens_after(vit, seen, block) for block in (2, 0))
     wanted = torch.cat([last[:, 0], last[:, 1:].mean(dim=1), early[:, 1:].mean(dim=1)], dim=1)
     np.testing.assert_allclose(features, wanted, atol=1e-4)
     closed_form = load_run(run)[1].student.closed_form
@@ -130,7 +109,7 @@ def test_trained_added_to_and_exported_by_command(weights, photos, tmp_path, cap
         np.testing.assert_allclose(logits, closed_form(wanted), atol=1e-3)
 
     capsys.readouterr()
-    assert command("train", "--data", photos, "--out", tmp_path / "none", *student, "--student-blocks", 6) == 2
+    assert code_of(["train", "--data", photos, "--out", tmp_path / "none", *student, "--student-blocks", 6]) == 2
     error = capsys.readouterr().err
     assert f"--student-blocks is 6, but {MODEL} has 5 blocks: give 1 to 5" in error
     assert error.count("\n") == 1
@@ -140,13 +119,13 @@ def test_trained_added_to_and_exported_by_command(weights, photos, tmp_path, cap
 def test_another_number_of_blocks_than_the_lenders_is_named(weights, photos, tmp_path, capsys):
     student = ["--student", MODEL, "--student-weights", weights, "--teacher", MODEL, "--teacher-weights", weights]
     run = ["train", "--data", photos, "--tasks", 1, "--epochs", 1, "--preset", "kdp", "--method", "l2p", *student]
-    assert command(*run, "--student-blocks", 3, "--out", tmp_path / "lender") == 0
+    assert code_of([*run, "--student-blocks", 3, "--out", tmp_path / "lender"]) == 0
     capsys.readouterr()
     borrowing = [*run, "--teacher-run", tmp_path / "lender", "--out", tmp_path / "none"]
     for given, found in ((["--student-blocks", 2], f"{MODEL}, first 2 blocks"), ([], MODEL)):
-        assert command(*borrowing, *given) == 2
+        assert code_of([*borrowing, *given]) == 2
         error = capsys.readouterr().err
         assert f"has another student, {MODEL}, first 3 blocks, and this run {found}: its weights must be" in error
         assert not (tmp_path / "none").exists()
-    assert command(*borrowing, "--student-blocks", 1) == 2
+    assert code_of([*borrowing, "--student-blocks", 1]) == 2
     assert "ends before: choose a deeper one, or more --student-blocks where that is given" in capsys.readouterr().err

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -11,9 +11,14 @@ import pytest
 import torch
 from PIL import Image
 from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
 
+from cdl_deploy.data.images import load_image
+from cdl_deploy.data.labelled import Item
+from cdl_deploy.run.record import RunRecord
 from cdl_deploy.training.backbones.plain import PlainViT
 from cdl_deploy.training.backbones.protocol import Backbone
+from cdl_deploy.training.data.transforms import evaluation_transform
 from tests.conftest import check_first_epochs_only
 
 check_first_epochs_only()
@@ -43,6 +48,12 @@ def write_images(folder: Path, counts: dict[str, int], seed: int = 0, side: int 
             noise = random.integers(-30, 30, (side, side, 3))
             pixels = np.clip(np.array(COLOURS.get(name, (90, 90, 90))) + noise, 0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(folder / name / f"{i}.png")
+
+
+def pixels_of(record: RunRecord, files: Sequence[Item]) -> Tensor:
+    """The images [n, 3, H, W] uint8 as the run sees them when it is tested."""
+    transform = evaluation_transform(record.preprocessing.resize_crop)
+    return torch.stack([transform(load_image(file)) for file in files])
 
 
 def write_photos(root: Path) -> None:

@@ -34,6 +34,16 @@ def naive_attention(vit, index: int, tokens: Tensor, before=None, after=None, sh
     return result @ attention.proj.weight.T + attention.proj.bias
 
 
+@torch.no_grad()
+def tokens_after(vit, images: Tensor, block: int) -> Tensor:
+    """By timm's own forward pass: the tokens [B, N, D] after a block, counted from 0, through the final norm."""
+    kept = []
+    hook = vit.blocks[block].register_forward_hook(lambda module, inputs, output: kept.append(output))
+    vit.forward_features(images)
+    hook.remove()
+    return vit.norm(kept[0])
+
+
 def naive_block(vit, index: int, tokens: Tensor, **prompts) -> Tensor:
     block = vit.blocks[index]
     tokens = tokens + naive_attention(vit, index, block.norm1(tokens), **prompts)

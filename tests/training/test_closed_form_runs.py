@@ -18,19 +18,17 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import Ridge
 
 from cdl_deploy.cli import main
-from cdl_deploy.data.images import load_image
 from cdl_deploy.errors import CdlError, OptionError, RunError
 from cdl_deploy.run.config import DataConfig, MethodConfig, ModelConfig, OptimConfig, RunConfig
 from cdl_deploy.training import evaluation
 from cdl_deploy.training.checkpoint import load_run
 from cdl_deploy.training.context import KeptFeatures
-from cdl_deploy.training.data.transforms import evaluation_transform
 from cdl_deploy.training.loop import add_task, train
 from cdl_deploy.training.models.learner import learner_logits
 from cdl_deploy.training.preparation import Addition
 from cdl_deploy.training.revisions import forget_class, new_heads, undo_task
 from tests.tiny_models import tiny_pair, write_tiny_weights
-from tests.training.conftest import COLOURS, write_images
+from tests.training.conftest import COLOURS, pixels_of, write_images
 
 NAMES = sorted(COLOURS)
 
@@ -53,9 +51,8 @@ def frozen(photos, tasks=None, seed=0, **method):
 def joined_features(root, photos, split):
     """Class token and mean patch token of the frozen student, by timm's own forward, and labels by name."""
     record, pair = load_run(root)
-    transform = evaluation_transform(record.preprocessing.resize_crop)
     files = [path for name in record.classes for path in sorted((photos / split / name).iterdir())]
-    pixels = torch.stack([transform(load_image(path)) for path in files])
+    pixels = pixels_of(record, files)
     backbone = pair.student.backbone
     with torch.no_grad():
         tokens = backbone.vit.forward_features((pixels.float() / 255 - backbone.mean) / backbone.std)
@@ -65,10 +62,9 @@ def joined_features(root, photos, split):
 
 def logits_of(root, photos):
     record, pair = load_run(root)
-    transform = evaluation_transform(record.preprocessing.resize_crop)
     files = [path for name in record.classes for path in sorted((photos / "test" / name).iterdir())]
     with torch.no_grad():
-        return learner_logits(pair.encoder, pair.student, torch.stack([transform(load_image(f)) for f in files]))
+        return learner_logits(pair.encoder, pair.student, pixels_of(record, files))
 
 
 def test_a_teacher_is_trained_to_compare_with_and_changes_nothing(photos, tmp_path):

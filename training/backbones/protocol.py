@@ -58,6 +58,11 @@ class NetworkShape:
     pooling: str | None = None
     """`Backbone.pooling`."""
 
+    def remedies(self, wanted: int) -> str:
+        """What else than a deeper model helps where so many blocks are to follow `first_block`, and fewer do."""
+        smaller = ", or a smaller K for --query block:K" if self.first_block and wanted <= self.depth else ""
+        return f", or more --student-blocks where that is given{smaller}"
+
 
 @dataclass(frozen=True)
 class BlockPrompt:

@@ -37,10 +37,9 @@ class KDPrompts(ExtraToken):
         self.first_prefix = shape.first_block + 1
         prefixes, length = shape.depth - self.first_prefix, config.kd_prompt_length
         if prefixes < 1:
-            advice = "choose a deeper one, or more --student-blocks where that is given"
-            advice += ", or a smaller K for --query block:K" if shape.first_block else ""
             raise OptionError(
-                f"KDP prompts the student from block {self.first_prefix} on, but it ends before: {advice}"
+                f"KDP prompts the student from block {self.first_prefix} on, but it ends before: choose a deeper "
+                f"one{shape.remedies(2)}"
             )
         if config.kd_prompt_blocks is not None:
             prefixes = min(prefixes, config.kd_prompt_blocks)

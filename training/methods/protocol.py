@@ -96,10 +96,8 @@ def prompted_blocks(name: str, shape: NetworkShape, count: int) -> range:
     blocks = range(shape.first_block, shape.first_block + count)
     if blocks.stop > shape.depth:
         where = f"blocks {blocks.start} to {blocks.stop - 1}" if count > 1 else f"block {blocks.start}"
-        advice = "a deeper model, or more --student-blocks where that is given"
-        if shape.first_block and count <= shape.depth:
-            advice += ", or a smaller K for --query block:K"
         raise OptionError(
-            f"{name} prompts {where} (counted from 0), but the model has {shape.depth} blocks: choose {advice}"
+            f"{name} prompts {where} (counted from 0), but the model has {shape.depth} blocks: choose a deeper "
+            f"model{shape.remedies(count)}"
         )
     return blocks
