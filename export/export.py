@@ -104,7 +104,8 @@ def export_run(
 def left_behind(folder: Path, exported: Sequence[Exported]) -> dict[str, str]:
     """Models in `folder` that an earlier export left and this one did not replace: file → how it differs."""
     written = {item.bundle.path.name for item in exported}
-    newest = {item.bundle.role: item.bundle for item in exported}
+    student = exported[0].bundle
+    newest = {"teacher": student} | {item.bundle.role: item.bundle for item in exported}
     found: dict[str, str] = {}
     for path in sorted(folder.glob("*.onnx")):
         if path.name in written or path.name.partition(".")[0] not in newest:

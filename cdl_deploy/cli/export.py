@@ -241,11 +241,10 @@ def command(
     if not onnx:
         return
     for name, what in left_behind(destination, exported).items():
-        echo(
-            f"note: {destination / name} is of an earlier export and {what}: make it again with --quantize or --fp16, "
-            "or delete it",
-            err=True,
-        )
+        again = "make it again with --quantize or --fp16, or delete it"
+        if name == "teacher.onnx":
+            again = "delete it, or, where the run has a teacher, export it as well"
+        echo(f"note: {destination / name} is of an earlier export and {what}: {again}", err=True)
     if as_json:
         echo_json([item.to_dict() for item in exported])
     else:

@@ -28,6 +28,8 @@ METRICS = (
 NOT_COMPARED = {"seed", "device", "workers", "log"}
 """Settings of the optimisation that are no difference between two groups: of these, what is learned depends on the seed
 alone."""
+OF_TRAINING = {"epochs", "batch_size", "lr", "schedule", "last_batch", "cache_views"}
+"""Settings of the optimisation that are no difference either where nothing trains."""
 
 
 @dataclass(frozen=True)
@@ -104,11 +106,12 @@ def read_run(path: Path) -> ComparedRun:
         raise RunError(
             f"{path} has no finished task yet: finish it with cdl train {as_typed(path)} --resume, or leave it out"
         )
+    left_out = NOT_COMPARED if record.config.method.trains_in(1) else NOT_COMPARED | OF_TRAINING
     settings = {
         name: value
         for section, values in record.config.to_dict().items()
         for name, value in values.items()
-        if not (section == "optim" and name in NOT_COMPARED)
+        if not (section == "optim" and name in left_out)
     }
     done, planned = len(record.tasks), len(record.plans)
     settings["finished tasks"] = done if done == planned else f"{done} of {planned}"
@@ -117,7 +120,7 @@ def read_run(path: Path) -> ComparedRun:
             **plan.to_dict(),
             "classes": len(plan.classes),
             "known_classes": len(plan.known_classes),
-            "optim": {name: value for name, value in plan.optim.items() if name not in NOT_COMPARED},
+            "optim": {name: value for name, value in plan.optim.items() if name not in left_out},
             "fingerprint": None,  # of the classes that the seed has put into this task
         }
         for plan in record.plans
@@ -138,15 +141,17 @@ def group_runs(paths: Iterable[Path]) -> list[RunGroup]:
         else:
             groups.append(RunGroup([run]))
     names = {name for group in groups for name in group.runs[0].settings}
-    different = [name for name in sorted(names) if len({json.dumps(g.runs[0].settings.get(name)) for g in groups}) > 1]
+    found = [group.runs[0].settings for group in groups]
+    different = [name for name in sorted(names) if len({json.dumps(it[name]) for it in found if name in it}) > 1]
     for group in groups:
         settings = group.runs[0].settings
         group.differs = {name: settings.get(name) for name in different}
-        parts = [f"{settings['method']} + {settings['distill']}"]
+        trains = group.runs[0].record.config.method.trains_in(1)
+        parts = [f"{settings['method']} + {settings['distill']}" if trains else "frozen"]
         preset, covered = preset_of(group.differs)
         parts += [f"preset {preset}"] if preset else []
         parts += [
-            f"{name.replace('_', '-')} {value}"
+            name.replace("_", "-") + ("" if value is True else f" {value}")
             for name, value in group.differs.items()
             if name not in ("method", "distill", *covered) and value is not None and value is not False
         ]

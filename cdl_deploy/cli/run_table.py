@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from statistics import fmean
 
 from rich.console import Group, RenderableType
@@ -11,6 +11,7 @@ from rich.text import Text
 
 from cdl_deploy.cli.cells import duration, ending, named
 from cdl_deploy.counted import counted
+from cdl_deploy.printable import printable
 from cdl_deploy.run.record import FinishedTask, Results, Role, RunRecord
 
 ROLES: tuple[Role, ...] = ("student", "teacher")
@@ -44,7 +45,7 @@ def run_table(record: RunRecord) -> RenderableType:
             *[f"{value:.1f}" for value in means],
             duration(_seconds(task)),
         )
-    return Group(tasks, _metrics(results), *_heads(record))
+    return Group(tasks, _metrics(results), *_learners(record, results))
 
 
 def _title(record: RunRecord) -> Text:
@@ -55,17 +56,20 @@ def _title(record: RunRecord) -> Text:
     return Text(f"{ending(config.data.data, 40)}: {method}{state}\naccuracy over all classes seen (%)")
 
 
-def _heads(record: RunRecord) -> list[Text]:
-    """A line for each closed-form head, as it was after the last task."""
+def _learners(record: RunRecord, roles: Collection[Role]) -> list[Text]:
+    """A line for each learner: its model, and its closed-form head as it was after the last task."""
     if not record.tasks:
         return []
     lines = []
-    for role, head in record.tasks[-1].heads.items():
-        number = {"slda": "ρ", "ridge": "λ"}.get(head.kind)
-        chosen = "" if head.chosen is None or number is None else f", {number} {head.chosen:.2g}"
-        ece = "" if head.ece is None else f"; calibration error {head.ece:.1f} %"
-        features = f"{head.features} ({head.dimension:,} numbers)"
-        lines.append(Text(f"{role}: {head.kind} on {features}{chosen}, temperature {head.temperature:.3g}{ece}"))
+    for role in roles:
+        words = f"{role}: {record.backbones[role].words}"
+        if (head := record.tasks[-1].heads.get(role)) is not None:
+            number = {"slda": "ρ", "ridge": "λ"}.get(head.kind)
+            chosen = "" if head.chosen is None or number is None else f", {number} {head.chosen:.2g}"
+            ece = "" if head.ece is None else f"; calibration error {head.ece:.1f} %"
+            features = f"{head.features} ({head.dimension:,} numbers)"
+            words += f"; {head.kind} on {features}{chosen}, temperature {head.temperature:.3g}{ece}"
+        lines.append(Text(printable(words)))
     if record.forgotten:
         lines.append(Text(f"forgotten: {named(record.forgotten).text}; the accuracies were measured before, with them"))
     return lines

@@ -60,16 +60,20 @@ def command(
 
 
 def history_table(record: RunRecord) -> Table:
-    """When each task was learned, and from which images."""
+    """When each task was learned, from which images, and in how many epochs; – where nothing trained."""
     from rich.table import Table
 
     table = Table(title="history", title_justify="left")
     for name in ("task", "learned (UTC)", "from", "known classes", "epochs"):
         table.add_column(name, overflow="fold")
+    before = None
     for task in record.tasks:
+        source = "the same" if task.data == before else printable(task.data)
+        before = task.data
         known = printable(", ".join(task.known_classes)) or "–"
         when = printable(task.finished[:16].replace("T", " "))
-        table.add_row(str(task.number), when, printable(task.data), known, str(task.optim.epochs))
+        epochs = str(task.optim.epochs) if record.config.method.trains_in(task.number) else "–"
+        table.add_row(str(task.number), when, source, known, epochs)
     return table
 
 

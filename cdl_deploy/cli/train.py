@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import sys
-from collections.abc import Collection
+from collections.abc import Sequence
 from contextlib import nullcontext
 from inspect import Parameter, signature
 from pathlib import Path
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 EXAMPLES = """
 cdl train --data digits --tasks 5 --out runs/digits
 cdl train --data photos/ --tasks 10 --out runs/photos
-cdl train --data photos/ --holdout 0.2 --classes-per-task 4 --student vit_small_patch16_224.augreg_in21k_ft_in1k \
+cdl train --data photos/ --holdout 0.2 --classes-per-task 4 --student vit_small_patch16_224.augreg_in21k_ft_in1k \\
     --out runs/small
 cdl train --data photos/ --tasks 10 --preset kdp --out runs/kdp
 cdl train --data photos/ --tasks 10 --distill kd --teacher-run runs/kdp --out runs/kd
@@ -115,8 +115,12 @@ def command(
     """
     given = _given(options)
     out = _one_directory(run, out)
+    of_a_new_run = {"preset": preset, "config": config}
+    given_more = [*(name for name, value in of_a_new_run.items() if value is not None), *given]
     if undo or forget is not None:
-        _revise(out, undo, forget, bool(given or resume or dry_run or add is not None), as_json)
+        others = {"resume": resume, "dry_run": dry_run, "add": add, "classes": classes, "allow_known": allow_known}
+        given_more += [name for name, value in others.items() if value]
+        _revise(out, undo, forget, given_more, as_json)
         return
     if dry_run:
         if resume or add is not None:
@@ -139,11 +143,11 @@ def command(
     if resume:
         if "labels" in given and "data" not in given:
             raise OptionError("--labels says with --data where a run's images are now: give both, or leave it out")
-        fixed = [name for name in given if name not in WITH_RESUME]
+        fixed = [name for name in given_more if name not in WITH_RESUME]
         _refuse(fixed, "--resume continues a run as it was configured")
     if add is not None:
         optim = {it.name for it in option_sections()["optim"]}
-        fixed = [name for name in given if name not in WITH_ADDITION and name not in optim]
+        fixed = [name for name in given_more if name not in WITH_ADDITION and name not in optim]
         _refuse(fixed, "--add goes on with a run as it was configured")
     from cdl_deploy.cli import is_main_process
 
@@ -169,11 +173,13 @@ def command(
         print_run(record, out, as_json)
 
 
-def _revise(out: Path | None, undo: bool, forget: str | None, more: bool, as_json: bool) -> None:
-    """Take an addition back, or a class away."""
+def _revise(out: Path | None, undo: bool, forget: str | None, more: Sequence[str], as_json: bool) -> None:
+    """Take an addition back, or a class away; `more` are options that were given as well."""
     flag_given = "--undo" if undo else "--forget"
-    if (undo and forget is not None) or more:
-        raise OptionError(f"{flag_given} changes a finished run and learns nothing: leave the other options out")
+    _refuse(
+        [*(["forget"] if undo and forget is not None else []), *more],
+        f"{flag_given} changes a finished run and learns nothing",
+    )
     if out is None:
         raise OptionError(f"{flag_given} needs the run: cdl train RUN {flag_given}")
     with require_extra("cdl train", "train"):
@@ -269,10 +275,10 @@ def _check_addition(add: str | None, classes: str | None, allow_known: bool) -> 
         raise OptionError("--classes and --allow-known belong to --add DIR: give it, or leave them out")
 
 
-def _refuse(given: Collection[str], why: str) -> None:
+def _refuse(given: Sequence[str], why: str) -> None:
     if given:
         names = ", ".join(map(flag, given))
-        raise OptionError(f"{why}, so {names} cannot be given: leave it out")
+        raise OptionError(f"{why}, so {names} cannot be given: leave {'it' if len(given) == 1 else 'them'} out")
 
 
 def print_run(record: RunRecord, out: Path, as_json: bool) -> None:

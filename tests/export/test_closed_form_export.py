@@ -19,6 +19,7 @@ from cdl_deploy.closed_form.statistics_file import read_statistics
 from cdl_deploy.errors import CdlError
 from cdl_deploy.evaluation.rejection import auroc
 from cdl_deploy.export import Shrink
+from cdl_deploy.export.left_float import left_float
 from cdl_deploy.learn.learner import Learner
 from cdl_deploy.runtime.bundle import read_bundle
 from cdl_deploy.runtime.classifier import Classifier
@@ -63,6 +64,9 @@ def test_no_prompts_ask_no_query(trained, bundles, tmp_path):
     assert sum(node.op_type == "Conv" for node in onnx.load(bundle.path).graph.node) == 1
     assert bundle.method.query is None
     assert bundle.method.select is None
+    left = left_float(onnx.load(bundle.path.with_suffix(".int8.onnx")), ())
+    assert "heads" in left
+    assert not {"selection", "distillation's rows"} & set(left)
     with pytest.raises(CdlError, match="has no meaning with none, which selects nothing: leave it out"):
         exported(trained(), tmp_path / "other", select="task:1")
 

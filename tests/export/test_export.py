@@ -210,7 +210,7 @@ def test_projections_are_no_part_of_the_student_and_unit_pixels_reach_the_bundle
 
 
 def test_files_of_an_earlier_export_are_named(small_bundle, tmp_path):
-    """They know fewer classes, and would be shipped with the rest."""
+    """They know fewer classes, and would be shipped with the rest; also the teacher, where only the student is new."""
     shutil.copytree(small_bundle, tmp_path / "out")
     for name in ("student.int8.onnx", "elsewhere.onnx"):
         shutil.copy(small_bundle / "student.onnx", tmp_path / "out" / name)
@@ -218,9 +218,11 @@ def test_files_of_an_earlier_export_are_named(small_bundle, tmp_path):
     assert export_module.left_behind(tmp_path / "out", [Exported(bundle, 0, 0)]) == {}
     newer = replace(bundle, classes=(*bundle.classes, "eel"), tasks=(*bundle.tasks, ("eel",)))
     assert export_module.left_behind(tmp_path / "out", [Exported(newer, 0, 0)]) == {
-        "student.int8.onnx": "knows 4 classes, student.onnx 5"
+        "student.int8.onnx": "knows 4 classes, student.onnx 5",
+        "teacher.onnx": "knows 4 classes, student.onnx 5",
     }
     newer = replace(bundle, run=replace(bundle.run, fingerprint="other"))
     assert export_module.left_behind(tmp_path / "out", [Exported(newer, 0, 0)]) == {
-        "student.int8.onnx": "is not of the same run as student.onnx"
+        "student.int8.onnx": "is not of the same run as student.onnx",
+        "teacher.onnx": "is not of the same run as student.onnx",
     }

@@ -144,6 +144,20 @@ def test_what_is_one_group_and_what_tells_groups_apart(tmp_path, changes, names)
     assert [group.name for group in group_runs(runs.values())] == [name.format(**runs) for name in names]
 
 
+def test_epochs_tell_no_frozen_backbones_apart(tmp_path):
+    """Nothing trains there: neither from one that was given fewer, nor from a run that trains."""
+    runs = [
+        write_run(tmp_path / name, seed, teacher=None, method=method, epochs=epochs)
+        for name, seed, method, epochs in (("a", 0, "none", 20), ("b", 1, "none", 5), ("c", 0, "coda", 5))
+    ]
+    for run in runs[:2]:
+        damage(run, lambda record: record["config"]["method"].update(head="slda"))
+    frozen, trained = group_runs(runs)
+    assert frozen.seeds == [0, 1]
+    assert frozen.name == "frozen, head slda"
+    assert trained.name == "coda + none, head learned"
+
+
 def test_a_preset_stands_for_the_settings_it_brings():
     """Where groups differ in three of them or more; one that a user has changed makes them all worth telling."""
     paper = {"class_order": "natural", "last_batch": "drop", "key_loss_weight": 2.0, "head_start": "linear"}

@@ -83,6 +83,8 @@ def test_runs_shows_the_history(trained, capsys):
     assert code == 0
     assert "student" in out
     assert str(run / "run.json") in "".join(out.split())
+    assert f"student: {json.loads((run / 'run.json').read_text())['backbones']['student']['model']}" in out
+    assert "the same" in out
     code, out, _ = cdl(capsys, "runs", run, "--json")
     assert json.loads(out)["status"] == "finished"
 
@@ -155,6 +157,11 @@ ERRORS = [
         ["--resume", "--epochs", "3"],
         "--resume continues a run as it was configured, so --epochs cannot be given: leave it out",
     ),
+    (
+        ["--resume", "--preset", "kdp", "--config", "my.yaml"],
+        "--resume continues a run as it was configured, so --preset, --config cannot be given: leave them out",
+    ),
+    (["--add", "more", "--preset", "kdp"], "--add goes on with a run as it was configured, so --preset, --data cannot"),
 ]
 
 

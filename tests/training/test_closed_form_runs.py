@@ -265,12 +265,23 @@ def test_the_command_line_does_all_of_it(photos, tmp_path, capsys):
     given = ("--method", "none", "--distill", "none", "--data", photos, "--tasks", 2, "--seed", 0)
     code, said = cdl("train", *given, "--out", run)
     assert code == 0
-    assert "student: slda on class+patches" in said.out
+    assert "; slda on class+patches" in said.out
     assert "calibration error" in said.out
     for words, message in (
         (("train", run, "--undo"), "has no addition to undo: what it knows it learned when it was made, 2 tasks\n"),
         (("train", run, "--forget", "nothing"), "knows no class 'nothing'"),
-        (("train", run, "--undo", "--epochs", 3), "--undo changes a finished run"),
+        (
+            ("train", run, "--undo", "--epochs", 3),
+            "--undo changes a finished run and learns nothing, so --epochs cannot",
+        ),
+        (
+            ("train", run, "--undo", "--forget", "x", "--preset", "kdp"),
+            "so --forget, --preset cannot be given: leave them",
+        ),
+        (
+            ("train", run, "--forget", NAMES[0], "--resume"),
+            "--forget changes a finished run and learns nothing, so --resume",
+        ),
         (("head", run, "--out", tmp_path / "x"), "no head is given"),
     ):
         code, said = cdl(*words)
@@ -287,5 +298,5 @@ def test_the_command_line_does_all_of_it(photos, tmp_path, capsys):
     assert f"2 tasks; that '{NAMES[0]}' was forgotten cannot be undone\n" in said.err
     code, said = cdl("head", run, "--head", "ncm", "--out", tmp_path / "ncm")
     assert code == 0
-    assert "student: ncm" in said.out
+    assert "; ncm on" in said.out
     assert list(itertools.chain(*(t["classes"] for t in json.loads((run / "run.json").read_text())["tasks"])))
