@@ -40,7 +40,8 @@ sys.path.insert(0, str(PROJECT))
 from benchmarks import training_step  # noqa: E402  found once the line above has run
 from benchmarks.training_step import describe_machine, make_pair, say  # noqa: E402
 from cdl_deploy.run.config import MethodConfig, OptimConfig, RunConfig  # noqa: E402
-from cdl_deploy.run.record import RecordedPreprocessing, RunRecord, TaskPlan  # noqa: E402
+from cdl_deploy.run.record import RunRecord  # noqa: E402
+from cdl_deploy.run.record_parts import RecordedPreprocessing, TaskPlan  # noqa: E402
 from cdl_deploy.training.cached_views import with_cached_views  # noqa: E402
 from cdl_deploy.training.context import Run, Task, images_to_learn  # noqa: E402
 from cdl_deploy.training.data.loading import Batch  # noqa: E402

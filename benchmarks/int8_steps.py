@@ -25,7 +25,8 @@ from cdl_deploy.export.calibration import calibrated, evened
 from cdl_deploy.export.preprocessing import PIXELS_NAME
 from cdl_deploy.export.quantise import Feeds, calibrate, prepare, quantise_static
 from cdl_deploy.export.sensitivity import logits_of
-from cdl_deploy.runtime.bundle import INPUT_NAME, SCORES
+from cdl_deploy.runtime.bundle import INPUT_NAME
+from cdl_deploy.runtime.bundle_parts import SCORES
 
 
 def images(folder: Path, count: int, seed: int) -> list[Path]:

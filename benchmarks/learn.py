@@ -54,7 +54,8 @@ from cdl_deploy.closed_form.statistics import gather  # noqa: E402
 from cdl_deploy.closed_form.statistics_file import StoredStatistics, write_statistics  # noqa: E402
 from cdl_deploy.export.features_hash import features_hash  # noqa: E402
 from cdl_deploy.export.onnx_file import save_onnx  # noqa: E402
-from cdl_deploy.runtime.bundle import StatisticsFile, encode_metadata, read_bundle, statistics_path  # noqa: E402
+from cdl_deploy.runtime.bundle import encode_metadata, read_bundle, statistics_path  # noqa: E402
+from cdl_deploy.runtime.bundle_parts import StatisticsFile  # noqa: E402
 
 RECORD = PROJECT / "docs" / "results" / "learn.json"
 STUDENT = "vit_384x6_patch14_98"

@@ -25,7 +25,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from cdl_deploy import Classifier
 from cdl_deploy.data.preprocessing import Preprocessing
-from cdl_deploy.runtime.bundle import Bundle, Method, RunOrigin, Weights, encode_metadata
+from cdl_deploy.runtime.bundle import Bundle, encode_metadata
+from cdl_deploy.runtime.bundle_parts import Method, RunOrigin, Weights
 
 BAR_CLASSES, BAR_SECONDS = 21_841, 0.2
 

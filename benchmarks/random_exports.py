@@ -27,7 +27,8 @@ from cdl_deploy.export.preprocessing import PIXELS_NAME
 from cdl_deploy.export.quantise import prepare, quantise_dynamic, quantise_static
 from cdl_deploy.export.selection import Select, fix_selection
 from cdl_deploy.run.config import MethodConfig
-from cdl_deploy.runtime.bundle import Bundle, Method, RunOrigin, Weights, encode_metadata
+from cdl_deploy.runtime.bundle import Bundle, encode_metadata
+from cdl_deploy.runtime.bundle_parts import Method, RunOrigin, Weights
 from cdl_deploy.training.backbones import build_backbone
 from cdl_deploy.training.backbones.loading import create_vit
 from cdl_deploy.training.backbones.protocol import Backbone

@@ -13,7 +13,8 @@ from cdl_deploy.export.options import ExportOptions
 from cdl_deploy.run import metrics
 from cdl_deploy.run.migrations import first_config
 from cdl_deploy.run.record import RunRecord
-from cdl_deploy.runtime.bundle import MAX_TOP_K, Accuracy, Bundle, Method, RunOrigin, Weights
+from cdl_deploy.runtime.bundle import MAX_TOP_K, Bundle
+from cdl_deploy.runtime.bundle_parts import Accuracy, Method, RunOrigin, Weights
 from cdl_deploy.training.methods.folded import FixedSelection
 from cdl_deploy.training.models.learner import Learner
 

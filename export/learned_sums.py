@@ -15,7 +15,8 @@ from cdl_deploy.closed_form.statistics import Statistics
 from cdl_deploy.closed_form.statistics_file import StoredStatistics, write_statistics
 from cdl_deploy.data.images import FloatArray
 from cdl_deploy.run.record import RunRecord
-from cdl_deploy.runtime.bundle import Features, RandomFeatures, StatisticsFile, statistics_path
+from cdl_deploy.runtime.bundle import statistics_path
+from cdl_deploy.runtime.bundle_parts import Features, RandomFeatures, StatisticsFile
 from cdl_deploy.training.backbones.protocol import BlockPrompt
 from cdl_deploy.training.models.learner import Learner, QueryEncoder, learner_output
 from cdl_deploy.training.shapes import Pixels

@@ -14,7 +14,7 @@ PARTS = {
     "distillation's rows": ("constants.", "prompts"),
 }
 """What is left in any case: how its initializers begin, and the reason."""
-SCORES = "selection.scores"
+UNASKED = "selection.scores"
 """Of a model that asks no query: how likely each task is, the same for every image."""
 ATTENTION = {"attention": "its own products have no weights, and prompts stand among their rows"}
 MIXING = {"attention's probabilities with values": "of those of many tokens, 8 bits would leave too little"}
@@ -33,7 +33,7 @@ def left_float(
     found = dict.fromkeys(sorted(kept), "quantised, the answers would lose more than --max-drop")
     found |= dict.fromkeys(sorted(beyond), "a weight is larger than fp16 can hold")
     for part, (begin, reason) in PARTS.items():
-        stored = [v for v in model.graph.initializer if v.name.startswith(begin) and v.name != SCORES and v.dims]
+        stored = [v for v in model.graph.initializer if v.name.startswith(begin) and v.name != UNASKED and v.dims]
         if stored:
             found[part] = f"{sum(math.prod(v.dims) for v in stored):,} numbers; {reason}"
     return found | (MIXING if scores else ATTENTION) | ALWAYS

@@ -17,7 +17,7 @@ from cdl_deploy.errors import ParityError
 from cdl_deploy.export.merged_model import CLOSE, MergedModel, training_tasks
 from cdl_deploy.export.parity import trained_logits
 from cdl_deploy.run.record import RunRecord
-from cdl_deploy.runtime.bundle import PatchTokens
+from cdl_deploy.runtime.bundle_parts import PatchTokens
 from cdl_deploy.training.data.transforms import evaluation_transform
 from cdl_deploy.training.fitting import weighs_teacher
 from cdl_deploy.training.methods.folded import FixedSelection

@@ -24,7 +24,8 @@ from cdl_deploy.learn.head import edits_for
 from cdl_deploy.learn.onnx_edit import OnnxFile
 from cdl_deploy.learn.written import copy_piece
 from cdl_deploy.run.record import RunRecord
-from cdl_deploy.runtime.bundle import Bundle, Features, StatisticsFile
+from cdl_deploy.runtime.bundle import Bundle
+from cdl_deploy.runtime.bundle_parts import Features, StatisticsFile
 from cdl_deploy.runtime.classifier import Classifier
 
 ImagesOfTask = dict[str, list[Item]]

@@ -15,7 +15,8 @@ from cdl_deploy.data.images import FloatArray, crop_offset
 from cdl_deploy.data.preprocessing import Preprocessing
 from cdl_deploy.errors import ParityError
 from cdl_deploy.export.session import cpu_session
-from cdl_deploy.runtime.bundle import DISTANCE_NAME, FEATURES_NAME, INPUT_NAME, LOGITS_NAME, Parity
+from cdl_deploy.runtime.bundle import DISTANCE_NAME, FEATURES_NAME, INPUT_NAME, LOGITS_NAME
+from cdl_deploy.runtime.bundle_parts import Parity
 from cdl_deploy.training.backbones.protocol import BlockPrompt
 from cdl_deploy.training.models.learner import Learner, QueryEncoder, learner_logits
 from cdl_deploy.training.shapes import Logits, Pixels

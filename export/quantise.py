@@ -36,7 +36,7 @@ from cdl_deploy.export.layers import FLOATS, Graph, Layer, bias_inside, drop_unu
 from cdl_deploy.export.outlier_units import clip_where_float
 from cdl_deploy.export.rounding import Rounding
 from cdl_deploy.folders import scratch_folder
-from cdl_deploy.runtime.bundle import SCORES
+from cdl_deploy.runtime.bundle_parts import SCORES
 
 STORED_HALF = ("selection.", "last.", "query_last.")
 """How those initializers begin that are no layer and yet large: prompts and keys, and the last block's stacks."""

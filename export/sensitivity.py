@@ -12,7 +12,8 @@ from cdl_deploy.errors import QuantisationError
 from cdl_deploy.export.images_of_run import HeldOut
 from cdl_deploy.export.quantise import Feeds, PreparedModel
 from cdl_deploy.export.session import cpu_session
-from cdl_deploy.runtime.bundle import LOGITS_NAME, SCORES
+from cdl_deploy.runtime.bundle import LOGITS_NAME
+from cdl_deploy.runtime.bundle_parts import SCORES
 
 Quantise = Callable[[Collection[str]], onnx.ModelProto]
 """The quantised model, but for the layers named (and SCORES), which stay float."""

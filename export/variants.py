@@ -30,16 +30,8 @@ from cdl_deploy.export.quantise import prepare, quantise_dynamic, quantise_stati
 from cdl_deploy.export.sensitivity import Quantise, accuracy, logits_of, most_sensitive, outputs_of, within_drop
 from cdl_deploy.files import write_json
 from cdl_deploy.run.record import RunRecord
-from cdl_deploy.runtime.bundle import (
-    DISTANCE_NAME,
-    QUANTIZATIONS,
-    Bundle,
-    Parity,
-    Quantization,
-    description,
-    description_file,
-    encode_metadata,
-)
+from cdl_deploy.runtime.bundle import DISTANCE_NAME, Bundle, description, description_file, encode_metadata
+from cdl_deploy.runtime.bundle_parts import QUANTIZATIONS, Parity, Quantization
 from cdl_deploy.runtime.threshold import threshold_by_images, threshold_by_sums
 
 MAX_DROP = 0.5

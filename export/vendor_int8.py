@@ -34,11 +34,11 @@ from cdl_deploy.runtime.bundle import (
     DISTANCE_NAME,
     FEATURES_NAME,
     Bundle,
-    Quantization,
     description,
     description_file,
     encode_metadata,
 )
+from cdl_deploy.runtime.bundle_parts import Quantization
 from cdl_deploy.targets.checking import BURST, SECONDS, Proof
 from cdl_deploy.targets.client import WorkerError
 from cdl_deploy.targets.process import Place, job_of, logits_of, start

@@ -24,7 +24,8 @@ from torch import Tensor
 
 from cdl_deploy.data.sources import ImageSource, fingerprint
 from cdl_deploy.errors import OptionError, RunError
-from cdl_deploy.run.record import RunRecord, SourceKey, TaskPlan
+from cdl_deploy.run.record import RunRecord
+from cdl_deploy.run.record_parts import SourceKey, TaskPlan
 from cdl_deploy.training.context import Run, Task
 from cdl_deploy.training.data.loading import Rows, SeededBatches, Share, TrainingImages, split, to_device
 from cdl_deploy.training.frozen import as_rows, row_bytes

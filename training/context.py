@@ -10,7 +10,8 @@ from torch import Tensor
 
 from cdl_deploy.data.sources import ImageSource
 from cdl_deploy.run.config import OptimConfig, default_batch_size
-from cdl_deploy.run.record import RunRecord, SourceKey, TaskPlan
+from cdl_deploy.run.record import RunRecord
+from cdl_deploy.run.record_parts import SourceKey, TaskPlan
 from cdl_deploy.training.checkpoint import Position, save_last
 from cdl_deploy.training.data.loading import TrainingImages
 from cdl_deploy.training.data.resident import training_images

@@ -10,7 +10,7 @@ from functools import partial
 import torch
 
 from cdl_deploy.evaluation.calibration import BINS, bin_sums, bins_of, expected_calibration_error
-from cdl_deploy.run.record import FittedHead, Role
+from cdl_deploy.run.record_parts import FittedHead, Role
 from cdl_deploy.training.context import KeptFeatures, Run, Task
 from cdl_deploy.training.data.loading import to_device
 from cdl_deploy.training.data.resident import ResidentImages

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cdl_deploy.closed_form.overconfidence import images_a_class
 from cdl_deploy.closed_form.statistics import Statistics
-from cdl_deploy.run.record import FittedHead
+from cdl_deploy.run.record_parts import FittedHead
 from cdl_deploy.training.context import Run, Task
 from cdl_deploy.training.data.loading import batches, to_device
 from cdl_deploy.training.data.task_data import TaskImages

@@ -20,7 +20,8 @@ import torch
 
 from cdl_deploy.data.sources import fingerprint, located, located_labels
 from cdl_deploy.run.config import RunConfig
-from cdl_deploy.run.record import FinishedTask, FittedHead, RunRecord, TaskOptim
+from cdl_deploy.run.record import RunRecord
+from cdl_deploy.run.record_parts import FinishedTask, FittedHead, TaskOptim
 from cdl_deploy.training.cached_views import check_views, discard_views, with_cached_views
 from cdl_deploy.training.checkpoint import (
     Position,

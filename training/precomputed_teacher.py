@@ -10,7 +10,8 @@ from cdl_deploy.data.sources import fingerprint
 from cdl_deploy.errors import OptionError, RunError
 from cdl_deploy.run.config import RunConfig, teacher_options
 from cdl_deploy.run.options import flag
-from cdl_deploy.run.record import RecordedPreprocessing, Role, RunRecord, TaskPlan
+from cdl_deploy.run.record import RunRecord
+from cdl_deploy.run.record_parts import RecordedPreprocessing, Role, TaskPlan
 from cdl_deploy.training.data.task_data import TaskImages
 from cdl_deploy.training.distillation import has_teacher
 from cdl_deploy.training.models.learner import Learner

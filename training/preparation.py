@@ -13,7 +13,8 @@ from cdl_deploy.data.sources import ImageSource, OnCheck, located, located_label
 from cdl_deploy.errors import DataError, OptionError, RunError, nearest
 from cdl_deploy.printable import as_typed
 from cdl_deploy.run.config import MethodConfig, OptimConfig, RunConfig, check_name
-from cdl_deploy.run.record import BackboneInfo, RecordedPreprocessing, RunRecord, TaskPlan, TeacherView
+from cdl_deploy.run.record import RunRecord
+from cdl_deploy.run.record_parts import BackboneInfo, RecordedPreprocessing, TaskPlan, TeacherView
 from cdl_deploy.training.backbones.loading import load_backbone
 from cdl_deploy.training.backbones.protocol import POOLED, Backbone
 from cdl_deploy.training.data.shape import check_benchmark, check_last_batch, check_whole

@@ -27,7 +27,8 @@ from benchmarks.attack.trees import Trees
 from benchmarks.attack.weights_files import ForeignWeights
 from cdl_deploy.data.preprocessing import Preprocessing
 from cdl_deploy.runtime import running
-from cdl_deploy.runtime.bundle import Bundle, Method, RunOrigin, Weights, encode_metadata
+from cdl_deploy.runtime.bundle import Bundle, encode_metadata
+from cdl_deploy.runtime.bundle_parts import Method, RunOrigin, Weights
 from cdl_deploy.runtime.classifier import Classifier
 
 CLASSES = ("red", "green", "blue")

@@ -11,7 +11,7 @@ from cdl_deploy.bench.options import ModelSpec
 from cdl_deploy.errors import BundleError, OptionError, RunError
 from cdl_deploy.printable import as_typed
 from cdl_deploy.run.latest import latest_record
-from cdl_deploy.run.record import Role
+from cdl_deploy.run.record_parts import Role
 from cdl_deploy.targets.process import Place
 
 SUFFIXES = (".onnx", ".ort")

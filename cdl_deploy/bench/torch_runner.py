@@ -15,7 +15,7 @@ from cdl_deploy.bench.runners import Job, Run
 from cdl_deploy.data.images import load_image
 from cdl_deploy.errors import BundleError
 from cdl_deploy.run.metrics import final_average_accuracy
-from cdl_deploy.run.record import Role
+from cdl_deploy.run.record_parts import Role
 from cdl_deploy.training.checkpoint import load_run
 from cdl_deploy.training.data.transforms import evaluation_transform
 from cdl_deploy.training.models.learner import learner_logits

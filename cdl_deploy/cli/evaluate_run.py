@@ -15,7 +15,8 @@ from cdl_deploy.folders import scratch_folder
 from cdl_deploy.printable import as_typed
 from cdl_deploy.require_extra import require_extra
 from cdl_deploy.run.latest import latest_record
-from cdl_deploy.run.record import Role, RunRecord
+from cdl_deploy.run.record import RunRecord
+from cdl_deploy.run.record_parts import Role
 
 if TYPE_CHECKING:
     from cdl_deploy.evaluation import LabelledImages

@@ -13,7 +13,8 @@ from cdl_deploy.counted import at_most, counted
 from cdl_deploy.data.preprocessing import Preprocessing
 from cdl_deploy.evaluation.inspection import Inspection, Port
 from cdl_deploy.printable import printable
-from cdl_deploy.runtime.bundle import SCORES, Bundle, Method, PatchTokens
+from cdl_deploy.runtime.bundle import Bundle
+from cdl_deploy.runtime.bundle_parts import SCORES, Method, PatchTokens
 
 
 def inspection_tables(found: Inspection) -> RenderableType:

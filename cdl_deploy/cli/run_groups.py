@@ -14,7 +14,8 @@ from typing import Any
 from cdl_deploy.errors import RunError
 from cdl_deploy.printable import as_typed, no_formula
 from cdl_deploy.run.latest import latest_record
-from cdl_deploy.run.record import Role, RunRecord
+from cdl_deploy.run.record import RunRecord
+from cdl_deploy.run.record_parts import Role
 
 ROLES: tuple[Role, ...] = ("student", "teacher")
 METRICS = (

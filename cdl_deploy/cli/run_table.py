@@ -12,7 +12,8 @@ from rich.text import Text
 from cdl_deploy.cli.cells import duration, ending, named
 from cdl_deploy.counted import counted
 from cdl_deploy.printable import printable
-from cdl_deploy.run.record import FinishedTask, Results, Role, RunRecord
+from cdl_deploy.run.record import RunRecord
+from cdl_deploy.run.record_parts import FinishedTask, Results, Role
 
 ROLES: tuple[Role, ...] = ("student", "teacher")
 METRICS = {

@@ -14,7 +14,8 @@ from cdl_deploy.cli.progress_line import ProgressLine
 from cdl_deploy.counted import counted
 from cdl_deploy.data.left_out import LeftOut
 from cdl_deploy.printable import printable
-from cdl_deploy.run.record import Role, RunRecord
+from cdl_deploy.run.record import RunRecord
+from cdl_deploy.run.record_parts import Role
 from cdl_deploy.training.progress import Progress, Stage
 
 TEST_SHARE, TEST_SPEEDUP = 0.25, 2.0

@@ -29,7 +29,8 @@ from cdl_deploy.learn.names import check_names
 from cdl_deploy.learn.opened import open_learnable
 from cdl_deploy.learn.state import State
 from cdl_deploy.learn.written import may_be_called, statistics_name, write_model
-from cdl_deploy.runtime.bundle import Bundle, StatisticsFile, description_file, encode_metadata
+from cdl_deploy.runtime.bundle import Bundle, description_file, encode_metadata
+from cdl_deploy.runtime.bundle_parts import StatisticsFile
 from cdl_deploy.runtime.classifier import Classifier, ImageInput
 from cdl_deploy.runtime.threshold import Threshold, threshold_by_images, threshold_by_sums
 

@@ -14,7 +14,8 @@ from cdl_deploy.errors import BundleError, CdlError
 from cdl_deploy.learn.errors import LearnError
 from cdl_deploy.learn.onnx_edit import OnnxFile
 from cdl_deploy.regular_file import open_regular, read_regular
-from cdl_deploy.runtime.bundle import Bundle, StatisticsFile, decode_metadata
+from cdl_deploy.runtime.bundle import Bundle, decode_metadata
+from cdl_deploy.runtime.bundle_parts import StatisticsFile
 from cdl_deploy.runtime.onnx_scan import MAX_MODEL
 
 TRIES = 20

@@ -10,7 +10,8 @@ from cdl_deploy.closed_form.statistics import Statistics
 from cdl_deploy.closed_form.statistics_file import part_digest
 from cdl_deploy.learn.errors import LearnError
 from cdl_deploy.learn.opened import Opened
-from cdl_deploy.runtime.bundle import MAX_TOP_K, BeforeLearning, Bundle, StatisticsFile
+from cdl_deploy.runtime.bundle import MAX_TOP_K, Bundle
+from cdl_deploy.runtime.bundle_parts import BeforeLearning, StatisticsFile
 from cdl_deploy.runtime.threshold import Threshold
 
 KEEP = 32

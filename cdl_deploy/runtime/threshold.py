@@ -11,7 +11,7 @@ from cdl_deploy.closed_form.head_rule import HeadRule, solve_distance
 from cdl_deploy.closed_form.mahalanobis import percentile_threshold
 from cdl_deploy.closed_form.model_world import ModelWorld
 from cdl_deploy.closed_form.statistics import Statistics
-from cdl_deploy.runtime.bundle import UnknownRule
+from cdl_deploy.runtime.bundle_parts import UnknownRule
 
 Threshold = tuple[float, UnknownRule]
 PERCENT = 95.0

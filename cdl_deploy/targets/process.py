@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cdl_deploy.errors import BundleError, OptionError
-from cdl_deploy.runtime.bundle import TOPK_INDEX_NAME, TOPK_PROBABILITY_NAME, Quantization
+from cdl_deploy.runtime.bundle import TOPK_INDEX_NAME, TOPK_PROBABILITY_NAME
+from cdl_deploy.runtime.bundle_parts import Quantization
 from cdl_deploy.targets import find_target
 from cdl_deploy.targets.client import WorkerClient
 from cdl_deploy.targets.target import Target

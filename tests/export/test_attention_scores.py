@@ -11,7 +11,7 @@ from onnx import helper, numpy_helper
 from cdl_deploy.errors import QuantisationError
 from cdl_deploy.export.attention_scores import check_scores, find_scores
 from cdl_deploy.export.quantise import calibrate, prepare, quantise_static
-from cdl_deploy.runtime.bundle import SCORES
+from cdl_deploy.runtime.bundle_parts import SCORES
 
 TOKENS, PROMPTS, HEADS, WIDTH = 11, 3, 2, 8
 NAMES = ("q", "k", "v", "proj")

@@ -24,7 +24,7 @@ from cdl_deploy.export.quantise import (
     quantise_static,
     store_half,
 )
-from cdl_deploy.runtime.bundle import SCORES
+from cdl_deploy.runtime.bundle_parts import SCORES
 from tests.training.test_methods import make
 
 

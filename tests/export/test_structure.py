@@ -17,7 +17,8 @@ from cdl_deploy.data.images import load_image, to_tensor
 from cdl_deploy.data.preprocessing import INPUTS, Preprocessing
 from cdl_deploy.export.graph import ExportGraph
 from cdl_deploy.export.onnx_file import HIGHEST_OPSET, LOWEST_OPSET, OPSET, export_onnx, save_onnx
-from cdl_deploy.runtime.bundle import Bundle, Method, RunOrigin, Weights, encode_metadata
+from cdl_deploy.runtime.bundle import Bundle, encode_metadata
+from cdl_deploy.runtime.bundle_parts import Method, RunOrigin, Weights
 from cdl_deploy.training.checkpoint import load_run
 from cdl_deploy.training.models.learner import learner_logits
 from tests.export.test_preprocessing import in_training, photograph

@@ -19,7 +19,7 @@ from cdl_deploy.cli import app
 from cdl_deploy.errors import BundleError, OptionError, ParityError
 from cdl_deploy.export import ExportOptions, export_run, options_for_target
 from cdl_deploy.export.fit_target import fit_target, split_gathers
-from cdl_deploy.runtime.bundle import Quantization
+from cdl_deploy.runtime.bundle_parts import Quantization
 from cdl_deploy.targets import checking, find_target, targets
 from cdl_deploy.targets.checking import NotInstalled, Proof, prove
 from cdl_deploy.targets.process import SCRIPTS, check_fits, is_installed, parse_places

@@ -23,7 +23,8 @@ from cdl_deploy.export.images_of_run import HeldOut, calibration_images, held_ou
 from cdl_deploy.export.layers import float_products
 from cdl_deploy.export.quantise import prepare
 from cdl_deploy.export.sensitivity import accuracy, most_sensitive, within_drop
-from cdl_deploy.runtime.bundle import SCORES, read_bundle
+from cdl_deploy.runtime.bundle import read_bundle
+from cdl_deploy.runtime.bundle_parts import SCORES
 from cdl_deploy.runtime.session import open_session
 from cdl_deploy.training.run_directory import RunDirectory
 from tests.conftest import no_shape_checks

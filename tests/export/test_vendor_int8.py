@@ -23,7 +23,8 @@ from cdl_deploy.export import ExportOptions, Shrink, vendor_int8
 from cdl_deploy.export.options import own_shrink
 from cdl_deploy.export.vendor_int8 import classifier, products_of, write_vendor_int8
 from cdl_deploy.run.latest import latest_record
-from cdl_deploy.runtime.bundle import Quantization, read_bundle
+from cdl_deploy.runtime.bundle import read_bundle
+from cdl_deploy.runtime.bundle_parts import Quantization
 from cdl_deploy.targets import find_target, targets
 from cdl_deploy.targets.process import SCRIPTS, is_installed
 from tests.export.conftest import exported

@@ -18,7 +18,8 @@ from PIL import Image
 
 from cdl_deploy.cli import main
 from cdl_deploy.data.preprocessing import Preprocessing
-from cdl_deploy.runtime.bundle import Accuracy, Bundle, Method, Parity, RunOrigin, Weights, encode_metadata
+from cdl_deploy.runtime.bundle import Bundle, encode_metadata
+from cdl_deploy.runtime.bundle_parts import Accuracy, Method, Parity, RunOrigin, Weights
 
 CLASSES = ("red", "green", "blue", "grün ✓")
 WEIGHTS = np.array([[4.0, -1, -1, 0], [-1, 4.0, -1, 0], [-1, -1, 4.0, 0]], dtype=np.float32)

@@ -19,7 +19,8 @@ from cdl_deploy.errors import OptionError
 from cdl_deploy.evaluation import inspect_model, labelled_folder, measure_selection
 from cdl_deploy.evaluation.inspection import Port
 from cdl_deploy.evaluation.selection import By, PromptUse, PromptUseRow
-from cdl_deploy.runtime.bundle import Method, Quantization, read_bundle
+from cdl_deploy.runtime.bundle import read_bundle
+from cdl_deploy.runtime.bundle_parts import Method, Quantization
 from tests.runtime.test_evaluate import draw
 from tests.runtime.test_foreign import save
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from cdl_deploy.files import json_text
-from cdl_deploy.runtime.bundle import Accuracy, description, read_bundle
+from cdl_deploy.runtime.bundle import description, read_bundle
+from cdl_deploy.runtime.bundle_parts import Accuracy
 from cdl_deploy.update.news import news
 from cdl_deploy.update.patch import make_update
 from tests.kill_points import every_kill

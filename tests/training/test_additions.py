@@ -18,7 +18,7 @@ from cdl_deploy.data.sources import fingerprint, open_source
 from cdl_deploy.errors import DataError, OptionError, RunError
 from cdl_deploy.export import ExportOptions, export_run
 from cdl_deploy.run.config import DataConfig, MethodConfig, ModelConfig, OptimConfig, RunConfig
-from cdl_deploy.run.record import FinishedTask, TaskPlan
+from cdl_deploy.run.record_parts import FinishedTask, TaskPlan
 from cdl_deploy.training.checkpoint import load_run
 from cdl_deploy.training.data import task_data
 from cdl_deploy.training.data.task_data import TaskData

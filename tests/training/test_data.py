@@ -19,7 +19,7 @@ from cdl_deploy.data.preprocessing import ResizeCrop
 from cdl_deploy.data.sources import digits, fingerprint, image_folder, open_source
 from cdl_deploy.errors import DataError, PassingError, RunError
 from cdl_deploy.run.config import DataConfig
-from cdl_deploy.run.record import FinishedTask, TaskPlan
+from cdl_deploy.run.record_parts import FinishedTask, TaskPlan
 from cdl_deploy.training.data.loading import LoadedImages, SeededBatches, batches, steps_of
 from cdl_deploy.training.data.task_data import TaskData
 from cdl_deploy.training.data.tasks import make_tasks

@@ -10,7 +10,8 @@ import torch
 
 from cdl_deploy.errors import RunError
 from cdl_deploy.run.method_options import ReviewKDConfig
-from cdl_deploy.run.record import RunRecord, TaskPlan
+from cdl_deploy.run.record import RunRecord
+from cdl_deploy.run.record_parts import TaskPlan
 from cdl_deploy.training.backbones.protocol import NetworkShape, TokenLayout
 from cdl_deploy.training.checkpoint import load_run
 from cdl_deploy.training.distillation import DISTILLATIONS

@@ -17,7 +17,7 @@ from cdl_deploy.export.embedding import fold_embedding
 from cdl_deploy.export.graph import ExportGraph
 from cdl_deploy.export.selection import fix_selection
 from cdl_deploy.run.config import MethodConfig
-from cdl_deploy.run.record import BackboneInfo
+from cdl_deploy.run.record_parts import BackboneInfo
 from cdl_deploy.training.backbones import build_backbone
 from cdl_deploy.training.backbones.loading import check_family, load_weights_file
 from cdl_deploy.training.backbones.protocol import BlockPrompt, TokenLayout

@@ -12,7 +12,7 @@ from cdl_deploy.data.preprocessing import ResizeCrop
 from cdl_deploy.data.sources import ImageSource
 from cdl_deploy.errors import DataError, OptionError
 from cdl_deploy.run.config import DataConfig, MethodConfig, OptimConfig, RunConfig
-from cdl_deploy.run.record import BackboneInfo, TeacherView
+from cdl_deploy.run.record_parts import BackboneInfo, TeacherView
 from cdl_deploy.training.data.shape import check_benchmark, check_last_batch, check_whole
 from cdl_deploy.training.preparation import laid_out, resolve_preprocessing
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from cdl_deploy.cli import train_progress
 from cdl_deploy.cli.progress_line import ProgressLine, clock, number
 from cdl_deploy.cli.train_progress import TimeLeft, TrainingProgress
-from cdl_deploy.run.record import FinishedTask
+from cdl_deploy.run.record_parts import FinishedTask
 from cdl_deploy.training.progress import Stage
 from cdl_deploy.typed_json import convert
 from tests.records import finished_task

@@ -18,8 +18,9 @@ from cdl_deploy.export.graph import ExportGraph
 from cdl_deploy.export.onnx_file import export_onnx
 from cdl_deploy.export.two_views import behind_preprocessing
 from cdl_deploy.run.config import MethodConfig, ModelConfig, RunConfig
-from cdl_deploy.run.record import BackboneInfo, RecordedPreprocessing, TeacherView
-from cdl_deploy.runtime.bundle import Bundle, Method, RunOrigin, Weights
+from cdl_deploy.run.record_parts import BackboneInfo, RecordedPreprocessing, TeacherView
+from cdl_deploy.runtime.bundle import Bundle
+from cdl_deploy.runtime.bundle_parts import Method, RunOrigin, Weights
 from cdl_deploy.training.backbones.plain import PlainViT
 from cdl_deploy.training.data.resident import ResidentImages
 from cdl_deploy.training.data.task_data import TaskImages

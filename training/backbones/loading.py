@@ -18,7 +18,7 @@ from torch import nn
 
 from cdl_deploy.errors import OptionError, WeightsError, nearest
 from cdl_deploy.regular_file import open_regular
-from cdl_deploy.run.record import BackboneInfo
+from cdl_deploy.run.record_parts import BackboneInfo
 from cdl_deploy.training.backbones import BACKBONES, Backbone, build_backbone, hub, mini, patch14, small
 from cdl_deploy.training.backbones.refusals import refusal, refuse_others
 from cdl_deploy.training.backbones.weights_files.described import differences

@@ -14,7 +14,8 @@ from cdl_deploy.data.folder import Files, find_splits
 from cdl_deploy.data.labelled import Item
 from cdl_deploy.data.sources import ImageSource, OnCheck, fingerprint, is_named, open_source, planned_fingerprint
 from cdl_deploy.errors import DataError, PassingError, is_passing, nearest
-from cdl_deploy.run.record import FinishedTask, RunRecord, SourceKey, TaskPlan
+from cdl_deploy.run.record import RunRecord
+from cdl_deploy.run.record_parts import FinishedTask, SourceKey, TaskPlan
 
 Heldout = Mapping[str, Tensor]
 """`task_1/images` [n, 3, height, width] uint8 and `task_1/labels` [n], by number: test images kept of a task."""

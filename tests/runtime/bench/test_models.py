@@ -11,7 +11,7 @@ import pytest
 from cdl_deploy.bench import ModelSpec, find_models
 from cdl_deploy.bench.rounds import _Model, reference_of
 from cdl_deploy.errors import BundleError, OptionError
-from cdl_deploy.runtime.bundle import Quantization
+from cdl_deploy.runtime.bundle_parts import Quantization
 from tests.records import run_json
 
 

@@ -13,7 +13,7 @@ from cdl_deploy.bench import BenchOptions, Change, Comparison, Machine, Watch
 from cdl_deploy.bench.headline import count, file_size, ratio_in_words, short_time
 from cdl_deploy.bench.notes import make_notes
 from cdl_deploy.bench.table import regression_line, report_tables
-from cdl_deploy.runtime.bundle import Method
+from cdl_deploy.runtime.bundle_parts import Method
 from tests.runtime.bench.conftest import CALM, QUIET, made_up, made_up_record, made_up_report
 
 
