@@ -57,15 +57,35 @@ class Place:
     def record(self, name: str) -> Path:
         return self.records / f"{name}.json"
 
+    def distilled(self, student: str) -> Path:
+        """Where the weights of a distilled student are, if they are."""
+        return self.weights / f"{student}-distilled.safetensors"
+
+    @property
+    def weights(self) -> Path:
+        """The folder of the pair's."""
+        return Path(self.models.get("student_weights", "weights/student.safetensors")).parent
+
 
 def measure_all(
     place: Place, until: float = float("inf"), only: tuple[str, ...] = (), parts: tuple[str, ...] = ()
 ) -> None:
     """What has no record of every row and seed, a part of the table after another; nothing begins after `until`
     (time.monotonic)."""
+    wanted = [row for row in all_rows(place.budget) if not only or row.name in only]
+    here = [row for row in wanted if row.distilled is None or place.distilled(row.distilled).exists()]
+    for row in wanted:
+        if row not in here:
+            place.say(
+                f"{row.name}: left out, its student is not there; to make it: python -m "
+                f"cdl_deploy.training.recipes.public_backbone --out {place.weights} --student {row.distilled} "
+                "--distil IMAGES"
+            )
     for part in parts or PARTS:
-        every = (ablation_rows if part == "ablation" else all_rows)(place.budget)
-        for work in PARTS[part](place, [row for row in every if not only or row.name in only]):
+        rows = (
+            [row for row in ablation_rows(place.budget) if not only or row.name in only] if part == "ablation" else here
+        )
+        for work in PARTS[part](place, rows):
             if time.monotonic() > until:
                 place.say("out of time: the same command goes on")
                 return
@@ -152,6 +172,10 @@ def options_of(place: Place, row: Row, seed: int) -> dict[str, Any]:
         blocks, size = row.cut
         whole = {"student": common["teacher"], "student_weights": common["teacher_weights"]}
         common |= {**whole, "student_blocks": blocks, "image_size": size}
+    if row.distilled:
+        file = place.distilled(row.distilled)
+        own_size = json.loads(file.with_suffix(".json").read_text())["image_size"]
+        common |= {"student": row.distilled, "student_weights": str(file), "image_size": own_size}
     if not row.has_teacher:
         common = {name: value for name, value in common.items() if not name.startswith("teacher")}
     if row.frozen:

@@ -40,6 +40,9 @@ class Row:
     cut: tuple[int, int] | None = None
     """Blocks and pixels of a student that is cut from the teacher otherwise than the table's (`--student-blocks`,
     `--image-size`); it is compared with the frozen row's teacher."""
+    distilled: str | None = None
+    """The model of a student with weights of its own, WEIGHTS/MODEL-distilled.safetensors (`public_backbone --distil`);
+    it is compared with the frozen row's teacher as well."""
     earlier: dict[str, str] = field(default_factory=dict)
     """`--features`, and the teacher's, of the head that reads earlier blocks too."""
 
@@ -58,7 +61,7 @@ class Row:
     @property
     def teachers_row(self) -> str:
         """The row with the teacher that it is compared with."""
-        return self.teacher_of or (FROZEN.name if self.cut else self.name)
+        return self.teacher_of or (FROZEN.name if self.cut or self.distilled else self.name)
 
     def told(self, head: str) -> dict[str, Any]:
         """What `cdl head` is told."""
@@ -74,6 +77,12 @@ DEEP = Row(
     earlier={"features": "class+patches+patches@6+patches@8"},
 )  # fmt: skip
 """At the cost of the table's student, fewer patches and more blocks (benchmarks/student_shapes.py)."""
+DISTILLED = tuple(
+    Row(f"distilled-11x{side}", "none", "none", "none", ("slda", "slda-early"), earlier=DEEP.earlier,
+        distilled=f"vit_384x11_patch14_{side}")
+    for side in (70, 56)
+)  # fmt: skip
+"""As deep, distilled towards the teacher's features on other images, without labels."""
 JOINT = "joint"
 """A linear probe on all classes at once: no continual learning, the upper bound."""
 
@@ -92,9 +101,8 @@ def of_method(method: str, adapt: str) -> list[Row]:
 
 def all_rows(budget: Budget) -> list[Row]:
     """In the order in which they are worth their time: the frozen baseline, then method by method, the cheap first."""
-    return [
-        FROZEN, DEEP, *(row for method in budget.methods for adapt in budget.adapts for row in of_method(method, adapt))
-    ]  # fmt: skip
+    of_methods = [row for method in budget.methods for adapt in budget.adapts for row in of_method(method, adapt)]
+    return [FROZEN, DEEP, *DISTILLED, *of_methods]
 
 
 FIVEFOLD = "five times the epochs"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -102,8 +103,8 @@ def test_nothing_begins_after_the_time_is_up(tmp_path, monkeypatch):
 
 def test_rows_are_in_the_order_of_what_they_are_worth_and_lend_their_teachers(tmp_path):
     every = rows.all_rows(BUDGETS["full"])
-    assert [row.name for row in every[:8]] == [
-        "frozen", "frozen-11x70",
+    assert [row.name for row in every[:10]] == [
+        "frozen", "frozen-11x70", "distilled-11x70", "distilled-11x56",
         "coda-none-first", "coda-kd-first", "coda-kdp-first", "coda-none-all", "coda-kd-all", "coda-kdp-all",
     ]  # fmt: skip
     names = [row.name for row in every]
@@ -131,6 +132,24 @@ def test_a_student_of_another_shape_has_its_own_weights_and_size_and_no_teacher(
     assert rows.DEEP.told("slda-early") == {"head": "slda", "features": "class+patches+patches@6+patches@8"}
     assert "teacher_features" in rows.FROZEN.told("slda-early")
     assert rows.FROZEN.told("ncm") == {"head": "ncm"}
+
+
+def test_a_distilled_student_has_its_own_weights_and_is_left_out_without_them(tmp_path):
+    pair = ModelConfig("t", "s", teacher_weights="w/teacher.safetensors", student_weights=str(tmp_path / "student.st"))
+    said = []
+    place = replace(place_in(tmp_path, pair), say=said.append)
+    measure.measure_all(place, only=("distilled-11x56",), parts=("rows",))
+    (line,) = said
+    assert line.endswith(f"--out {tmp_path} --student vit_384x11_patch14_56 --distil IMAGES")
+    file = tmp_path / "vit_384x11_patch14_56-distilled.safetensors"
+    file.with_suffix(".json").write_text('{"image_size": 56}')
+    told = measure.options_of(place, rows.DISTILLED[1], 1)
+    assert told == {
+        "tasks": 2, "seed": 1, "epochs": 1, "head": "slda", "method": "none", "distill": "none", "image_size": 56,
+        "student": "vit_384x11_patch14_56", "student_weights": str(file),
+    }  # fmt: skip
+    assert rows.DISTILLED[1].teachers_row == "frozen"
+    assert tables.label(rows.DISTILLED[1]) == "distilled student, 11 blocks at 56 px"
 
 
 def test_a_student_of_another_shape_is_compared_with_the_frozen_teacher(results):
@@ -280,7 +299,7 @@ def test_a_larger_budget_that_is_not_done_stands_before_the_one_that_is(results)
     text = report.report(results)
     first, second = text.split("## Split CIFAR-100, ten tasks of ten classes, ")[1:]
     assert first.startswith("100 training images a class\n")
-    assert "**1 of its 29 rows have been measured**" in first
+    assert "**1 of its 33 rows have been measured**" in first
     assert "| frozen student | none | slda | 70.0 † |" in first
     assert second.startswith("10 training images a class\n")
     assert "| frozen student | none | slda | 50.0 † |" in second

@@ -18,6 +18,8 @@ import safetensors
 import safetensors.torch
 import timm
 import torch
+from sklearn.decomposition import PCA
+from sklearn.linear_model import Ridge
 from timm.models import generate_default_cfgs, register_model
 from timm.models.vision_transformer import _create_vision_transformer
 
@@ -29,7 +31,14 @@ from cdl_deploy.training.backbones.patch14 import PATCH14_MODELS
 from cdl_deploy.training.backbones.plain import PlainViT, check_plain
 from cdl_deploy.training.backbones.registering import model_cfg
 from cdl_deploy.training.backbones.small import IMAGENET
-from cdl_deploy.training.recipes import backbone_probes, distil_tokens, onnx_encoder, public_backbone, wheel_file
+from cdl_deploy.training.recipes import (
+    backbone_probes,
+    distil_features,
+    distil_tokens,
+    onnx_encoder,
+    public_backbone,
+    wheel_file,
+)
 from cdl_deploy.training.recipes.backbone_probes import choose, probe
 from cdl_deploy.training.recipes.distil_tokens import Distillation, Recipe, TeacherTokens
 from cdl_deploy.training.recipes.tune_teacher import Tuning
@@ -324,9 +333,9 @@ def test_the_real_students_are_plain_and_the_first_one_is_half_of_its_teacher():
     half = onnx_encoder.first_blocks(teacher.state_dict(), 6)
     wanted = students[0].state_dict()
     assert {name: value.shape for name, value in half.items()} == {name: value.shape for name, value in wanted.items()}
-    for student, millions in zip(students, (10.9, 5.5), strict=True):
+    for student, millions, grid in zip(students, (10.9, 19.8, 19.8, 5.5), (7, 5, 4, 7), strict=True):
         check_plain(student)
-        assert student.patch_embed.grid_size == (7, 7)
+        assert student.patch_embed.grid_size == (grid, grid)
         assert round(sum(value.numel() for value in student.parameters()) / 1e6, 1) == millions
 
 
@@ -394,10 +403,10 @@ def test_it_goes_on_where_it_stopped(name, wheel, photos, tmp_path, monkeypatch)
     _, stopped, _ = parts(tmp_path, photos, recipe, start(), "parts")
     step = stopped.step
 
-    def interrupted(number, variances):
+    def interrupted(number, measured):
         if number == 7:
             raise KeyboardInterrupt
-        return step(number, variances)
+        return step(number, measured)
 
     monkeypatch.setattr(stopped, "step", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -417,7 +426,7 @@ def test_a_student_comes_nearer_to_its_teacher(wheel, photos, tmp_path):
     vit.load_state_dict(safetensors.torch.load_file(tmp_path / "student.safetensors"))
     tokens, run_, source = parts(tmp_path, photos, Recipe(STUDENT, epochs=20, batch_size=8, lr=3e-3), vit)
     tokens.fill(lambda _: None)
-    before = run_.unexplained(source.test, run_.variances())
+    before = run_.unexplained(source.test, run_.measured())
     record = run_.go(source.test, lambda _: None)
     assert record["unexplained_variance"] < 0.7 * before
 
@@ -456,6 +465,119 @@ def test_options_of_a_distillation(field, option):
         Recipe(STUDENT, **{field: 0})
     with pytest.raises(OptionError, match="--tune-images is 3, expected at least 64"):
         Recipe(STUDENT, images=3)
+
+
+# ---- distilling features ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def one_earlier(monkeypatch):
+    """The networks of these tests have no block four before the last."""
+    monkeypatch.setattr(distil_features, "EARLIER", (1,))
+
+
+def features_run(out, photos, recipe, name="student-distilled"):
+    """A student at 56 pixels, a teacher at 28."""
+    teacher, about = public_backbone.read_backbone(out / "teacher.safetensors", torch.device("cpu"))
+    source, view = open_source(str(photos), None, False), ResizeCrop.square(28, 28, "bicubic")
+    features = distil_features.TeacherFeatures(
+        out / "teacher-features", teacher, about["weights_sha256"], source.train, view, recipe
+    )
+    torch.manual_seed(0)
+    student = timm.create_model(STUDENT, num_classes=0)
+    return features, distil_features.FeatureDistillation(recipe, student, features, out / f"{name}.safetensors"), source
+
+
+@pytest.mark.usefixtures("one_earlier")
+def test_what_is_distilled_is_what_heads_read(wheel, photos, tmp_path):
+    """Oracles: timm's own forward pass and its blocks by hooks, scikit-learn's PCA and ridge regression."""
+    run("--out", tmp_path, "--wheel", wheel, "--image-size", "28")
+    features, distillation, _ = features_run(tmp_path, photos, Recipe(STUDENT, batch_size=5))
+    features.fill(lambda _: None)
+
+    def of_timm(vit, pixels):
+        hidden = []
+        hooks = [block.register_forward_hook(lambda _, __, out: hidden.append(out)) for block in vit.blocks]
+        with torch.no_grad():
+            last = vit.forward_features((pixels.float() / 255 - features.teacher.mean) / features.teacher.std)
+            earlier = vit.norm(hidden[-2])
+        for hook in hooks:
+            hook.remove()
+        return torch.cat([last[:, 0], last[:, 1:].mean(1), earlier[:, 1:].mean(1)], dim=1)
+
+    teacher = timm.create_model(TEACHER, num_classes=0, img_size=28).eval()
+    teacher.load_state_dict(safetensors.torch.load_file(tmp_path / "teacher.safetensors"))
+    wanted = of_timm(teacher, pixels_of(features.items))
+    torch.testing.assert_close(features.read(list(range(24))), wanted, atol=2e-3, rtol=2e-3)
+
+    mean, scaled, variance = distillation.measured()
+    stored = features.read(list(range(24))).double().numpy()
+    known = PCA(svd_solver="full").fit(stored)
+    count = scaled.shape[1]
+    assert count == 23, "no more directions than 24 images have"
+    values = known.explained_variance_[:count]
+    expected = known.transform(stored)[:, :count] / np.sqrt(values + distil_features.FLOOR * values.mean())
+    found = ((torch.from_numpy(stored).float() - mean) @ scaled).numpy()
+    np.testing.assert_allclose(np.abs(found), np.abs(expected), atol=1e-3)
+    assert float(variance) == pytest.approx(expected.var(axis=0, ddof=1).sum(), rel=1e-4)
+
+    student = distillation.model["vit"]
+    pixels = backbone_probes.decode(features.items, ResizeCrop.square(56, 56, "bicubic"), distillation.pool)
+    rows = of_timm(student, pixels)
+    torch.testing.assert_close(distillation.features(student, pixels), rows, atol=1e-4, rtol=1e-4)
+    centred = rows.double().numpy() - rows.double().numpy().mean(axis=0)
+    ridge = Ridge(distil_features.RIDGE * (centred**2).sum(axis=0).mean(), solver="cholesky").fit(rows.numpy(), found)
+    with torch.no_grad():
+        answered = distillation.model["head"](rows)
+    np.testing.assert_allclose(answered.numpy(), ridge.predict(rows.numpy()), atol=1e-3)
+
+
+@pytest.mark.usefixtures("one_earlier")
+def test_a_student_with_images_of_its_own_size_comes_nearer_and_goes_on(wheel, photos, tmp_path, monkeypatch):
+    run("--out", tmp_path, "--wheel", wheel, "--image-size", "28")
+    monkeypatch.setattr(
+        distil_features.FeatureDistillation, "_solve_head", lambda self, targets: None
+    )  # all is to learn
+    recipe = Recipe(STUDENT, epochs=12, batch_size=8, lr=3e-3)
+    features, whole, source = features_run(tmp_path, photos, recipe, "whole")
+    features.fill(lambda _: None)
+    before = whole.unexplained(source.test, whole.measured())
+    record = whole.go(source.test, lambda _: None)
+    assert record["unexplained_variance"] < 0.7 * before
+
+    _, stopped, _ = features_run(tmp_path, photos, recipe, "parts")
+    step = stopped.step
+
+    def interrupted(number, measured):
+        if number == 20:
+            raise KeyboardInterrupt
+        return step(number, measured)
+
+    monkeypatch.setattr(stopped, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        stopped.go(source.test, lambda _: None, save_seconds=0)
+    _, again, _ = features_run(tmp_path, photos, recipe, "parts")
+    assert again.go(source.test, lambda _: None)["unexplained_variance"] == record["unexplained_variance"]
+    one, two = (safetensors.torch.load_file(tmp_path / f"{name}.safetensors") for name in ("whole", "parts"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.usefixtures("one_earlier")
+def test_distilling_features_by_the_command(wheel, photos, tmp_path, capsys):
+    options = ["--out", tmp_path, "--wheel", wheel, "--image-size", "28", "--epochs", 1, "--batch-size", 4]
+    run(*options, "--distil", photos, "--student", STUDENT, "--probe", photos, "--images-a-class", 5)
+    file = tmp_path / f"{STUDENT}-distilled.safetensors"
+    record = json.loads(file.with_suffix(".json").read_text())
+    assert record["what"].startswith(
+        "a student that began as the teacher's first 2 blocks, at 56 pixels, distilled on 24"
+    )
+    assert (record["image_size"], record["tuning"]["lr"], record["tuning"]["epochs"]) == (56, 3e-5, 1)
+    backbone, info = load_backbone(STUDENT, str(file), 56)
+    assert (backbone.depth, info.sha256) == (2, record["weights_sha256"])
+    assert file.stem in json.loads((tmp_path / "probes.json").read_text())["models"]
+    said = refusal(capsys, *options, "--distil", photos, "--student", NARROW)
+    assert said.startswith(f"--student {NARROW} is 2 blocks of 12, and the teacher 3 of 24: it cannot begin as")
+    assert not (tmp_path / f"{NARROW}-distilled.safetensors").exists()
 
 
 # ---- the teacher's last blocks ---------------------------------------------------------------------------------------

