@@ -82,9 +82,9 @@ def student_aim(records: Records) -> list[str]:
     return [
         f"* **The exported student within {BELOW:.1f} point of its teacher at no more than {SHARE:g} of its latency**. "
         "Half the depth at the same width is about half the latency, whatever trains, and eleven blocks on half the "
-        "patches are little more; int8 is about half of that where the processor has VNNI. "
-        "A quarter in fp32 wants a student of half the width (`--student vit_192x12_patch14_98`), which must be "
-        "pretrained, and that wants a GPU." + below(lines)
+        "patches are little more; int8 is about half of that where the processor has VNNI. A quarter in fp32 wants "
+        "fewer patches still, or a student of half the width (`--student vit_192x12_patch14_98`), which must be "
+        "pretrained on a GPU." + below(lines)
     ]
 
 

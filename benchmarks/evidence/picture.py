@@ -14,7 +14,7 @@ Point = tuple[float, float, str, str, str]
 def points(records: Records) -> list[Point]:
     """Milliseconds, accuracy, words, colour and marker of every file that was timed and tested."""
     found = []
-    timed = (records.latency or {}).get("models", {})
+    timed = records.most_timed.get("models", {})
     for row, head in records.shown():
         for file, suffix, marker in (
             ("student", "", "o"),
@@ -26,7 +26,7 @@ def points(records: Records) -> list[Point]:
             if not accuracy or name not in timed:
                 continue
             colour = "black" if file == "teacher" else "#777777" if row.frozen else COLOURS[row.distill]
-            words = f"{row.name}, {head}".replace("frozen-", "frozen ")
+            words = f"{row.name}, {head}".replace("frozen-", "frozen ").replace("distilled-", "distilled ")
             kind = {"student": "", "student.int8": ", int8", "teacher": ", teacher"}[file]
             found.append((timed[name]["p50_ms"], mean(accuracy), words + kind, colour, marker))
     return found
@@ -75,6 +75,7 @@ def picture(records: Records, file: Path) -> None:
     axis.xaxis.set_minor_formatter(NullFormatter())
     tested = [it["files"]["student"]["images"] for it in records.every if "student" in it.get("files", {})]
     on = f"{tested[0]:,} test images" if tested else "test images"
-    axis.set(xlabel="milliseconds an image, exported file, batch 1 (median)", ylabel=f"accuracy on {on} (%)")
+    where = records.most_timed.get("about", "").partition(", batch")[0]
+    axis.set(xlabel=f"milliseconds an image, exported file, batch 1 (median); {where}", ylabel=f"accuracy on {on} (%)")
     axis.grid(alpha=0.3)
     figure.savefig(file)

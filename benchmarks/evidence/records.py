@@ -33,6 +33,11 @@ class Records:
     elsewhere: tuple[dict[str, Any], ...] = ()
     """Latency on other processors; of other files, perhaps."""
 
+    @property
+    def most_timed(self) -> dict[str, Any]:
+        """The latencies, of one processor, of as many files as there are."""
+        return max((self.latency or {}, *self.elsewhere), key=lambda found: len(found.get("models", {})))
+
     def time_share(self, file: str, of: str) -> tuple[float, str] | None:
         """A file's latency as a share of another's, and on what, where that is not the table's processor."""
         for found in (self.latency, *self.elsewhere):

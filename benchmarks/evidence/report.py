@@ -68,8 +68,10 @@ an hour goes on where the last one stopped. CIFAR-100 must be there as an image 
 To a machine without a network bring `weights/` along (`python -m cdl_deploy.training.recipes.public_backbone --out
 weights`). `full` has not been run.
 
-Better backbones for it: `--tune-teacher IMAGES` tunes the teacher's last blocks on labelled images, `--tune IMAGES`
-distils a student towards the teacher's tokens, `--student vit_192x12_patch14_98` one of half the width.
+The recipe makes the distilled students with `--distil IMAGES` (these were Tiny-ImageNet's, at 32 pixels); without them
+their rows are left out. Other backbones for it: `--tune-teacher IMAGES` tunes the teacher's last blocks on labelled
+images, `--tune IMAGES` distils a student towards the teacher's tokens, `--student vit_192x12_patch14_98` one of half
+the width.
 """
 ABLATION = """\
 CODA, one thing changed each. Where one task adapts, slda is on the features, and the teacher is the same; where all do,
