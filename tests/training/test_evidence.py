@@ -342,6 +342,8 @@ def test_latency_of_another_processor_stands_beside_the_tables(known, written, t
         json.dumps({"models": {}, "about": "chip", "commit": "abc", "notes": []})
     )
     assert "| frozen-slda | 1.5 | 1.4 to 1.6 |" in report.report(results).splitlines()
+    found = records.read_records(results / "evidence", "shortest")
+    assert list(found.most_timed["models"]) == ["frozen-slda"], "the picture has them, whatever the processor"
 
 
 def test_one_line_for_what_is_missing(tmp_path, monkeypatch, capsys):
