@@ -172,6 +172,8 @@ def options_of(place: Place, row: Row, seed: int) -> dict[str, Any]:
         blocks, size = row.cut
         whole = {"student": common["teacher"], "student_weights": common["teacher_weights"]}
         common |= {**whole, "student_blocks": blocks, "image_size": size}
+    if row.own_head == "slda-early":
+        common |= row.earlier
     if row.distilled:
         file = place.distilled(row.distilled)
         own_size = json.loads(file.with_suffix(".json").read_text())["image_size"]

@@ -77,12 +77,17 @@ DEEP = Row(
     earlier={"features": "class+patches+patches@6+patches@8"},
 )  # fmt: skip
 """At the cost of the table's student, fewer patches and more blocks (benchmarks/student_shapes.py)."""
-DISTILLED = tuple(
-    Row(f"distilled-11x{side}", "none", "none", "none", ("slda", "slda-early"), earlier=DEEP.earlier,
-        distilled=f"vit_384x11_patch14_{side}")
-    for side in (70, 56)
+DISTILLED = (
+    *(
+        Row(f"distilled-11x{side}", "none", "none", "none", ("slda", "slda-early"), earlier=DEEP.earlier,
+            distilled=f"vit_384x11_patch14_{side}")
+        for side in (70, 56)
+    ),
+    Row("distilled-10x56", "none", "none", "none", ("slda-early",), cut=(10, 56), earlier=DEEP.earlier,
+        distilled="vit_384x11_patch14_56"),
 )  # fmt: skip
-"""As deep, distilled towards the teacher's features on other images, without labels."""
+"""As deep, distilled towards the teacher's features on other images, without labels; the last of them without its last
+block."""
 JOINT = "joint"
 """A linear probe on all classes at once: no continual learning, the upper bound."""
 

@@ -17,7 +17,8 @@ NAMES = {"coda": "CODA", "l2p": "L2P", "none": "alone", "kd": "KD", "kdp": "KDP"
 def label(row: Row, role: str = "student") -> str:
     """A row in words."""
     if row.distilled and role == "student":
-        return "distilled student, {} blocks at {} px".format(*re.findall(r"x(\d+)_patch14_(\d+)", row.distilled)[0])
+        shape = row.cut or re.findall(r"x(\d+)_patch14_(\d+)", row.distilled)[0]
+        return "distilled student, {} blocks at {} px".format(*shape)
     if row.frozen:
         return f"frozen {role}" + (", {} blocks at {} px".format(*row.cut) if row.cut else "")
     return f"{NAMES[row.method]}, {'teacher' if role == 'teacher' else NAMES[row.distill]}"
