@@ -8,6 +8,7 @@ from statistics import mean
 from benchmarks.evidence.records import Records
 
 COLOURS = {"none": "#0072b2", "kd": "#009e73", "kdp": "#d55e00"}
+DISTILLED = "#aa3377"
 Point = tuple[float, float, str, str, str]
 
 
@@ -26,6 +27,7 @@ def points(records: Records) -> list[Point]:
             if not accuracy or name not in timed:
                 continue
             colour = "black" if file == "teacher" else "#777777" if row.frozen else COLOURS[row.distill]
+            colour = DISTILLED if row.distilled else colour
             words = f"{row.name}, {head}".replace("frozen-", "frozen ").replace("distilled-", "distilled ")
             kind = {"student": "", "student.int8": ", int8", "teacher": ", teacher"}[file]
             found.append((timed[name]["p50_ms"], mean(accuracy), words + kind, colour, marker))
@@ -62,7 +64,7 @@ def picture(records: Records, file: Path) -> None:
             words = f"joint linear probe, frozen {role}"
             axis.axhline(bound, color="black", linestyle=style, linewidth=1, label=words, zorder=1)
     if records.joint:
-        axis.legend(loc="lower left", fontsize=8)
+        figure.legend(loc="outside upper center", ncols=2, fontsize=8)
     axis.set_xscale("log")
     if found:
         low, high = min(x for x, *_ in found), max(x for x, *_ in found)
