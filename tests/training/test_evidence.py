@@ -148,6 +148,9 @@ def test_a_distilled_student_has_its_own_weights_and_is_left_out_without_them(tm
         "tasks": 2, "seed": 1, "epochs": 1, "head": "slda", "method": "none", "distill": "none", "image_size": 56,
         "student": "vit_384x11_patch14_56", "student_weights": str(file),
     }  # fmt: skip
+    shorter = measure.options_of(place, rows.DISTILLED[2], 1)
+    assert shorter == {**told, "student_blocks": 10, "features": "class+patches+patches@6+patches@8"}
+    assert tables.label(rows.DISTILLED[2]) == "distilled student, 10 blocks at 56 px"
     assert rows.DISTILLED[1].teachers_row == "frozen"
     assert tables.label(rows.DISTILLED[1]) == "distilled student, 11 blocks at 56 px"
 
