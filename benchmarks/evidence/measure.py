@@ -72,7 +72,9 @@ def measure_all(
 ) -> None:
     """What has no record of every row and seed, a part of the table after another; nothing begins after `until`
     (time.monotonic)."""
-    wanted = [row for row in all_rows(place.budget) if not only or row.name in only]
+    wanted, changed = (
+        [row for row in rows(place.budget) if not only or row.name in only] for rows in (all_rows, ablation_rows)
+    )
     here = [row for row in wanted if row.distilled is None or place.distilled(row.distilled).exists()]
     for row in wanted:
         if row not in here:
@@ -82,10 +84,7 @@ def measure_all(
                 "--distil IMAGES"
             )
     for part in parts or PARTS:
-        rows = (
-            [row for row in ablation_rows(place.budget) if not only or row.name in only] if part == "ablation" else here
-        )
-        for work in PARTS[part](place, rows):
+        for work in PARTS[part](place, changed if part == "ablation" else here):
             if time.monotonic() > until:
                 place.say("out of time: the same command goes on")
                 return

@@ -8,7 +8,7 @@ from statistics import mean
 from benchmarks.evidence.records import Records
 
 COLOURS = {"none": "#0072b2", "kd": "#009e73", "kdp": "#d55e00"}
-DISTILLED = "#aa3377"
+FROZEN, DISTILLED = "#777777", "#aa3377"
 Point = tuple[float, float, str, str, str]
 
 
@@ -26,8 +26,8 @@ def points(records: Records) -> list[Point]:
             name = f"{row.name}-{head}{suffix}"
             if not accuracy or name not in timed:
                 continue
-            colour = "black" if file == "teacher" else "#777777" if row.frozen else COLOURS[row.distill]
-            colour = DISTILLED if row.distilled else colour
+            student = DISTILLED if row.distilled else FROZEN if row.frozen else COLOURS[row.distill]
+            colour = "black" if file == "teacher" else student
             words = f"{row.name}, {head}".replace("frozen-", "frozen ").replace("distilled-", "distilled ")
             kind = {"student": "", "student.int8": ", int8", "teacher": ", teacher"}[file]
             found.append((timed[name]["p50_ms"], mean(accuracy), words + kind, colour, marker))

@@ -385,6 +385,25 @@ def parts(out, photos, recipe, student, name="student-tuned"):
     return tokens, Distillation(recipe, student, tokens, out / f"{name}.safetensors"), source
 
 
+def interrupt(run_, number, source, monkeypatch):
+    """Kill it before that step, with its state saved after the one before."""
+    step = run_.step
+
+    def interrupted(at, *rest):
+        if at == number:
+            raise KeyboardInterrupt
+        return step(at, *rest)
+
+    monkeypatch.setattr(run_, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_.go(source.test, lambda _: None, save_seconds=0)
+
+
+def check_same_weights(*files):
+    one, two = map(safetensors.torch.load_file, files)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
 @pytest.mark.parametrize("name", [STUDENT, NARROW])
 def test_it_goes_on_where_it_stopped(name, wheel, photos, tmp_path, monkeypatch):
     run("--out", tmp_path, "--wheel", wheel, "--image-size", "28")
@@ -401,21 +420,11 @@ def test_it_goes_on_where_it_stopped(name, wheel, photos, tmp_path, monkeypatch)
     assert (record["images"], record["steps"]) == (24, 12)
 
     _, stopped, _ = parts(tmp_path, photos, recipe, start(), "parts")
-    step = stopped.step
-
-    def interrupted(number, measured):
-        if number == 7:
-            raise KeyboardInterrupt
-        return step(number, measured)
-
-    monkeypatch.setattr(stopped, "step", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        stopped.go(source.test, lambda _: None, save_seconds=0)
+    interrupt(stopped, 7, source, monkeypatch)
     _, again, _ = parts(tmp_path, photos, recipe, start(), "parts")
     found = again.go(source.test, lambda _: None)
     assert found["unexplained_variance"] == record["unexplained_variance"]
-    one, two = (safetensors.torch.load_file(tmp_path / f"{name}.safetensors") for name in ("whole", "parts"))
-    assert all(torch.equal(one[name], two[name]) for name in one)
+    check_same_weights(tmp_path / "whole.safetensors", tmp_path / "parts.safetensors")
     with pytest.raises(OptionError, match="was begun as"):
         parts(tmp_path, photos, replace(recipe, lr=1.0), start(), "parts")[1].go(source.test, lambda _: None)
 
@@ -546,20 +555,10 @@ def test_a_student_with_images_of_its_own_size_comes_nearer_and_goes_on(wheel, p
     assert record["unexplained_variance"] < 0.7 * before
 
     _, stopped, _ = features_run(tmp_path, photos, recipe, "parts")
-    step = stopped.step
-
-    def interrupted(number, measured):
-        if number == 20:
-            raise KeyboardInterrupt
-        return step(number, measured)
-
-    monkeypatch.setattr(stopped, "step", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        stopped.go(source.test, lambda _: None, save_seconds=0)
+    interrupt(stopped, 20, source, monkeypatch)
     _, again, _ = features_run(tmp_path, photos, recipe, "parts")
     assert again.go(source.test, lambda _: None)["unexplained_variance"] == record["unexplained_variance"]
-    one, two = (safetensors.torch.load_file(tmp_path / f"{name}.safetensors") for name in ("whole", "parts"))
-    assert all(torch.equal(one[name], two[name]) for name in one)
+    check_same_weights(tmp_path / "whole.safetensors", tmp_path / "parts.safetensors")
 
 
 @pytest.mark.usefixtures("one_earlier")
@@ -627,16 +626,7 @@ def test_a_tuning_goes_on_where_it_stopped(wheel, photos, tmp_path, monkeypatch)
     tokens.fill(lambda _: None)
     whole.go(source.test, lambda _: None)
     _, stopped, _ = tuning(tmp_path, photos, recipe, "parts")
-    step = stopped.step
-
-    def interrupted(number):
-        if number == 5:
-            raise KeyboardInterrupt
-        return step(number)
-
-    monkeypatch.setattr(stopped, "step", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        stopped.go(source.test, lambda _: None, save_seconds=0)
+    interrupt(stopped, 5, source, monkeypatch)
     _, again, _ = tuning(tmp_path, photos, recipe, "parts")
     again.go(source.test, lambda _: None)
     one, two = whole.vit.state_dict(), again.vit.state_dict()

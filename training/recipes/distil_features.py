@@ -51,9 +51,13 @@ class TeacherFeatures(TeacherTokens):
         first = teacher.layout.first_patch
         last = teacher.final_norm(hidden[teacher.depth - 1])
         earlier = [teacher.final_norm(hidden[teacher.depth - back - 1])[:, first:] for back in EARLIER]
-        return torch.cat(
-            [last[:, 0], last[:, first:].mean(dim=1), *(patches.mean(dim=1) for patches in earlier)], dim=1
-        )
+        return pooled(last, first, earlier)
+
+
+def pooled(last: Tensor, first_patch: int, earlier: list[Tensor]) -> Tensor:
+    """Features [B, 4 D] of the tokens [B, N, D] after the final norm and the patches [B, P, D] after earlier blocks."""
+    patches = [last[:, first_patch:], *earlier]
+    return torch.cat([last[:, 0], *(part.mean(dim=1) for part in patches)], dim=1)
 
 
 class FeatureDistillation(Distillation):
@@ -77,11 +81,11 @@ class FeatureDistillation(Distillation):
         values, vectors = torch.linalg.eigh((features - mean).T @ (features - mean) / (len(features) - 1))
         kept = cast(nn.Linear, self.model["head"]).out_features
         values, vectors = values.flip(0)[:kept], vectors.flip(1)[:, :kept]
-        scaled = vectors / (values + FLOOR * values.mean()).sqrt()
+        raised = values + FLOOR * values.mean()
+        scaled = vectors / raised.sqrt()
         if not self.state.file.exists():
             self._solve_head((features[:START_IMAGES] - mean) @ scaled)
-        variance = (values / (values + FLOOR * values.mean())).sum()
-        return [it.float().to(self.device) for it in (mean, scaled, variance)]
+        return [it.float().to(self.device) for it in (mean, scaled, (values / raised).sum())]
 
     def features(self, vit: VisionTransformer, pixels: Tensor) -> Tensor:
         """The student's [B, 4 D], of uint8 pixels [B, 3, side, side]."""
@@ -90,8 +94,7 @@ class FeatureDistillation(Distillation):
         blocks = [depth - back - 1 for back in EARLIER]
         found = vit.forward_intermediates(images, indices=blocks, norm=True, output_fmt="NLC")
         last, earlier = cast(tuple[Tensor, list[Tensor]], found)
-        pooled = [patches.mean(dim=1) for patches in earlier]
-        return torch.cat([last[:, 0], last[:, vit.num_prefix_tokens :].mean(dim=1), *pooled], dim=1)
+        return pooled(last, vit.num_prefix_tokens, earlier)
 
     def loss(self, model: nn.ModuleDict, pixels: Tensor, wanted: Tensor, measured: list[Tensor]) -> Tensor:
         """The share of the scaled directions' variance that is not explained."""

@@ -169,6 +169,22 @@ def write_weights(vit: VisionTransformer, file: Path, model: str, about: dict[st
     write_json(file.with_suffix(".json"), record)
 
 
+def write_tuned(
+    vit: VisionTransformer,
+    file: Path,
+    model: str,
+    what: str,
+    teacher: dict[str, Any],
+    found: dict[str, Any],
+    device: torch.device,
+) -> dict[str, Any]:
+    """Weights that were tuned, by the `teacher` that this is the record of, and how it went; returns their record."""
+    tuning = {**found, "machine": machine(device), "commit": commit()}
+    sources = {"teacher_sha256": teacher["weights_sha256"], "source": teacher["source"]}
+    write_weights(vit, file, model, {"what": what, **sources, "tuning": tuning})
+    return cast(dict[str, Any], json.loads(file.with_suffix(".json").read_text(encoding="utf-8")))
+
+
 def read_backbone(file: Path, device: torch.device) -> tuple[Backbone, dict[str, Any]]:
     """What `write_weights` wrote, and its record. Raises WeightsError where the two do not belong together."""
     try:
@@ -204,10 +220,7 @@ def tune(
     run = distil_tokens.Distillation(recipe, vit, tokens, file)
     found = run.go(source.test, say)
     what = f"a student that began as {began}, distilled on {len(tokens)} images towards the tokens of {ORIGIN}"
-    record = {"what": what, "teacher_sha256": about["weights_sha256"], "source": about["source"]}
-    record |= {"tuning": {**found, "machine": machine(device), "commit": commit()}}
-    write_weights(cast(VisionTransformer, run.average["vit"]), file, recipe.student, record)
-    return cast(dict[str, Any], json.loads(file.with_suffix(".json").read_text(encoding="utf-8")))
+    return write_tuned(cast(VisionTransformer, run.average["vit"]), file, recipe.student, what, about, found, device)
 
 
 def distil(
@@ -242,10 +255,7 @@ def distil(
         f"a student that began as the teacher's first {depth} blocks, at {side} pixels, distilled on {len(features)} "
         f"images without labels towards the features, at {about['image_size']} pixels, of {ORIGIN}"
     )
-    record = {"what": what, "teacher_sha256": about["weights_sha256"], "source": about["source"]}
-    record |= {"tuning": {**found, "machine": machine(device), "commit": commit()}}
-    write_weights(cast(VisionTransformer, run.average["vit"]), file, recipe.student, record)
-    return cast(dict[str, Any], json.loads(file.with_suffix(".json").read_text(encoding="utf-8")))
+    return write_tuned(cast(VisionTransformer, run.average["vit"]), file, recipe.student, what, about, found, device)
 
 
 def tune_blocks(
@@ -270,10 +280,7 @@ def tune_blocks(
     tokens.fill(say)
     found = run.go(source.test, say)
     what = f"the blocks after {frozen} tuned on {len(tokens)} labelled images, of {ORIGIN}"
-    record = {"what": what, "teacher_sha256": about["weights_sha256"], "source": about["source"]}
-    record |= {"tuning": {**found, "machine": machine(device), "commit": commit()}}
-    write_weights(vit, file, TEACHER, record)
-    return cast(dict[str, Any], json.loads(file.with_suffix(".json").read_text(encoding="utf-8")))
+    return write_tuned(vit, file, TEACHER, what, about, found, device)
 
 
 def probe(
