@@ -135,6 +135,9 @@ CHANGES: dict[str, Change] = {
     "kdp-alpha": Change("kdp", "first", "`--alpha 0.25`", {"alpha": 0.25}),
     "kdp-length": Change("kdp", "first", "`--kd-prompt-length 6`", {"kd_prompt_length": 6}),
     "kdp-depth": Change("kdp", "first", "`--kd-prompt-blocks 2`", {"kd_prompt_blocks": 2}),
+    "dkd": Change("dkd", "first", "logits: the target's and the others' apart"),
+    "fitnets": Change("fitnets", "first", "tokens after the last block beside logits"),
+    "reviewkd": Change("reviewkd", "first", "tokens after several blocks, fused, beside logits"),
     "none-all-longer": Change("none", "all", FIVEFOLD),
     "kd-all-longer": Change("kd", "all", FIVEFOLD),
     "kdp-all-longer": Change("kdp", "all", FIVEFOLD),
@@ -149,6 +152,6 @@ def ablation_rows(budget: Budget) -> list[Row]:
             continue
         own = {"epochs": 5 * budget.epochs} if change.words == FIVEFOLD else change.options
         lender = "coda-kd-first" if change.adapt == "first" else "coda-kd-all-longer"
-        teacher = lender if change.distill == "kdp" else None
+        teacher = None if change.distill in ("none", "kd") else lender
         rows.append(Row(f"coda-{name}", "coda", change.distill, change.adapt, change.heads, own, teacher))
     return rows

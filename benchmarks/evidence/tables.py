@@ -11,7 +11,10 @@ from typing import Any
 from benchmarks.evidence.records import METRIC, Records, gain, spread
 from benchmarks.evidence.rows import CHANGES, DISTILLATIONS, FROZEN, Change, Row, same_head
 
-NAMES = {"coda": "CODA", "l2p": "L2P", "none": "alone", "kd": "KD", "kdp": "KDP"}
+NAMES = {
+    "coda": "CODA", "l2p": "L2P",
+    "none": "alone", "kd": "KD", "kdp": "KDP", "dkd": "DKD", "fitnets": "FitNets", "reviewkd": "ReviewKD",
+}  # fmt: skip
 
 
 def label(row: Row, role: str = "student") -> str:

@@ -270,6 +270,7 @@ def test_aims_say_reached_or_not(results):
         in student
     )
     assert "coda-kdp-first, slda: 5.0 against 7.0, reached" in forgetting
+    assert "frozen, slda: 5.0 against 7.0, reached" in forgetting
     assert "coda-kdp-first, slda: 45 %, **not reached**" in gap
     assert "-19 %, **not reached**" in gap
     timed = {"coda-kdp-first-slda": {"p50_ms": 2.0}, "coda-kd-first-slda.teacher": {"p50_ms": 8.0}}
