@@ -15,7 +15,7 @@ DEMO_BENCH   = cdl bench-latency $(DEMO)/run --batch 1,8 --time-limit 30 --save 
 DEMO_SUMMARY = cdl runs $(DEMO)/run --latency $(DEMO)/latency.json
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast slow-tests test-install test-foreign examples targets evidence lint types check format build release-check constraints clean
+.PHONY: help demo test test-fast slow-tests test-install test-foreign examples example-apps targets evidence lint types check format build release-check constraints clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 15
@@ -28,9 +28,13 @@ demo: $(VENV)/.installed-all  ## install, then train, export and benchmark a sma
 	$(if $(DEMO_SUMMARY),$(call show,$(DEMO_SUMMARY)))
 	@echo; echo "Done in $$(($$(date +%s) - $$(cat $(DEMO)/.started))) s. To type such commands: source $(BIN)/activate"
 
-# One thread a process: two processes with two threads each wait for one another on two cores. Bytecode is kept even
-# where the environment says not to: tests and sources are compiled once, not by every worker and every child process.
-PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --maxprocesses 4 --dist worksteal
+# What is imported is compiled then, and kept even where the environment says not to: pip would compile 19,000 modules,
+# a minute and a half on a slow core, and without bytecode every worker and child process compiles its own.
+export PIP_NO_COMPILE = 1
+export PYTHONDONTWRITEBYTECODE =
+
+# One thread a process: two processes with two threads each wait for one another on two cores.
+PYTEST = OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --maxprocesses 4 --dist worksteal
 
 test: $(VENV)/.installed-dev  ## run the whole test suite: 5 to 10 minutes on two cores
 	$(PYTEST) $(ARGS)
@@ -49,9 +53,11 @@ test-install: $(VENV)/.installed-dev  ## the wheel alone, with dependencies fetc
 test-foreign: $(VENV)/.installed-foreign  ## weights files, against the libraries that write them
 	PYTHONPATH=$(VENV)/foreign $(BIN)/pytest -m foreign tests/foreign
 
-examples: $(VENV)/.installed-dev  ## build and run every app of examples/ (Debian, Ubuntu: fetches what they need)
+examples: example-apps  ## build and run every app of examples/ (Debian, Ubuntu: fetches what they need)
+	$(PYTEST) --dist loadfile -m examples tests/examples
+
+example-apps: $(VENV)/.installed-dev
 	examples/prepare.sh $(BIN)/python
-	$(BIN)/pytest -m examples tests/examples
 
 # Some of them only: make targets TARGETS="mnn openvino" ARGS="-k 'mnn or openvino'"
 RUNTIMES ?= .runtimes

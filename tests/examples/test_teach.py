@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageEnhance
 from playwright.sync_api import Browser, Dialog, Download, Page, expect
 
 from cdl_deploy import Classifier, Learner
@@ -34,9 +34,12 @@ def hosted(learnable: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 @pytest.fixture(scope="module")
 def browser(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    """Its camera sees the new digit."""
+    """Its camera sees the new digit, in changing light: the same pictures are not taught twice."""
     film = tmp_path_factory.mktemp("film") / "camera.mjpeg"
-    Image.open(pictures(digits / "new")[0]).convert("RGB").resize((480, 480)).save(film, "JPEG", quality=95)
+    seen = Image.open(pictures(digits / "new")[0]).convert("RGB").resize((480, 480))
+    with film.open("wb") as frames:
+        for light in range(100):
+            ImageEnhance.Brightness(seen).enhance(1 - light / 400).save(frames, "JPEG", quality=95)
     camera = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
     with chromium(*camera, f"--use-file-for-fake-video-capture={film}") as running:
         yield running

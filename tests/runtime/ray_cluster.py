@@ -10,18 +10,19 @@ from __future__ import annotations
 import io
 import os
 import sys
+from functools import partial
 
 import ray
 from ray.cluster_utils import Cluster
 
-from cdl_deploy import Classifier
 from cdl_deploy.cli import main
-from cdl_deploy.rows.formats import row_format
-from cdl_deploy.runtime.ray_engine import predict_rows_on_ray
+from cdl_deploy.runtime import ray_engine
+
+PORTION = 7
 
 
 def serve(model: str, output: str, paths: list[str]) -> None:
-    """Rows of the command line into OUTPUT; those of the library, in portions of a few paths, into OUTPUT.portions."""
+    """Rows into OUTPUT, in portions of a few paths: each starts the actors anew."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     try:
         cluster.add_node(num_cpus=1)
@@ -29,14 +30,10 @@ def serve(model: str, output: str, paths: list[str]) -> None:
         alive = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
         # A copy takes one core, so two copies are on two machines.
         print("cores by node:", sorted(alive), file=sys.stderr)
-        classifier = Classifier(model, threads=1)
-        encode = row_format("jsonl", 2).encode
-        with open(f"{output}.portions", "wb") as file:
-            for row in predict_rows_on_ray(classifier, iter(paths), batch_size=2, top_k=2, portion=7):
-                file.write(encode(row))
+        ray_engine.predict_rows_on_ray = partial(ray_engine.predict_rows_on_ray, portion=PORTION)
         try:
             sys.stdin = io.StringIO("\n".join(paths))
-            main(["predict", model, "-", "--engine", "ray", "--output", output, "--top-k", "2", "--batch-size", "4"])
+            main(["predict", model, "-", "--engine", "ray", "--output", output, "--top-k", "2", "--batch-size", "2"])
         except SystemExit as end:
             print("exit code:", end.code, file=sys.stderr)
     finally:
