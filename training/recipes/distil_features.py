@@ -64,6 +64,7 @@ class FeatureDistillation(Distillation):
     """One student on its way to its teacher's features."""
 
     decay = 0.99
+    floor = FLOOR
 
     def make_head(self, student: VisionTransformer) -> nn.Module:
         """From the student's features to the teacher's principal directions."""
@@ -81,7 +82,7 @@ class FeatureDistillation(Distillation):
         values, vectors = torch.linalg.eigh((features - mean).T @ (features - mean) / (len(features) - 1))
         kept = cast(nn.Linear, self.model["head"]).out_features
         values, vectors = values.flip(0)[:kept], vectors.flip(1)[:, :kept]
-        raised = values + FLOOR * values.mean()
+        raised = values + self.floor * values.mean()
         scaled = vectors / raised.sqrt()
         if not self.state.file.exists():
             self._solve_head((features[:START_IMAGES] - mean) @ scaled)

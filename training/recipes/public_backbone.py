@@ -223,6 +223,19 @@ def tune(
     return write_tuned(cast(VisionTransformer, run.average["vit"]), file, recipe.student, what, about, found, device)
 
 
+def first_student(content: bytes, model: str, teacher: Backbone) -> VisionTransformer:
+    """The teacher's first blocks as a `model`, with positions for its own size of images, to begin with. Raises
+    OptionError where it is not as wide as the teacher, or deeper."""
+    vit = cast(VisionTransformer, timm.create_model(model, num_classes=0))
+    side, depth = vit.patch_embed.img_size[0], len(vit.blocks)
+    if vit.embed_dim != teacher.width or not max(distil_features.EARLIER) < depth <= teacher.depth:
+        raise OptionError(
+            f"--student {model} is {depth} blocks of {vit.embed_dim}, and the teacher {teacher.depth} of "
+            f"{teacher.width}: it cannot begin as the teacher's first blocks; --tune distils it from random values"
+        )
+    return fill(model, at_image_size(first_blocks(timm_state(read_graph(content)), depth), side), side)
+
+
 def distil(
     out: Path,
     content: bytes,
@@ -231,18 +244,10 @@ def distil(
     device: torch.device,
     say: distil_tokens.Say,
 ) -> dict[str, Any]:
-    """Distil a student that begins as the teacher's first blocks, with positions for its own size of images, towards
-    the teacher's features, and write it and its record. Raises OptionError where it is not as wide as the teacher."""
+    """Distil a student that begins as the teacher's first blocks towards the teacher's features, and write it and its
+    record."""
     teacher, about = read_backbone(out / "teacher.safetensors", device)
-    vit = cast(VisionTransformer, timm.create_model(recipe.student, num_classes=0))
-    side, depth = vit.patch_embed.img_size[0], len(vit.blocks)
-    if vit.embed_dim != teacher.width or not max(distil_features.EARLIER) < depth <= teacher.depth:
-        raise OptionError(
-            f"--student {recipe.student} is {depth} blocks of {vit.embed_dim}, and the teacher {teacher.depth} of "
-            f"{teacher.width}: it cannot begin as the teacher's first blocks; --tune distils it from random values"
-        )
-    state = timm_state(read_graph(content))
-    vit = fill(recipe.student, at_image_size(first_blocks(state, depth), side), side)
+    vit = first_student(content, recipe.student, teacher)
     view = ResizeCrop.square(int(about["image_size"]), int(about["image_size"]), "bicubic")
     features = distil_features.TeacherFeatures(
         out / "teacher-features", teacher, about["weights_sha256"], source.train, view, recipe
@@ -251,6 +256,7 @@ def distil(
     run = distil_features.FeatureDistillation(recipe, vit, features, file)
     features.fill(say)
     found = run.go(source.test, say)
+    depth, side = len(vit.blocks), vit.patch_embed.img_size[0]
     what = (
         f"a student that began as the teacher's first {depth} blocks, at {side} pixels, distilled on {len(features)} "
         f"images without labels towards the features, at {about['image_size']} pixels, of {ORIGIN}"
