@@ -28,9 +28,7 @@ demo: $(VENV)/.installed-all  ## install, then train, export and benchmark a sma
 	$(if $(DEMO_SUMMARY),$(call show,$(DEMO_SUMMARY)))
 	@echo; echo "Done in $$(($$(date +%s) - $$(cat $(DEMO)/.started))) s. To type such commands: source $(BIN)/activate"
 
-# What is imported is compiled then, and kept even where the environment says not to: pip would compile 19,000 modules,
-# a minute and a half on a slow core, and without bytecode every worker and child process compiles its own.
-export PIP_NO_COMPILE = 1
+# What is imported is compiled then, once and not by every worker and child process, whatever the environment says.
 export PYTHONDONTWRITEBYTECODE =
 
 # One thread a process: two processes with two threads each wait for one another on two cores.
@@ -111,12 +109,13 @@ define show
 @export PATH="$(abspath $(BIN)):$$PATH"; $(1)
 endef
 
-# -qq: errors only; pip's warnings about mirrors that are not there would bury everything else.
+# -qq: errors only; pip's warnings about mirrors that are not there would bury everything else. --no-compile, below: pip
+# would compile 19,000 modules, a minute and a half on a slow core, most of which nothing imports.
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq
 
 define install
 @echo "Installing cdl-deploy[$(1)] into $(VENV). The first time fetches up to 5 GB (PyTorch): 1 to 3 minutes on a fast line."
-@$(PIP) install -c constraints.txt -e '.[$(1)]'
+@$(PIP) install --no-compile -c constraints.txt -e '.[$(1)]'
 endef
 
 # One stamp a set of extras: installed again when it is older than a file that says what to install.
@@ -133,7 +132,7 @@ $(VENV)/.installed-dev: $(REQUIREMENTS) | $(BIN)/python
 # Beside the environment, not in it: what it has must be what a user gets.
 $(VENV)/.installed-foreign: tests/foreign/requirements.txt $(VENV)/.installed-dev
 	rm -rf $(VENV)/foreign
-	$(PIP) install --target $(VENV)/foreign --no-deps -r tests/foreign/requirements.txt
+	$(PIP) install --no-compile --target $(VENV)/foreign --no-deps -r tests/foreign/requirements.txt
 	@touch $@
 
 $(BIN)/python:
