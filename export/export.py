@@ -225,7 +225,8 @@ def _export_learner(
         for it in write_variants(run, record, model, bundle, own_shrink(options), on_step, sums):
             size, nodes = it.bundle.path.stat().st_size, len(it.model.graph.node)
             found = Exported(it.bundle, size, nodes, it.held_out, it.calibration, it.products, it.scores)
-            exported.append(replace(found, left_float=it.left_float, learned_from=it.learned_from))
+            found = replace(found, left_float=it.left_float, learned_from=it.learned_from, sums_drop=it.sums_drop)
+            exported.append(found)
     if options.batch is not None or options.image_size is not None:
         on_step(f"{role}: fixing the shape of the input")
         exported = [_fixed(it, images, options) for it in exported]

@@ -30,6 +30,8 @@ class Exported:
     """Of a smaller variant: what is computed in fp32 all the same, and why."""
     learned_from: int | None = None
     """Of an int8 variant with sums of its own: the training images that they are over."""
+    sums_drop: float | None = None
+    """Of one without: points of accuracy that a head from them would lose, where that is why."""
     proof: Proof | NotInstalled | None = None
     """How it answered in the runtime it is for."""
     quantiser: NotInstalled | None = None

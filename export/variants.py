@@ -81,6 +81,8 @@ class Variant:
     """What is computed in fp32 all the same, and why."""
     learned_from: int | None = None
     """Training images that its own sums are over; None where it has none, and cannot learn."""
+    sums_drop: float | None = None
+    """Points of accuracy that a head from its own sums would lose, where that is why it has none."""
 
 
 def write_variants(
@@ -161,18 +163,19 @@ def _write(
         quantization=Quantization(kind, kind != "int8-dynamic", tuple(sorted({*always, *kept})), before, after),
     )
     save_onnx(small, path, encode_metadata(written))
-    learned_from = None
+    learned_from = drop = None
     if own is not None and kind == "int8":
         on_step(f"{path.name}: summing up its own features of the training images")
         found = own(path)
         if found is not None:
-            written, small, learned_from = _with_own_sums(written, small, found, expected, held_out, shrink.max_drop)
+            written, small, drop = _with_own_sums(written, small, found, expected, held_out, shrink.max_drop)
+            learned_from = found.images if drop is None else None
             save_onnx(small, path, encode_metadata(written))
     write_json(description_file(path), description(written))
     source = f"{len(calibration.items)} {calibration.source}" if kind == "int8" else None
     scores = len(prepared.scores_but(kept))
     left = left_float(small, set(kept) - set(always), always, scores=scores > 0)
-    return Variant(written, small, held_out.images, source, len(prepared.nodes()), scores, left, learned_from)
+    return Variant(written, small, held_out.images, source, len(prepared.nodes()), scores, left, learned_from, drop)
 
 
 def _with_own_sums(
@@ -182,15 +185,16 @@ def _with_own_sums(
     expected: npt.NDArray[np.float32],
     held_out: HeldOut,
     max_drop: float,
-) -> tuple[Bundle, onnx.ModelProto, int | None]:
-    """With head and distance from its own sums, and the sums beside it; unchanged where that loses too much."""
+) -> tuple[Bundle, onnx.ModelProto, float | None]:
+    """With head and distance from its own sums, and the sums beside it; unchanged where that loses more points of
+    accuracy than `max_drop`, with how many."""
     solved = own.solved(bundle.path, bundle)
     answers = logits_of(solved, held_out)
     assert bundle.features is not None
     assert bundle.quantization is not None
     before, after = bundle.quantization.accuracy_before, accuracy(answers, held_out)
     if before is not None and before - after > max_drop:
-        return bundle, model, None
+        return bundle, model, before - after
     far = outputs_of(solved, held_out, DISTANCE_NAME)
     threshold, how = threshold_by_images(far) or threshold_by_sums(own.statistics, own.sums.rule)
     changed = replace(
@@ -201,7 +205,7 @@ def _with_own_sums(
         unknown_threshold=threshold,
         unknown_rule=how,
     )
-    return changed, solved, own.images
+    return changed, solved, None
 
 
 def _own_features(small: onnx.ModelProto, bundle: Bundle, held_out: HeldOut) -> dict[str, Any]:

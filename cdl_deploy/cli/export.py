@@ -357,9 +357,10 @@ def _print_variant(console: Console, item: Exported) -> None:
     before, after = quantization.accuracy_before, quantization.accuracy_after
     kept = quantization.kept_float
     console.print(
-        f"{item.bundle.path.name}: {before:.1f} % right as fp32, {after:.1f} % as {quantization.kind}, on "
-        f"{counted(item.held_out or 0, 'held-out image')}",
+        f"{item.bundle.path.name}: {before:.1f} % right as fp32, {after:.1f} % as {quantization.kind}, in the "
+        f"mean of the tasks, on {counted(item.held_out or 0, 'held-out image')}",
         highlight=False,
+        soft_wrap=True,
     )
     left = f"but {', '.join(kept)}" if kept else "none left out"
     own = f" and {item.scores} of queries with keys" if item.scores else ""
@@ -378,9 +379,12 @@ def _print_variant(console: Console, item: Exported) -> None:
             f"  it can learn: its own sums, over {counted(item.learned_from, 'training image')}", highlight=False
         )
     elif item.bundle.features is not None and quantization.kind == "int8":
-        console.print(
-            "  it cannot learn: for sums of its own the training images of all tasks must still be there",
-            highlight=False,
-        )
+        why = "for sums of its own the training images of all tasks must still be there"
+        if item.sums_drop is not None:
+            why = (
+                f"solved from sums of its own, its head would lose {item.sums_drop:.2g} points of accuracy, more than "
+                "--max-drop allows"
+            )
+        console.print(f"  it cannot learn: {why}", highlight=False, soft_wrap=True)
     if not quantization.batch_invariant:
         console.print("  an image's answer depends a little on the others in its batch", highlight=False)

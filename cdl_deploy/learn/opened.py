@@ -120,7 +120,7 @@ def why_not(bundle: Bundle) -> str:
         return (
             f"it is an {bundle.quantization.kind} variant without statistics of its own, and those of the float32 "
             "model do not fit its features; give the float32 file of the same export, or export --quantize int8 "
-            "where the training images of all tasks are"
+            "again: it says why it has none"
         )
     if bundle.features is not None:
         return "it names no statistics; export the run again: cdl export RUN --onnx"

@@ -5,16 +5,21 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 from onnx import helper, numpy_helper
+from rich.console import Console
 from typer.testing import CliRunner
 
 from cdl_deploy import Classifier
 from cdl_deploy.cli import app
+from cdl_deploy.cli.export import _print_variant
 from cdl_deploy.errors import DataError, OptionError, QuantisationError
 from cdl_deploy.export import ExportOptions, Shrink, export_run, variants
 from cdl_deploy.export import export as export_module
@@ -24,7 +29,7 @@ from cdl_deploy.export.layers import float_products
 from cdl_deploy.export.quantise import prepare
 from cdl_deploy.export.sensitivity import accuracy, most_sensitive, within_drop
 from cdl_deploy.runtime.bundle import read_bundle
-from cdl_deploy.runtime.bundle_parts import SCORES
+from cdl_deploy.runtime.bundle_parts import SCORES, Quantization
 from cdl_deploy.runtime.session import open_session
 from cdl_deploy.training.run_directory import RunDirectory
 from tests.conftest import no_shape_checks
@@ -333,3 +338,27 @@ def test_the_command_prints_accuracy_before_and_after(small_run, tmp_path):
     assert "none left out; in fp32 are:" in text
     assert "numbers; keys and prompts: a small error there selects other prompts" in text
     assert "norms, softmax, GELU, residual adds: they cost accuracy in integers and are no products" in text
+
+
+def test_a_head_from_its_own_sums_that_loses_too_much_is_why_it_cannot_learn(monkeypatch):
+    own = SimpleNamespace(solved=lambda path, bundle: "solved")
+    bundle = SimpleNamespace(
+        path=Path("student.int8.onnx"), features=object(), quantization=Quantization("int8", True, (), 90.0, 89.8)
+    )
+    monkeypatch.setattr(variants, "logits_of", lambda model, held_out: {"solved": "its answers"}[model])
+    monkeypatch.setattr(variants, "accuracy", lambda answers, held_out: {"its answers": 88.75}[answers])
+    kept = variants._with_own_sums(bundle, "model", own, None, None, max_drop=0.5)
+    assert kept == (bundle, "model", 1.25)
+    item = SimpleNamespace(
+        bundle=bundle, held_out=100, products=24, scores=0, left_float={}, calibration=None, learned_from=None,
+        sums_drop=kept[2],
+    )  # fmt: skip
+    console = Console(width=200, record=True, file=StringIO())
+    _print_variant(console, item)
+    said = console.export_text()
+    assert "student.int8.onnx: 90.0 % right as fp32, 89.8 % as int8, in the mean of the tasks, on 100 held-out" in said
+    assert "it cannot learn: solved from sums of its own, its head would lose 1.2 points of accuracy, more than" in said
+    _print_variant(console, SimpleNamespace(**{**vars(item), "sums_drop": None}))
+    assert (
+        "it cannot learn: for sums of its own the training images of all tasks must still be" in console.export_text()
+    )

@@ -23,6 +23,7 @@ from sklearn.linear_model import Ridge
 from timm.models import generate_default_cfgs, register_model
 from timm.models.vision_transformer import _create_vision_transformer
 
+from benchmarks.distil_parts import UNSCALED
 from cdl_deploy.data.preprocessing import ResizeCrop
 from cdl_deploy.data.sources import open_source
 from cdl_deploy.errors import DataError, MissingExtraError, OptionError, WeightsError
@@ -539,6 +540,10 @@ def test_what_is_distilled_is_what_heads_read(wheel, photos, tmp_path):
     with torch.no_grad():
         answered = distillation.model["head"](rows)
     np.testing.assert_allclose(answered.numpy(), ridge.predict(rows.numpy()), atol=1e-3)
+
+    distillation.floor = UNSCALED
+    alike = (stored - stored.mean(axis=0)) @ distillation.measured()[1].numpy() * (UNSCALED * values.mean()) ** 0.5
+    np.testing.assert_allclose(np.abs(alike), np.abs(known.transform(stored)[:, :count]), atol=1e-3)
 
 
 @pytest.mark.usefixtures("one_earlier")
