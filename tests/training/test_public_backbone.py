@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -127,10 +128,13 @@ def run(*arguments):
 
 
 def refusal(capsys, *arguments) -> str:
-    """The one line that the recipe ends with."""
-    with pytest.raises(SystemExit):
+    """The one line of the recipe."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
         run(*arguments)
-    return capsys.readouterr().err.strip().splitlines()[-1].partition("error: ")[2]
+    assert ended.value.code == 2
+    (line,) = [it for it in capsys.readouterr().err.splitlines() if "shard" not in it]
+    return line.partition("error: ")[2]
 
 
 # ---- the wheel -------------------------------------------------------------------------------------------------------
@@ -582,6 +586,70 @@ def test_distilling_features_by_the_command(wheel, photos, tmp_path, capsys):
     said = refusal(capsys, *options, "--distil", photos, "--student", NARROW)
     assert said.startswith(f"--student {NARROW} is 2 blocks of 12, and the teacher 3 of 24: it cannot begin as")
     assert not (tmp_path / f"{NARROW}-distilled.safetensors").exists()
+
+
+@pytest.mark.usefixtures("one_earlier")
+def test_images_without_classes_are_distilled_from(wheel, photos, tmp_path):
+    """One in twenty is measured on, at least one; none of them is learned from."""
+    (tmp_path / "all/deep/er").mkdir(parents=True)
+    for number, file in enumerate(sorted(photos.rglob("*.png"))[:21]):
+        shutil.copy(file, tmp_path / "all" / ("deep/er" if number % 2 else "") / f"{number}.png")
+    learned, others = distil_tokens.images_below_folder("--distil", tmp_path / "all")
+    assert (len(learned.items), len(others.items)) == (20, 1)
+    assert {path.name for path in (*learned.items, *others.items)} == {f"{number}.png" for number in range(21)}
+    options = ["--out", tmp_path / "out", "--wheel", wheel, "--image-size", "28", "--batch-size", 4]
+    run(*options, "--distil", tmp_path / "all", "--student", STUDENT, "--tune-images", 12)
+    record = json.loads((tmp_path / f"out/{STUDENT}-distilled.json").read_text())
+    assert (record["tuning"]["images"], record["tuning"]["steps"]) == (12, 3)
+
+
+@pytest.mark.usefixtures("one_earlier")
+def test_a_folder_with_train_and_val_is_learned_from_as_an_image_folder_is(photos):
+    learned, others = distil_tokens.images_below_folder("--tune", photos)
+    source = open_source(str(photos), None, False)
+    assert (learned.items, others.items) == (source.train.items, source.test.items)
+
+
+@pytest.mark.usefixtures("one_earlier")
+def test_what_cannot_be_distilled_is_one_line_before_anything_is_written(wheel, photos, tmp_path, capsys):
+    out, empty = tmp_path / "out", tmp_path / "empty"
+    empty.mkdir()
+    (tmp_path / "file").write_text("")
+    options = ["--out", out, "--wheel", wheel, "--image-size", "28", "--student", STUDENT, "--distil"]
+    for given, expected in (
+        ([photos, "--tune-images", 0], "--tune-images is 0, expected at least 32"),
+        ([photos, "--student", NARROW], f"--student {NARROW} is 2 blocks of 12, and the teacher 3 of 24: it cannot"),
+        ([empty], f"--distil {empty}: no image below {empty}, expected a folder of images"),
+        ([tmp_path / "none"], f"cannot read {tmp_path / 'none'}"),
+        ([photos, "--device", "abacus"], "--device abacus is not here: leave it out"),
+        ([photos, "--out", tmp_path / "file"], f"--out {tmp_path / 'file'} is a file, expected a folder"),
+    ):
+        assert refusal(capsys, *options, *given).startswith(expected)
+    assert not out.exists()
+
+
+@pytest.mark.usefixtures("one_earlier")
+def test_what_an_earlier_attempt_left_damaged(wheel, photos, tmp_path, capsys):
+    """Shards are computed again; the state, and what shards are of, are named."""
+    options = ["--out", tmp_path, "--wheel", wheel, "--image-size", "28", "--batch-size", 4]
+    options += ["--distil", photos, "--student", STUDENT]
+    assert "24 images to learn from, expected at least a batch of 25" in refusal(capsys, *options, "--batch-size", 25)
+    run(*options)
+    weights, before = tmp_path / f"{STUDENT}-distilled.safetensors", tmp_path / "before.safetensors"
+    shutil.copy(weights, before)
+    shard = tmp_path / "teacher-features/tokens-00000.npy"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:200])
+    run(*options)
+    assert shard.read_bytes() == whole
+    check_same_weights(before, weights)
+
+    state = tmp_path / f"{STUDENT}-distilled.state.safetensors"
+    state.write_bytes(state.read_bytes()[:100])
+    assert refusal(capsys, *options) == f"{state} cannot be read: remove it, and the same command begins again"
+    (tmp_path / "teacher-features/tokens.json").write_text("{")
+    said = refusal(capsys, *options)
+    assert said == f"{tmp_path / 'teacher-features'} holds features of another teacher, seed, or data set: remove it"
 
 
 # ---- the teacher's last blocks ---------------------------------------------------------------------------------------

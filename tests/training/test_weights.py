@@ -174,6 +174,13 @@ def test_a_hub_that_cannot_be_reached_is_one_clear_line(monkeypatch):
         load_backbone("vit_tiny_patch16_224.augreg_in21k_ft_in1k", None, None)
 
 
+def test_a_model_that_nobody_pretrained_asks_for_a_file():
+    with pytest.raises(
+        WeightsError, match="no pretrained weights of 'vit_384x11_patch14_56' to fetch: give a file with"
+    ):
+        load_backbone("vit_384x11_patch14_56", None, None)
+
+
 def _offline(*args, **kwargs):
     raise OSError("no route to the hub")
 

@@ -11,7 +11,7 @@ from typing import Any, cast
 import safetensors.torch
 import timm
 import torch
-from timm.models import is_model, list_models
+from timm.models import is_model, is_model_pretrained, list_models
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
@@ -216,6 +216,11 @@ def weights_hash(vit: ViT) -> str:
 
 def _with_pretrained(model: str, image_size: int) -> ViT:
     options: dict[str, Any] = {"num_classes": 0, **_size(model, image_size)}
+    if not is_model_pretrained(model):
+        raise WeightsError(
+            f"there are no pretrained weights of '{model}' to fetch: give a file with --teacher-weights or "
+            "--student-weights"
+        )
     if hub.on_the_hub(model) and (reason := hub.unreachable()):
         cached = hub.cached_weights(model)
         if cached is None:

@@ -38,6 +38,8 @@ RIDGE = 0.03
 class TeacherFeatures(TeacherTokens):
     """The features [4 D] of the first images of a shuffled data set; a folder of shards."""
 
+    what = "features"
+
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self.about["features"] = f"class, patches, patches {' and '.join(map(str, EARLIER))} blocks before the last"

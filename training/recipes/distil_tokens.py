@@ -23,10 +23,11 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from cdl_deploy.data.labelled import LabelledImages
+from cdl_deploy.data.folder import images_below, split_by_name
+from cdl_deploy.data.labelled import LabelledImages, from_files
 from cdl_deploy.data.preprocessing import ResizeCrop
 from cdl_deploy.data.sources import fingerprint
-from cdl_deploy.errors import OptionError
+from cdl_deploy.errors import DataError, OptionError
 from cdl_deploy.files import discard_abandoned, write_atomic, write_json
 from cdl_deploy.training.backbones import Backbone
 from cdl_deploy.training.backbones.packed import can_pack
@@ -65,14 +66,36 @@ class Recipe:
         for name, value, least in (
             ("epochs", self.epochs, 1),
             ("batch-size", self.batch_size, 1),
-            ("tune-images", self.images or self.batch_size, self.batch_size),
+            ("tune-images", self.batch_size if self.images is None else self.images, self.batch_size),
         ):
             if value < least:
                 raise OptionError(f"--{name} is {value}, expected at least {least}")
 
 
+def images_below_folder(option: str, folder: Path) -> tuple[LabelledImages, LabelledImages]:
+    """Images to learn from without labels, and others to measure on: those below train/ and below val/ or test/, or of
+    a folder without train/ all below it, one in twenty of them to measure on, chosen by name. They are not decoded yet.
+
+    Raises DataError where there are none.
+    """
+    train = folder / "train"
+    held = next((it for it in (folder / "val", folder / "test") if it.is_dir()), None) if train.is_dir() else None
+    paths = images_below(train if held else folder)
+    if not paths:
+        raise DataError(f"{option} {folder}: no image below {train if held else folder}, expected a folder of images")
+    if held:
+        learned, others = paths, images_below(held)
+    else:
+        parts = split_by_name({"": paths}, 1 / 20, folder)
+        learned, others = (files[""] for files in parts)
+    return from_files(str(folder), {"": learned}), from_files(str(folder), {"": others})
+
+
 class TeacherTokens:
     """The tokens of the first images of a shuffled data set, as the teacher gives them; a folder of shards."""
+
+    what = "tokens"
+    """In words."""
 
     def __init__(
         self,
@@ -94,6 +117,11 @@ class TeacherTokens:
         )
         tokens = teacher.layout.count
         allowed = int(recipe.gigabytes * 1e9 / (2 * tokens * teacher.width)) // SHARD * SHARD
+        if len(order) < recipe.batch_size:
+            raise OptionError(
+                f"{images.source} has {len(order)} images to learn from, expected at least a batch of "
+                f"{recipe.batch_size} (--batch-size)"
+            )
         count = min(len(order), allowed, recipe.images or len(order))
         if count < recipe.batch_size:
             raise OptionError(
@@ -124,14 +152,18 @@ class TeacherTokens:
     def fill(self, say: Say) -> None:
         """Compute the shards that are not there."""
         record = self.folder / "tokens.json"
-        if record.exists() and json.loads(record.read_text(encoding="utf-8")) != self.about:
-            raise OptionError(f"{self.folder} holds tokens of another teacher, seed, or data set: remove it")
+        try:
+            known = json.loads(record.read_text(encoding="utf-8")) if record.exists() else self.about
+        except ValueError:
+            known = None
+        if known != self.about:
+            raise OptionError(f"{self.folder} holds {self.what} of another teacher, seed, or data set: remove it")
         write_json(record, self.about)
         missing = [number for number in range(-(-len(self) // SHARD)) if not self._has(number)]
         device = self.teacher.mean.device
         with ThreadPoolExecutor() as pool, self.teacher.packed_layers() if can_pack(device) else nullcontext():
             for done, number in enumerate(missing):
-                say(f"the teacher's tokens: shard {done + 1}/{len(missing)}")
+                say(f"the teacher's {self.what}: shard {done + 1}/{len(missing)}")
                 items, parts = self.items[number * SHARD : (number + 1) * SHARD], []
                 for start in range(0, len(items), BATCH):
                     pixels = decode(items[start : start + BATCH], self.preprocessing, pool)
@@ -150,12 +182,12 @@ class TeacherTokens:
         return self.folder / f"tokens-{number:05d}.npy"
 
     def _has(self, number: int) -> bool:
-        """Whether a shard is there, and long enough: the last one may have been written for fewer images."""
-        if not self._shard(number).exists():
+        """Whether a shard is there, whole, and long enough: the last one may have been written for fewer images."""
+        try:
+            found = len(np.load(self._shard(number), mmap_mode="r"))
+        except (OSError, ValueError):
             return False
-        return len(np.load(self._shard(number), mmap_mode="r")) >= len(
-            self.items[number * SHARD : (number + 1) * SHARD]
-        )
+        return found >= len(self.items[number * SHARD : (number + 1) * SHARD])
 
 
 class Distillation:
@@ -247,6 +279,8 @@ class Distillation:
     def go(self, held_out: LabelledImages, say: Say, save_seconds: float = 120.0) -> dict[str, Any]:
         """To the end, saving every `save_seconds`; returns what it came to."""
         start, spent = self.state.load()
+        if start:
+            say(f"goes on after step {start}/{self.steps}")
         began = saved = time.perf_counter()
         measured, losses = self.measured(), []
         for step in range(start, self.steps):
@@ -258,9 +292,11 @@ class Distillation:
             if (step + 1) % 20 == 0 or step + 1 == self.steps:
                 share = sum(losses[-20:]) / len(losses[-20:])
                 say(f"step {step + 1}/{self.steps}  unexplained {share:.3f}  {spent + now - began:.0f} s")
-        vit = cast(VisionTransformer, self.average["vit"])
-        save_tensors({name: value.cpu().contiguous() for name, value in vit.state_dict().items()}, self.file)
         record = {**asdict(self.recipe), "images": len(self.tokens), "steps": self.steps}
         record["seconds"] = round(spent + time.perf_counter() - began)
         record["unexplained_variance"] = round(self.unexplained(held_out, measured), 4)
+        if record["unexplained_variance"] >= 1:
+            say("of images that it has not seen, the student says no more than their mean would: it wants more images")
+        vit = cast(VisionTransformer, self.average["vit"])
+        save_tensors({name: value.cpu().contiguous() for name, value in vit.state_dict().items()}, self.file)
         return record

