@@ -20,14 +20,14 @@ PARTS = {"backbone": "backbone, frozen", "prompts": "prompts and keys", "class h
 
 def plan_table(plan: Plan) -> RenderableType:
     """Tables of tasks and parameters, and the estimate."""
-    return Group(_tasks(plan), _parameters(plan), Text(_estimate(plan)))
+    config = plan.record.config
+    title = f"{ending(config.data.data, 40)}: {config.method.title}, seed {config.optim.seed}"
+    said = Text(f"{title}\ndry run: nothing is written", style="italic")
+    return Group(said, _tasks(plan), _parameters(plan), Text(_estimate(plan)))
 
 
 def _tasks(plan: Plan) -> Table:
-    config = plan.record.config
-    method = config.method.title
-    title = f"{ending(config.data.data, 40)}: {method}, seed {config.optim.seed}"
-    tasks = Table(title=f"{title}\ndry run: nothing is written", title_justify="left", show_footer=len(plan.tasks) > 1)
+    tasks = Table(show_footer=len(plan.tasks) > 1)
     tasks.add_column("task", justify="right", no_wrap=True)
     classes = sum(len(task.classes) for task in plan.tasks)
     tasks.add_column("new classes", footer=f"{classes} in all")

@@ -28,7 +28,7 @@ METRICS = {
 def run_table(record: RunRecord) -> RenderableType:
     """One line a finished task, whatever the number of its classes; accuracy is over all classes seen, in percent."""
     results = {role: result for role in ROLES if (result := record.results(role)) is not None}
-    tasks = Table(title=_title(record), title_justify="left", show_footer=len(record.tasks) > 1)
+    tasks = Table(show_footer=len(record.tasks) > 1)
     tasks.add_column("task", justify="right", no_wrap=True)
     tasks.add_column("new classes", footer="in all")
     images = sum(task.train_images for task in record.tasks)
@@ -46,15 +46,15 @@ def run_table(record: RunRecord) -> RenderableType:
             *[f"{value:.1f}" for value in means],
             duration(_seconds(task)),
         )
-    return Group(tasks, _metrics(results), *_learners(record, results))
+    return Group(_title(record), tasks, _metrics(results), *_learners(record, results))
 
 
 def _title(record: RunRecord) -> Text:
-    """What was trained, in at most two lines of 80 columns."""
+    """What was trained, in at most two lines of 80 columns, which a narrow table does not break."""
     config = record.config
     state = "" if record.finished else f", unfinished: {counted(len(record.tasks), 'task')} so far"
     method = f"{config.method.title}, seed {config.optim.seed}"
-    return Text(f"{ending(config.data.data, 40)}: {method}{state}\naccuracy over all classes seen (%)")
+    return Text(f"{ending(config.data.data, 40)}: {method}{state}\naccuracy over all classes seen (%)", style="italic")
 
 
 def _learners(record: RunRecord, roles: Collection[Role]) -> list[Text]:

@@ -57,6 +57,8 @@ def printed(value, width: int) -> list[str]:
 def test_a_task_is_one_line_and_no_number_is_cut(width, tasks, classes, teacher):
     lines = printed(run_table(record(tasks, classes, teacher)), width)
     assert max(len(line) for line in lines) <= width
+    narrow = "a table narrower than its title does not break it"
+    assert lines[:2] == ["digits: dualprompt + reviewkd, seed 0", "accuracy over all classes seen (%)"], narrow
     rows = [line for line in lines if line.startswith("│") and "3:59:09" in line]
     assert len(rows) == tasks
     for number, row in enumerate(rows, start=1):
