@@ -41,10 +41,8 @@ class Records:
     def time_share(self, file: str, of: str) -> tuple[float, str] | None:
         """A file's latency as a share of another's, and on what, where that is not the table's processor."""
         for found in (self.latency, *self.elsewhere):
-            models = (found or {}).get("models", {})
-            if found and file in models and of in models:
-                about = "" if found is self.latency else f" ({found['about'].split(', batch')[0]})"
-                return models[file]["p50_ms"] / models[of]["p50_ms"], about
+            if found and (share := share_of(found, file, of)) is not None:
+                return share, "" if found is self.latency else f" ({found['about'].split(', batch')[0]})"
         return None
 
     @property
@@ -102,6 +100,12 @@ class Records:
         """Rows and heads that have a record, in the order of the table."""
         pairs = [(row, head) for row in (FROZEN, *all_rows(self.budget)[1:]) for head in row.heads]
         return [pair for pair in pairs if (pair[0].name, pair[1]) in self.rows]
+
+
+def share_of(timed: dict[str, Any], file: str, of: str) -> float | None:
+    """A file's median latency as a share of another's, where both were timed together."""
+    models = timed.get("models", {})
+    return models[file]["p50_ms"] / models[of]["p50_ms"] if file in models and of in models else None
 
 
 def read_records(folder: Path, name: str) -> Records | None:

@@ -37,9 +37,10 @@ SHORT = """\
 images a class. All of it, with a GPU: `make evidence BUDGET=full`. Differences under two standard errors say nothing.
 """
 SO_FAR = """\
-**{measured} of its {planned} rows have been measured**: `make evidence BUDGET={name}` goes on with the others.{next}
+**{measured} of its {planned} rows have been measured**, each a student under a head; teachers stand below them. `make
+evidence BUDGET={name}` goes on with the others.{next}
 """
-NEXT = " The next\ntable has {rows}, with fewer images."
+NEXT = " The next table has {rows}, with fewer images."
 FEATURES = """\
 ## Features alone, 100 images a class
 
@@ -115,7 +116,9 @@ def about(records: Records) -> list[str]:
         lines.append(
             f"* Final accuracy: of the exported file on {tested[0]:,} test images, the same for all (standard error: "
             f"{error:.1f} points); where there is no file yet, of the run on {images}, marked †. Accuracy after each "
-            f"task, and so forgetting and the average incremental accuracy: {images}."
+            f"task, and so forgetting and the average incremental accuracy: {images}. A closed-form head on a backbone "
+            "that stands still forgets nothing, its sums are exact: what it is said to forget is what more classes to "
+            "choose from cost the old ones."
         )
     backbones = next(record["backbones"] for record in every if "teacher" in record["backbones"])
     pair = "; ".join(

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from benchmarks.evidence.records import METRIC, Records, gain, spread
+from benchmarks.evidence.records import METRIC, Records, gain, share_of, spread
 from benchmarks.evidence.rows import CHANGES, DISTILLATIONS, FROZEN, Change, Row, same_head
 
 NAMES = {
@@ -182,9 +182,21 @@ def features_table(results: Path) -> str:
     return "\n".join(lines)
 
 
+def latency_share(records: Records, file: str, head: str) -> str:
+    """Of the frozen teacher's with a head that reads as much: on the processor on which most files were timed, or
+    marked, on another."""
+    teacher = f"{FROZEN.name}-{head if head in FROZEN.heads else same_head(head)}.teacher"
+    for timed in (records.most_timed, records.latency or {}, *records.elsewhere):
+        if (share := share_of(timed, file, teacher)) is not None:
+            return f"{share:.2f}" + ("" if timed is records.most_timed else " ‡")
+    return "–"
+
+
 def readme_table(records: Records) -> str:
     """What a newcomer needs: the frozen pair, and CODA's rows under slda or a learned head; L2P's are like them."""
-    lines = ruled("", "adapt", "head", "final accuracy", "forgetting", "exported, MB", "ms, batch 1")
+    lines = ruled(
+        "", "adapt", "head", "final accuracy", "forgetting", "MB", "latency", "int8: accuracy", "MB", "latency"
+    )
     wanted = [
         (row, head)
         for row, head in records.shown()
@@ -192,10 +204,15 @@ def readme_table(records: Records) -> str:
     ]
     taught = [(row, head, "teacher") for row, head in wanted if teaches(row)]
     for row, head, role in [*((row, head, "student") for row, head in wanted), *taught]:
-        name = f"{row.name}-{head}" + (".teacher" if role == "teacher" else "")
+        name, small = f"{row.name}-{head}", f"{role}.int8"
         cells = [label(row, role), row.adapt, head_words(head), final(records, row, head, role)]
         cells.append(spread(records.of_role(row.name, head, role, "forgetting")))
-        lines.append(
-            "| " + " | ".join([*cells, megabytes(records, row, head, role), milliseconds(records, name)]) + " |"
-        )
-    return "\n".join(lines)
+        cells.append(megabytes(records, row, head, role))
+        cells.append(latency_share(records, name + (".teacher" if role == "teacher" else ""), head))
+        cells.append(spread(records.of_file(row.name, head, small, "accuracy")))
+        cells.append(megabytes(records, row, head, small))
+        cells.append(latency_share(records, f"{name}.int8", head) if role == "student" else "–")
+        lines.append("| " + " | ".join(cells) + " |")
+    timed = records.most_timed.get("about", "not measured").split(", batch")[0]
+    elsewhere = "; ‡ on another processor" if any("‡" in line for line in lines) else ""
+    return "\n".join([*lines, "", f"Latency: share of the frozen teacher's, batch 1, {timed}{elsewhere}."])

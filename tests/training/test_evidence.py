@@ -159,7 +159,7 @@ def test_a_student_of_another_shape_is_compared_with_the_frozen_teacher(results)
     write_row(results / "evidence/shortest", "frozen-11x70", "slda", 0, 59.5)
     found = records.read_records(results / "evidence", "shortest")
     (aim,) = aims.student_aim(found)
-    line = "frozen-11x70, slda (of the runs): 59.5 against 60.0, its latency was not measured: **not measured**"
+    line = "frozen-11x70, slda (of the runs): 59.5 against 60.0, its latency was not measured: **not known**"
     assert f"\n  * {line}" in aim
     assert "| frozen student, 11 blocks at 70 px | none | slda | 59.5 † |" in tables.whole_table(found)
 
@@ -227,7 +227,9 @@ def test_the_table_and_the_gains(results):
     assert tables.gains(found, records.read_paper(results)).splitlines()[-1] == (
         "| CODA | first | slda | +3.5 (2 of 2) † | +2.13 | +3.5 (2 of 2) † | +1.28 |"
     )
-    assert "| CODA, KDP | first | slda | 56.5 ± 0.7 | 5.0 ± 0.0 | 9.0 | – |" in tables.readme_table(found)
+    assert "| CODA, KDP | first | slda | 56.5 ± 0.7 | 5.0 ± 0.0 | 9.0 | – | 55.5 | 3.0 | – |" in tables.readme_table(
+        found
+    )
 
 
 def test_a_run_that_waited_for_others_has_no_training_time(results):
@@ -265,24 +267,33 @@ def test_aims_say_reached_or_not(results):
     found = records.read_records(results / "evidence", "shortest")
     teacher, student, forgetting, gap = aims.aims(found, results)
     assert "**not reached**" not in teacher, "the frozen teacher has 60"
-    assert (
-        "coda-kdp-first, slda (of the runs): 54.5 against 59.0, its latency was not measured: **not reached**"
-        in student
-    )
+    untimed = "coda-kdp-first, slda (of the runs): 54.5 against 59.0, its latency was not measured"
+    assert f"{untimed}: **not reached**, 4.5 below" in student
     assert "coda-kdp-first, slda: 5.0 against 7.0, reached" in forgetting
     assert "frozen, slda: 5.0 against 7.0, reached" in forgetting
     assert "coda-kdp-first, slda: 45 %, **not reached**" in gap
     assert "-19 %, **not reached**" in gap
-    timed = {"coda-kdp-first-slda": {"p50_ms": 2.0}, "coda-kd-first-slda.teacher": {"p50_ms": 8.0}}
-    (folder / "latency.json").write_text(
-        json.dumps({"models": timed, "about": "chip", "commit": "abc", "notes": ["busy"]})
-    )
+
+    def times(student: float) -> None:
+        found = {"coda-kdp-first-slda": student, "coda-kd-first-slda.teacher": 8.0, "frozen-slda.teacher": 10.0}
+        models = {name: {"p50_ms": value} for name, value in found.items()}
+        about = {"models": models, "about": "chip, batch 1", "commit": "abc", "notes": ["busy"]}
+        (folder / "latency.json").write_text(json.dumps(about))
+
+    times(2.0)
     near = json.loads((folder / "coda-kd-first-slda-0.json").read_text())
     for seed in (0, 1):
         near["teacher"]["final_average_accuracy"], near["seed"] = 55.5, seed
         (folder / f"coda-kd-first-slda-{seed}.json").write_text(json.dumps(near))
     found = records.read_records(results / "evidence", "shortest")
     assert "54.5 against 55.5, at 0.25 of its latency: reached" in aims.aims(found, results)[1]
+    readme = tables.readme_table(found)
+    assert "| 56.5 ± 0.7 | 5.0 ± 0.0 | 9.0 | 0.20 | 55.5 | 3.0 | – |" in readme
+    assert readme.endswith("Latency: share of the frozen teacher's, batch 1, chip.")
+    times(2.1)
+    found = records.read_records(results / "evidence", "shortest")
+    assert "at 0.26 of its latency: **not reached**, too slow" in aims.aims(found, results)[1]
+    times(2.0)
     (folder / "latency.json").rename(folder / "latency-other.json")
     found = records.read_records(results / "evidence", "shortest")
     assert "54.5 against 55.5, at 0.25 of its latency (chip): reached" in aims.aims(found, results)[1]
