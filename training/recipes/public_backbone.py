@@ -19,7 +19,8 @@ size that the positions are for, timm and ONNX Runtime must give the same tokens
 * `student.safetensors`: `vit_384x6_patch14_98`, the teacher's first six blocks and its final norm;
 * with `--distil IMAGES`, `STUDENT-distilled.safetensors`: a student that begins as the teacher's first blocks, at its
   own size of images, distilled towards what closed-form heads read of the teacher (`distil_features.py`), which lies
-  in `teacher-features/`. No labels are read. Interrupted, the same command goes on where it stopped;
+  in `teacher-features/`. IMAGES is any folder of images; no labels are read. Interrupted, the same command goes on
+  where it stopped; when it is done, `teacher-features/` and the `.state.safetensors` may be removed;
 * with `--tune IMAGES`, `student-tuned.safetensors`: a student distilled towards the teacher's tokens, which lie in
   `tokens/` (at most `--tokens-gigabytes`; to be removed when no student needs them any more). Interrupted, the same
   command goes on where it stopped. `--student vit_192x12_patch14_98` distils one of half the width, from random values;
