@@ -334,7 +334,7 @@ def test_the_command_prints_accuracy_before_and_after(small_run, tmp_path):
     assert result.exit_code == 0, result.output
     text = " ".join(result.output.split())
     assert "student.fp16.onnx" in text
-    assert "% as fp16, on 12 held-out images" in text
+    assert "% as fp16, in the mean of the tasks, on 12 held-out images" in text
     assert "none left out; in fp32 are:" in text
     assert "numbers; keys and prompts: a small error there selects other prompts" in text
     assert "norms, softmax, GELU, residual adds: they cost accuracy in integers and are no products" in text

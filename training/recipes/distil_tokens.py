@@ -291,7 +291,7 @@ class Distillation:
                 saved = now
             if (step + 1) % 20 == 0 or step + 1 == self.steps:
                 share = sum(losses[-20:]) / len(losses[-20:])
-                say(f"step {step + 1}/{self.steps}  unexplained {share:.3f}  {spent + now - began:.0f} s")
+                say(f"step {step + 1}/{self.steps}  unexplained in training {share:.3f}  {spent + now - began:.0f} s")
         record = {**asdict(self.recipe), "images": len(self.tokens), "steps": self.steps}
         record["seconds"] = round(spent + time.perf_counter() - began)
         record["unexplained_variance"] = round(self.unexplained(held_out, measured), 4)
