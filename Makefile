@@ -52,7 +52,7 @@ test-foreign: $(VENV)/.installed-foreign  ## weights files, against the librarie
 	PYTHONPATH=$(VENV)/foreign $(BIN)/pytest -m foreign tests/foreign
 
 examples: example-apps  ## build and run every app of examples/ (Debian, Ubuntu: fetches what they need)
-	$(PYTEST) --dist loadfile -m examples tests/examples
+	$(BIN)/pytest -m examples tests/examples
 
 example-apps: $(VENV)/.installed-dev
 	examples/prepare.sh $(BIN)/python
