@@ -35,7 +35,9 @@ def prepare_torch() -> None:
     torch._ops.Callable = typing.Callable  # type: ignore[attr-defined]
     # pytest (9.1 and later) listens to every logger that does not propagate, and this one is then told of all that
     # torch traces: thousands of lines in the report of a test that fails.
-    logging.getLogger("torch.__trace").propagate = True
+    trace = logging.getLogger("torch.__trace")
+    trace.propagate = True
+    trace.handlers.clear()  # torch's own finds out at the first line that nobody asked for a trace; it would be printed
     _match_the_operator_first()
     _believe_known_values()
 
