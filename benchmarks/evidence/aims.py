@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from statistics import mean
 
-from benchmarks.evidence.records import Records, Which
+from benchmarks.evidence.records import Records, Which, processor_of
 from benchmarks.evidence.rows import FROZEN, Row, same_head
 
 TEACHER, BELOW, SHARE, CLOSED = 60.0, 1.0, 0.25, 0.5
@@ -80,7 +80,10 @@ def student_aim(records: Records) -> list[str]:
                 continue
             name, theirs = f"{row.name}-{head}{suffix}", f"{lent[0]}-{lent[1]}.teacher"
             timed = records.time_share(name, theirs)
-            cost = "at {:.2f} of its latency{}".format(*timed) if timed else "its latency was not measured"
+            cost = "its latency was not measured"
+            if timed:
+                elsewhere = "" if timed[1] is records.latency else f" ({processor_of(timed[1])})"
+                cost = f"at {timed[0]:.2f} of its latency{elsewhere}"
             near = teacher - student <= BELOW
             if not near:
                 said = f"{verdict(False)}, {teacher - student:.1f} below"

@@ -38,11 +38,15 @@ class Records:
         """The latencies, of one processor, of as many files as there are."""
         return max((self.latency or {}, *self.elsewhere), key=lambda found: len(found.get("models", {})))
 
-    def time_share(self, file: str, of: str) -> tuple[float, str] | None:
-        """A file's latency as a share of another's, and on what, where that is not the table's processor."""
-        for found in (self.latency, *self.elsewhere):
-            if found and (share := share_of(found, file, of)) is not None:
-                return share, "" if found is self.latency else f" ({found['about'].split(', batch')[0]})"
+    def time_share(
+        self, file: str, of: str, first: dict[str, Any] | None = None
+    ) -> tuple[float, dict[str, Any]] | None:
+        """A file's median latency as a share of another's, and among which latencies both were timed: of those that
+        come `first`, else the table's, else another processor's."""
+        for timed in (first, self.latency, *self.elsewhere):
+            models = (timed or {}).get("models", {})
+            if timed and file in models and of in models:
+                return models[file]["p50_ms"] / models[of]["p50_ms"], timed
         return None
 
     @property
@@ -102,10 +106,9 @@ class Records:
         return [pair for pair in pairs if (pair[0].name, pair[1]) in self.rows]
 
 
-def share_of(timed: dict[str, Any], file: str, of: str) -> float | None:
-    """A file's median latency as a share of another's, where both were timed together."""
-    models = timed.get("models", {})
-    return models[file]["p50_ms"] / models[of]["p50_ms"] if file in models and of in models else None
+def processor_of(timed: dict[str, Any]) -> str:
+    """On which latencies were measured, in words."""
+    return str(timed.get("about", "not measured")).split(", batch")[0]
 
 
 def read_records(folder: Path, name: str) -> Records | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from benchmarks.evidence.records import METRIC, Records, gain, share_of, spread
+from benchmarks.evidence.records import METRIC, Records, gain, processor_of, spread
 from benchmarks.evidence.rows import CHANGES, DISTILLATIONS, FROZEN, Change, Row, same_head
 
 NAMES = {
@@ -186,10 +186,10 @@ def latency_share(records: Records, file: str, head: str) -> str:
     """Of the frozen teacher's with a head that reads as much: on the processor on which most files were timed, or
     marked, on another."""
     teacher = f"{FROZEN.name}-{head if head in FROZEN.heads else same_head(head)}.teacher"
-    for timed in (records.most_timed, records.latency or {}, *records.elsewhere):
-        if (share := share_of(timed, file, teacher)) is not None:
-            return f"{share:.2f}" + ("" if timed is records.most_timed else " ‡")
-    return "–"
+    if (found := records.time_share(file, teacher, first=records.most_timed)) is None:
+        return "–"
+    share, timed = found
+    return f"{share:.2f}" + ("" if timed is records.most_timed else " ‡")
 
 
 def readme_table(records: Records) -> str:
@@ -213,6 +213,6 @@ def readme_table(records: Records) -> str:
         cells.append(megabytes(records, row, head, small))
         cells.append(latency_share(records, f"{name}.int8", head) if role == "student" else "–")
         lines.append("| " + " | ".join(cells) + " |")
-    timed = records.most_timed.get("about", "not measured").split(", batch")[0]
+    timed = processor_of(records.most_timed)
     elsewhere = "; ‡ on another processor" if any("‡" in line for line in lines) else ""
     return "\n".join([*lines, "", f"Latency: share of the frozen teacher's, batch 1, {timed}{elsewhere}."])

@@ -603,7 +603,6 @@ def test_images_without_classes_are_distilled_from(wheel, photos, tmp_path):
     assert (record["tuning"]["images"], record["tuning"]["steps"]) == (12, 3)
 
 
-@pytest.mark.usefixtures("one_earlier")
 def test_a_folder_with_train_and_val_is_learned_from_as_an_image_folder_is(photos):
     learned, others = distil_tokens.images_below_folder("--tune", photos)
     source = open_source(str(photos), None, False)
